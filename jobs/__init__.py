@@ -1,0 +1,1 @@
+"""Many shards, many workers: Parquet in, Parquet out, and the `rsr` command."""
