@@ -1,0 +1,477 @@
+"""Trajectories to token ids and the spans of them that are scored.
+
+The scored tokens follow the paper's code (`rsr_cal.py`): in every assistant turn, what stands
+after the turn's header up to, not including, the end-of-turn token: what the student itself
+would have to generate. The spans are found in the rendered text, never in the ids, and every
+one is checked against the message it came from, because chat templates may drop, trim or
+rewrite turns; a row that does not survive its template is refused, not scored wrongly.
+
+Knows tokenizers and Jinja templates; knows nothing of models, scores or files.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from rsr.engine.trajectory import EncodedTrajectory, Status, Trajectory
+
+ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function", "ipython"})
+REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
+"""Where chat APIs put an assistant's chain of thought beside its `content`."""
+
+TEMPLATE_DATE = datetime(2024, 7, 26)
+"""What templates that print today's date print here (Llama 3.1's own fallback date), so that a
+score does not depend on the day it was computed."""
+
+_GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_OPENED_REASONING = re.compile(r"<think(ing)?>\s*$")
+
+
+class BadMessagesError(ValueError):
+    """These messages cannot be rendered faithfully; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class CharSpan:
+    """One response in the rendered text: [start, end), and where its end-of-turn token ends."""
+
+    start: int
+    end: int
+    end_of_turn: int
+
+
+def load_tokenizer(
+    model: str, *, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """The student's tokenizer; `ValueError` if there is none or it cannot locate its tokens."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            model, revision=revision, trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise ValueError(f"no usable tokenizer in {model!r}: {reason}") from error
+    if getattr(tokenizer, "backend_tokenizer", None) is None:
+        raise ValueError(
+            f"the tokenizer of {model!r} is a {type(tokenizer).__name__}, which cannot tell where "
+            "its tokens stand in the text; expected one with a tokenizer.json"
+        )
+    return tokenizer
+
+
+def resolve_chat_template(tokenizer: PreTrainedTokenizerBase, choice: str) -> str | None:
+    """The Jinja text behind `ScorerConfig.chat_template`; None scores text without one.
+
+    Raises `ValueError` if `choice` is a path that cannot be read.
+    """
+    if choice == "none":
+        return None
+    if choice == "auto":
+        return tokenizer.get_chat_template() if tokenizer.chat_template else None
+    try:
+        return Path(choice).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ValueError(
+            f"chat_template={choice!r}: expected 'auto', 'none' or a readable Jinja file ({error})"
+        ) from error
+
+
+class TrajectoryEncoder:
+    """Turns trajectories into what the student reads, one at a time; holds no state between.
+
+    With a chat template, `prompt` + `response` are a user's and an assistant's turn; without,
+    they are joined as plain text. `text` is plain text always.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        chat_template: str | None,
+        max_model_len: int,
+        truncate: bool = True,
+        score_end_of_turn: bool = False,
+    ) -> None:
+        self._tokenizer = _untrimmed_backend(tokenizer)
+        self._template = (
+            None if chat_template is None else ChatTemplate(tokenizer, chat_template)
+        )
+        self._max_model_len = max_model_len
+        self._truncate = truncate
+        self._score_end_of_turn = score_end_of_turn
+
+    def encode(self, trajectory: Trajectory) -> EncodedTrajectory:
+        """Token ids and scored spans, or a refusal with its status; never raises for a bad row."""
+        try:
+            return self._fit(self._encode(trajectory))
+        except BadMessagesError as error:
+            return EncodedTrajectory.refused(Status.BAD_MESSAGES, str(error))
+
+    def _encode(self, trajectory: Trajectory) -> EncodedTrajectory:
+        if trajectory.messages is not None:
+            return self._encode_chat(trajectory.messages)
+        if trajectory.response is not None:
+            if not trajectory.response:
+                return EncodedTrajectory.refused(Status.NO_RESPONSE, "empty response")
+            prompt = trajectory.prompt or ""
+            if self._template is not None:
+                turns = [
+                    {"role": "user", "content": prompt},
+                    {"role": "assistant", "content": trajectory.response},
+                ]
+                return self._encode_chat(turns)
+            return self._encode_text(prompt, trajectory.response)
+        if trajectory.text is not None:
+            return self._encode_text("", trajectory.text)
+        return EncodedTrajectory.refused(Status.NO_RESPONSE, "null row")
+
+    def _encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> EncodedTrajectory:
+        if self._template is None:
+            raise BadMessagesError("this student has no chat template")
+        if not any(m.get("role") == "assistant" for m in messages if isinstance(m, Mapping)):
+            return EncodedTrajectory.refused(Status.NO_RESPONSE, "no assistant turn")
+        rendered, char_spans = self._template.render(messages)
+        encoding = self._tokenizer.encode(rendered, add_special_tokens=False)
+        ends = (s.end_of_turn if self._score_end_of_turn else s.end for s in char_spans)
+        return self._with_spans(
+            encoding, [(s.start, end) for s, end in zip(char_spans, ends, strict=True)]
+        )
+
+    def _encode_text(self, context: str, scored: str) -> EncodedTrajectory:
+        text = context + scored
+        _require_encodable(text)
+        encoding = self._tokenizer.encode(text, add_special_tokens=True)
+        return self._with_spans(encoding, [(len(context), len(text))])
+
+    @staticmethod
+    def _with_spans(encoding: Any, char_spans: list[tuple[int, int]]) -> EncodedTrajectory:
+        """A token is scored where its first character lies in a response.
+
+        A token that begins in the header and ends in the response is context: the student had
+        to emit its beginning before the response began.
+        """
+        starts = np.fromiter((o[0] for o in encoding.offsets), np.int64, len(encoding.offsets))
+        # What the post-processor added (BOS) has no place in the text, though it claims (0, 0).
+        is_text = ~np.asarray(encoding.special_tokens_mask, dtype=bool)
+        scored = np.zeros(len(starts), dtype=bool)
+        for start, end in char_spans:
+            scored |= (starts >= start) & (starts < end) & is_text
+        scored[:1] = False
+        spans = _runs(scored)
+        if not spans:
+            return EncodedTrajectory.refused(Status.NO_RESPONSE, "no token to score")
+        return EncodedTrajectory(token_ids=list(encoding.ids), spans=spans)
+
+    def _fit(self, encoded: EncodedTrajectory) -> EncodedTrajectory:
+        """Hold a sequence to `max_model_len`, by cutting or by refusing it."""
+        num_tokens, limit = len(encoded.token_ids), self._max_model_len
+        if num_tokens <= limit:
+            return encoded
+        spans = [(start, min(end, limit)) for start, end in encoded.spans if start < limit]
+        if not self._truncate:
+            return EncodedTrajectory.refused(
+                Status.TOO_LONG, f"{num_tokens} tokens, the limit is {limit}"
+            )
+        if not spans:
+            return EncodedTrajectory.refused(
+                Status.TOO_LONG, f"no response within the first {limit} of {num_tokens} tokens"
+            )
+        return EncodedTrajectory(encoded.token_ids[:limit], spans, Status.TRUNCATED)
+
+
+class ChatTemplate:
+    """A Jinja chat template, and where its responses stand in what it renders."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str) -> None:
+        self._template = template
+        self._variables = {
+            **tokenizer.special_tokens_map,
+            "strftime_now": TEMPLATE_DATE.strftime,
+        }
+        self._marks_responses = bool(_GENERATION_TAG.search(template))
+        self._control_tokens = _control_token_pattern(tokenizer)
+        self._frame = lru_cache(maxsize=None)(self._probe_frame)
+
+    def render(self, messages: Sequence[Mapping[str, Any]]) -> tuple[str, list[CharSpan]]:
+        """The conversation as text, and its non-empty responses in order.
+
+        Raises `BadMessagesError` if a message is malformed, or if what the template made of it
+        is not what it said.
+        """
+        turns = [self._checked_message(m) for m in messages]
+        rendered, marks = self._render(turns)
+        self._check_context(turns, rendered)
+        if self._marks_responses:
+            starts: Iterator[int | None] = self._marked_starts(turns, marks)
+        else:
+            starts = self._derived_starts(turns, rendered)
+        spans, cursor = [], 0
+        for index, start in zip(_assistant_turns(turns), starts, strict=True):
+            span = self._locate(turns, index, rendered, cursor, start)
+            cursor = span.end
+            spans.append(span)
+        return rendered, [s for s in spans if s.end > s.start]
+
+    def _checked_message(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        """The message without its null fields; refused unless role and content are usable."""
+        if not isinstance(message, Mapping):
+            raise BadMessagesError(f"a message is {type(message).__name__}, not a mapping")
+        turn = {key: value for key, value in message.items() if value is not None}
+        role = turn.get("role")
+        if role not in ROLES:
+            raise BadMessagesError(f"unknown role {role!r}; expected one of {sorted(ROLES)}")
+        if "content" not in turn and turn.get("tool_calls"):
+            turn["content"] = ""
+        for key in ("content", *REASONING_FIELDS):
+            if key != "content" and key not in turn:
+                continue
+            value = turn.get(key)
+            if not isinstance(value, str):
+                raise BadMessagesError(f"{role} {key} is {type(value).__name__}, not a string")
+            _require_encodable(value)
+            if self._control_tokens and (found := self._control_tokens.search(value)):
+                raise BadMessagesError(
+                    f"{role} {key} contains this student's control token {found.group()!r}"
+                )
+        return turn
+
+    def _render(
+        self, turns: list[dict[str, Any]], *, add_generation_prompt: bool = False
+    ) -> tuple[str, list[tuple[int, int]]]:
+        try:
+            rendered, marks = render_jinja_template(
+                [turns],
+                chat_template=self._template,
+                return_assistant_tokens_mask=self._marks_responses,
+                add_generation_prompt=add_generation_prompt,
+                **self._variables,
+            )
+        # Templates run arbitrary expressions over the row: what they raise is not enumerable.
+        except Exception as error:
+            raise BadMessagesError(f"the chat template refused it: {error}") from error
+        return rendered[0], marks[0] if marks else []
+
+    @staticmethod
+    def _check_context(turns: list[dict[str, Any]], rendered: str) -> None:
+        """Every non-assistant message must stand in the text, in order."""
+        squeezed, cursor = _squeeze(rendered), 0
+        for turn in turns:
+            if turn["role"] == "assistant":
+                continue
+            content = _squeeze(turn["content"])
+            found = squeezed.find(content, cursor)
+            if found < 0:
+                raise BadMessagesError(f"the chat template drops or rewrites a {turn['role']} turn")
+            cursor = found + len(content)
+
+    def _marked_starts(
+        self, turns: list[dict[str, Any]], marks: list[tuple[int, int]]
+    ) -> Iterator[int]:
+        if len(marks) != len(_assistant_turns(turns)):
+            raise BadMessagesError(
+                f"the chat template marks {len(marks)} responses, the row has "
+                f"{len(_assistant_turns(turns))}"
+            )
+        yield from (start for start, _ in marks)
+
+    def _derived_starts(
+        self, turns: list[dict[str, Any]], rendered: str
+    ) -> Iterator[int | None]:
+        """Where each response begins: after what a generation prompt at its place renders to.
+
+        None where the template cannot render the turns before it alone.
+        """
+        for index in _assistant_turns(turns):
+            try:
+                prompt, _ = self._render(turns[:index], add_generation_prompt=True)
+            except BadMessagesError:
+                yield None
+                continue
+            # A template that opens the reasoning for the student: still the student's words.
+            prompt = _OPENED_REASONING.sub("", prompt)
+            yield len(prompt) if rendered.startswith(prompt) else None
+
+    def _locate(
+        self,
+        turns: list[dict[str, Any]],
+        index: int,
+        rendered: str,
+        cursor: int,
+        start: int | None,
+    ) -> CharSpan:
+        """The response of `turns[index]`, verified against its message."""
+        turn = turns[index]
+        fields = tuple(f for f in ("content", *REASONING_FIELDS) if f in turn)
+        frame = self._frame(fields)
+        starts = [start] if start is not None else _occurrences_after(
+            rendered, frame.header, cursor
+        )
+        for candidate in starts:
+            for end in _possible_ends(rendered, candidate, frame.end_of_turn):
+                if frame.holds(turn, rendered[candidate:end]):
+                    visible_end = end + len(frame.end_of_turn.rstrip())
+                    return CharSpan(candidate, end, visible_end)
+        raise BadMessagesError(f"the chat template drops or rewrites assistant turn {index}")
+
+    def _probe_frame(self, fields: tuple[str, ...]) -> "TurnFrame":
+        """What the template puts around and between an assistant turn's fields.
+
+        Read off two renderings of a message made of sentinels: as the last turn and in between,
+        which many templates treat differently.
+        """
+        user = {"role": "user", "content": "Q"}
+        sentinels = {field: f"Sentinel{number}" for number, field in enumerate(fields)}
+        probe = {"role": "assistant", **sentinels}
+        prompt, _ = self._render([user], add_generation_prompt=True)
+        bare, _ = self._render([user])
+        header = _OPENED_REASONING.sub("", prompt[len(bare) :]) if prompt.startswith(bare) else ""
+        prompt = _OPENED_REASONING.sub("", prompt)
+
+        bodies, tails = [], []
+        for turns in ([user, probe], [user, probe, user, probe]):
+            text, _ = self._render(turns)
+            if not text.startswith(prompt):
+                continue
+            ends = [text.find(s) + len(s) for s in sentinels.values() if s in text]
+            if not ends:
+                continue
+            bodies.append(_squeeze(text[len(prompt) : max(ends)]))
+            tails.append(text[max(ends) :])
+        return TurnFrame(
+            header=header,
+            end_of_turn=_common_prefix(tails),
+            bodies=tuple(b for b in bodies if all(s in b for s in sentinels.values())),
+            sentinels=sentinels,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class TurnFrame:
+    """An assistant turn's fixed parts under one template, for one set of message fields.
+
+    header: from the end of the turn before to the start of the response.
+    end_of_turn: what follows every response; "" if there is nothing constant.
+    bodies: squeezed responses with each field's sentinel in its place, one for each way in
+        which the template lays the fields out; empty if it drops one of them.
+    """
+
+    header: str
+    end_of_turn: str
+    bodies: tuple[str, ...]
+    sentinels: dict[str, str]
+
+    def holds(self, turn: Mapping[str, Any], response: str) -> bool:
+        """Whether `response` says what `turn` says, white space and the frame aside."""
+        squeezed = _squeeze(response)
+        if turn.get("tool_calls"):
+            return _squeeze(turn["content"]) in squeezed and all(
+                name in response for name in _tool_names(turn["tool_calls"])
+            )
+        # Content that brings its own reasoning tags meets a template that would add them.
+        if len(self.sentinels) == 1 and squeezed == _squeeze(turn["content"]):
+            return True
+        return any(squeezed == self._filled(body, turn) for body in self.bodies)
+
+    def _filled(self, body: str, turn: Mapping[str, Any]) -> str:
+        pattern = "|".join(map(re.escape, self.sentinels.values()))
+        by_sentinel = {s: _squeeze(turn[field]) for field, s in self.sentinels.items()}
+        return re.sub(pattern, lambda match: by_sentinel[match.group()], body)
+
+
+def _untrimmed_backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
+    """A copy whose offsets tile the text.
+
+    Byte-level tokenizers as shipped trim white space off their offsets, which moves a header's
+    final newline into the response.
+    """
+
+    def untrimmed(node: Any) -> Any:
+        if isinstance(node, dict):
+            return {k: False if k == "trim_offsets" else untrimmed(v) for k, v in node.items()}
+        return [untrimmed(v) for v in node] if isinstance(node, list) else node
+
+    settings = json.loads(tokenizer.backend_tokenizer.to_str())
+    # The vocabulary is by far the largest part, and has no offsets in it.
+    for part in ("pre_tokenizer", "post_processor"):
+        settings[part] = untrimmed(settings.get(part))
+    backend = Tokenizer.from_str(json.dumps(settings))
+    backend.no_truncation()
+    backend.no_padding()
+    return backend
+
+
+def _control_token_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | None:
+    """Matches text that the tokenizer would read as a control token, not as text."""
+    tokens = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special]
+    return re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True)))) if (
+        tokens
+    ) else None
+
+
+def _require_encodable(text: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise BadMessagesError(f"not valid Unicode: {error.reason}") from error
+
+
+def _assistant_turns(turns: list[dict[str, Any]]) -> list[int]:
+    return [i for i, turn in enumerate(turns) if turn["role"] == "assistant"]
+
+
+def _squeeze(text: str) -> str:
+    """`text` without white space, which templates trim and add as they like."""
+    return "".join(text.split())
+
+
+def _tool_names(tool_calls: Any) -> list[str]:
+    try:
+        return [call.get("function", call)["name"] for call in tool_calls]
+    except (AttributeError, KeyError, TypeError) as error:
+        raise BadMessagesError("tool_calls without a function name") from error
+
+
+def _occurrences_after(text: str, part: str, cursor: int) -> Iterator[int]:
+    """Positions just after each occurrence of `part` in `text` from `cursor` on."""
+    if not part:
+        return
+    while (found := text.find(part, cursor)) >= 0:
+        cursor = found + len(part)
+        yield cursor
+
+
+def _possible_ends(text: str, start: int, end_of_turn: str) -> Iterator[int]:
+    """Where a response from `start` on may end: before each end-of-turn, else at the end."""
+    if not end_of_turn:
+        yield len(text)
+        return
+    found = text.find(end_of_turn, start)
+    while found >= 0:
+        yield found
+        found = text.find(end_of_turn, found + 1)
+
+
+def _common_prefix(texts: list[str]) -> str:
+    if not texts:
+        return ""
+    shortest, longest = min(texts), max(texts)
+    for position, char in enumerate(shortest):
+        if longest[position] != char:
+            return shortest[:position]
+    return shortest
+
+
+def _runs(mask: np.ndarray) -> list[tuple[int, int]]:
+    """Half-open [start, end) ranges of the True runs of a (T,) boolean array."""
+    edges = np.flatnonzero(np.diff(mask, prepend=False, append=False))
+    return [(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True)]

@@ -1,0 +1,147 @@
+"""Token scores to Rank-Surprisal Ratio: plain arithmetic, in float64.
+
+Source: arXiv 2601.14249v5, Eq. 7 (trajectory) and Eq. 9, App. A.8 (data set); the guard
+against a zero denominator is that of the authors' code, `rsr_cal.py`.
+Knows nothing of models; a rank here is 1 + the number of strictly likelier tokens.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from rsr.engine.trajectory import Status, TokenScores
+
+DEFAULT_RANK_CLIP = 100
+"""r_max of the paper's Eq. 7."""
+
+STORED_RANK_CLIPS: dict[str, int | None] = {
+    "clip_50": 50,
+    "clip_100": 100,
+    "clip_200": 200,
+    "clip_500": 500,
+    "unclipped": None,
+}
+"""The r_max values whose rank sums every score carries, so that another one needs no GPU."""
+
+MIN_SURPRISAL_SUM_NATS = 1e-12
+"""Smallest denominator of a ratio: a response the student is certain of scores high, not inf."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrajectoryScore:
+    """One trajectory under one student; the sums are NaN-free and 0 where nothing was scored.
+
+    rank_clip: the run's r_max; None means unclipped.
+    rank_sum: Σ min(rank, rank_clip). surprisal_sum_nats: Σ −log p.
+    entropy_sum_nats: Σ H, or None where entropy was not asked for.
+    rank_sums: Σ min(rank, r) for each of STORED_RANK_CLIPS.
+    tokens: per-token values where they were asked for.
+    """
+
+    status: Status
+    rank_clip: int | None = DEFAULT_RANK_CLIP
+    num_tokens: int = 0
+    rank_sum: float = 0.0
+    surprisal_sum_nats: float = 0.0
+    entropy_sum_nats: float | None = None
+    rank_sums: dict[str, float] = field(default_factory=dict)
+    tokens: TokenScores | None = None
+    detail: str = ""
+
+    @property
+    def rsr(self) -> float | None:
+        """Eq. 7; None where no token was scored."""
+        return rank_surprisal_ratio(self.rank_sum, self.surprisal_sum_nats, self.num_tokens)
+
+    @property
+    def mean_rank(self) -> float | None:
+        return self.rank_sum / self.num_tokens if self.num_tokens else None
+
+    @property
+    def mean_surprisal_nats(self) -> float | None:
+        return self.surprisal_sum_nats / self.num_tokens if self.num_tokens else None
+
+    @property
+    def mean_entropy_nats(self) -> float | None:
+        if self.entropy_sum_nats is None or not self.num_tokens:
+            return None
+        return self.entropy_sum_nats / self.num_tokens
+
+
+def rank_surprisal_ratio(
+    rank_sum: float, surprisal_sum_nats: float, num_tokens: int
+) -> float | None:
+    """Σ clipped rank / Σ surprisal (Eq. 7); None where `num_tokens` is 0."""
+    if not num_tokens:
+        return None
+    return rank_sum / max(surprisal_sum_nats, MIN_SURPRISAL_SUM_NATS)
+
+
+def clipped_rank_sum(ranks: np.ndarray, rank_clip: int | None) -> float:
+    """Σ min(rank, rank_clip) over (T,) integer ranks; None leaves them unclipped."""
+    clipped = ranks if rank_clip is None else np.minimum(ranks, rank_clip)
+    return float(clipped.sum(dtype=np.float64))
+
+
+def score_tokens(
+    tokens: TokenScores,
+    *,
+    status: Status = Status.OK,
+    rank_clip: int | None = DEFAULT_RANK_CLIP,
+    keep_tokens: bool = False,
+) -> TrajectoryScore:
+    """Reduce one trajectory's token scores to its sums."""
+    has_entropy = not np.isnan(tokens.entropies).any()
+    return TrajectoryScore(
+        status=status,
+        rank_clip=rank_clip,
+        num_tokens=len(tokens.ranks),
+        rank_sum=clipped_rank_sum(tokens.ranks, rank_clip),
+        # −0.0 would print as a surprisal below zero.
+        surprisal_sum_nats=float(-tokens.logprobs.sum(dtype=np.float64)) + 0.0,
+        entropy_sum_nats=float(tokens.entropies.sum(dtype=np.float64)) if has_entropy else None,
+        rank_sums={
+            name: clipped_rank_sum(tokens.ranks, clip) for name, clip in STORED_RANK_CLIPS.items()
+        },
+        tokens=tokens if keep_tokens else None,
+    )
+
+
+@dataclass(slots=True)
+class DatasetRsr:
+    """RSR of a data set (Eq. 9): Σ_j r̄_j / Σ_j s̄_j over trajectories' *means*.
+
+    Neither pooled over tokens nor the mean of trajectory ratios. Sums of two data sets add up,
+    so shards can be combined in any order.
+    """
+
+    num_trajectories: int = 0
+    mean_rank_sum: float = 0.0
+    mean_surprisal_sum_nats: float = 0.0
+
+    def add(self, score: TrajectoryScore) -> None:
+        """Count one trajectory in; one with nothing scored changes nothing."""
+        if score.mean_rank is None or score.mean_surprisal_nats is None:
+            return
+        self.num_trajectories += 1
+        self.mean_rank_sum += score.mean_rank
+        self.mean_surprisal_sum_nats += score.mean_surprisal_nats
+
+    def merge(self, other: "DatasetRsr") -> None:
+        self.num_trajectories += other.num_trajectories
+        self.mean_rank_sum += other.mean_rank_sum
+        self.mean_surprisal_sum_nats += other.mean_surprisal_sum_nats
+
+    @classmethod
+    def of(cls, scores: Iterable[TrajectoryScore]) -> "DatasetRsr":
+        total = cls()
+        for score in scores:
+            total.add(score)
+        return total
+
+    @property
+    def rsr(self) -> float | None:
+        return rank_surprisal_ratio(
+            self.mean_rank_sum, self.mean_surprisal_sum_nats, self.num_trajectories
+        )

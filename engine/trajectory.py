@@ -1,0 +1,86 @@
+"""The nouns of the engine: a trajectory goes in, its score comes out.
+
+Knows nothing of tokenizers, models or files; the arithmetic on scores is in `metrics.py`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Status(StrEnum):
+    """Why a row has the score it has: the values of the output column `rsr_status`."""
+
+    OK = "ok"
+    TRUNCATED = "truncated"
+    """Scored over the first `max_model_len` tokens only."""
+    NO_RESPONSE = "no_response"
+    """Nothing to score: no assistant turn, or only empty ones."""
+    BAD_MESSAGES = "bad_messages"
+    """The row cannot be turned into this student's conversation faithfully."""
+    TOO_LONG = "too_long"
+    """Longer than `max_model_len`, and the run was told to skip such rows."""
+
+    @property
+    def is_scored(self) -> bool:
+        return self in (Status.OK, Status.TRUNCATED)
+
+
+@dataclass(frozen=True, slots=True)
+class Trajectory:
+    """One problem with one worked answer, in exactly one of three forms.
+
+    messages: conversation turns, each a mapping with `role` and `content`; every assistant
+        turn is a response.
+    prompt, response: text before the scored text, and the scored text.
+    text: scored as a whole.
+    """
+
+    messages: Sequence[Mapping[str, Any]] | None = None
+    prompt: str | None = None
+    response: str | None = None
+    text: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedTrajectory:
+    """A trajectory as the student sees it.
+
+    token_ids: the whole sequence, context and responses.
+    spans: half-open ranges [start, end) of scored positions in `token_ids`, ascending and
+        disjoint; position 0 is never scored, since nothing precedes it.
+    status: OK or TRUNCATED; anything else means `token_ids` and `spans` are empty.
+    detail: what was wrong, for the log.
+    """
+
+    token_ids: list[int]
+    spans: list[tuple[int, int]]
+    status: Status = Status.OK
+    detail: str = ""
+
+    @classmethod
+    def refused(cls, status: Status, detail: str) -> "EncodedTrajectory":
+        return cls(token_ids=[], spans=[], status=status, detail=detail)
+
+    @property
+    def num_scored_tokens(self) -> int:
+        return sum(end - start for start, end in self.spans)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenScores:
+    """What the student thinks of each scored token, in reading order; all arrays are (T,).
+
+    token_ids: int32. ranks: int32, 1 is the student's first choice. logprobs: float32, nats.
+    entropies: float32, nats, of the distribution the token was drawn from; NaN where entropy
+    was not asked for.
+    """
+
+    token_ids: NDArray[np.int32]
+    ranks: NDArray[np.int32]
+    logprobs: NDArray[np.float32]
+    entropies: NDArray[np.float32]
