@@ -2,3 +2,8 @@
 
 Tensors in, tensors out: nothing here knows about models, trajectories, vLLM or files.
 """
+
+from rsr.kernels.rank_logprob import rank_logprob
+from rsr.kernels.stats import RankLogprob
+
+__all__ = ["RankLogprob", "rank_logprob"]
