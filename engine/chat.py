@@ -103,9 +103,7 @@ class TrajectoryEncoder:
         score_end_of_turn: bool = False,
     ) -> None:
         self._tokenizer = _untrimmed_backend(tokenizer)
-        self._template = (
-            None if chat_template is None else ChatTemplate(tokenizer, chat_template)
-        )
+        self._template = None if chat_template is None else ChatTemplate(tokenizer, chat_template)
         self._max_model_len = max_model_len
         self._truncate = truncate
         self._score_end_of_turn = score_end_of_turn
@@ -284,9 +282,7 @@ class ChatTemplate:
             )
         yield from (start for start, _ in marks)
 
-    def _derived_starts(
-        self, turns: list[dict[str, Any]], rendered: str
-    ) -> Iterator[int | None]:
+    def _derived_starts(self, turns: list[dict[str, Any]], rendered: str) -> Iterator[int | None]:
         """Where each response begins: after what a generation prompt at its place renders to.
 
         None where the template cannot render the turns before it alone.
@@ -313,8 +309,8 @@ class ChatTemplate:
         turn = turns[index]
         fields = tuple(f for f in ("content", *REASONING_FIELDS) if f in turn)
         frame = self._frame(fields)
-        starts = [start] if start is not None else _occurrences_after(
-            rendered, frame.header, cursor
+        starts = (
+            [start] if start is not None else _occurrences_after(rendered, frame.header, cursor)
         )
         for candidate in starts:
             for end in _possible_ends(rendered, candidate, frame.end_of_turn):
@@ -413,9 +409,11 @@ def _untrimmed_backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
 def _control_token_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | None:
     """Matches text that the tokenizer would read as a control token, not as text."""
     tokens = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special]
-    return re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True)))) if (
-        tokens
-    ) else None
+    return (
+        re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))))
+        if (tokens)
+        else None
+    )
 
 
 def _require_encodable(text: str) -> None:

@@ -12,6 +12,7 @@ from rsr.engine.metrics import DEFAULT_RANK_CLIP
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 LogitsDtype = Literal["float32", "model"]
 OnLong = Literal["truncate", "skip"]
+PrefixReuse = Literal["auto", "on", "off"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +33,8 @@ class ScorerConfig:
     chat_template: "auto" is the tokenizer's own, "none" scores text without one, anything else
         is the path of a Jinja file.
     score_end_of_turn: also score the token that ends each assistant turn.
+    prefix_reuse: compute a prompt that several trajectories share once; "auto" does so where it
+        saves work.
     tensor_parallel_size: GPUs (or CPU processes) that share one copy of the model.
     gpu_memory_utilization: share of a GPU's memory vLLM may take.
     max_num_batched_tokens: tokens of one prefill step; None lets vLLM choose.
@@ -49,6 +52,7 @@ class ScorerConfig:
     on_long: OnLong = "truncate"
     chat_template: str = "auto"
     score_end_of_turn: bool = False
+    prefix_reuse: PrefixReuse = "auto"
     tensor_parallel_size: int = 1
     gpu_memory_utilization: float = 0.9
     max_num_batched_tokens: int | None = None
@@ -59,6 +63,7 @@ class ScorerConfig:
             ("dtype", Dtype),
             ("logits_dtype", LogitsDtype),
             ("on_long", OnLong),
+            ("prefix_reuse", PrefixReuse),
         ):
             self._require(name, getattr(self, name) in get_args(literal), list(get_args(literal)))
         self._require("model", bool(self.model), "a folder or a hub name")
@@ -76,9 +81,7 @@ class ScorerConfig:
             "at least 1 token, or None",
         )
         self._require("tensor_parallel_size", self.tensor_parallel_size >= 1, "at least 1")
-        self._require(
-            "gpu_memory_utilization", 0 < self.gpu_memory_utilization <= 1, "in (0, 1]"
-        )
+        self._require("gpu_memory_utilization", 0 < self.gpu_memory_utilization <= 1, "in (0, 1]")
 
     def _require(self, name: str, is_valid: bool, expected: object) -> None:
         if not is_valid:

@@ -16,6 +16,14 @@ from rsr.engine.chat import TrajectoryEncoder, load_tokenizer, resolve_chat_temp
 from rsr.engine.config import ScorerConfig
 from rsr.engine.metrics import TrajectoryScore, score_tokens
 from rsr.engine.prefill import Prefill, PrefillRequest
+from rsr.engine.prefix_reuse import (
+    MIN_SHARED_FRACTION,
+    clip_spans,
+    fill_from_siblings,
+    scored_positions,
+    shared_fraction,
+    wave_order,
+)
 from rsr.engine.trajectory import EncodedTrajectory, TokenScores, Trajectory
 
 logger = logging.getLogger(__name__)
@@ -51,12 +59,13 @@ class Scorer:
         )
 
     def score(self, trajectories: Sequence[Trajectory]) -> list[TrajectoryScore]:
-        """One score per trajectory, in input order; a bad row gets a status, never an exception."""
+        """One score per trajectory, in input order; a bad row gets a status, never an exception.
+
+        Depends on `trajectories` alone, not on what was scored before.
+        """
         encoded = [self._encoder.encode(trajectory) for trajectory in trajectories]
         usable = [index for index, e in enumerate(encoded) if e.status.is_scored]
-        arrays = self._prefill.score(
-            [PrefillRequest(encoded[i].token_ids, encoded[i].spans) for i in usable]
-        )
+        arrays = self._score_tokens([encoded[index] for index in usable])
         by_index = dict(zip(usable, arrays, strict=True))
         return [
             self._reduce(e, by_index[index])
@@ -65,9 +74,34 @@ class Scorer:
             for index, e in enumerate(encoded)
         ]
 
+    def _score_tokens(self, batch: list[EncodedTrajectory]) -> list[NDArray[np.float32]]:
+        """A (T, 4) array of `pooler.OUTPUT_COLUMNS` for each, every scored position present."""
+        reuse = self.config.prefix_reuse == "on" or (
+            self.config.prefix_reuse == "auto" and shared_fraction(batch) >= MIN_SHARED_FRACTION
+        )
+        order = wave_order(batch) if reuse else list(range(len(batch)))
+        if reuse:
+            self._prefill.forget_prefixes()
+        results = self._prefill.score(
+            [PrefillRequest(batch[i].token_ids, batch[i].spans) for i in order],
+            reuse_prefixes=reuse,
+        )
+        arrays = [result for _, result in sorted(zip(order, results, strict=True), key=_first)]
+        gaps = fill_from_siblings(batch, arrays, order)
+        # The tokens up to the gap's end are enough: what comes after it is scored already.
+        filled = self._prefill.score(
+            [
+                PrefillRequest(batch[i].token_ids[:end], clip_spans(batch[i].spans, end))
+                for i, end in gaps.items()
+            ]
+        )
+        for index, front in zip(gaps, filled, strict=True):
+            arrays[index] = np.concatenate([front, arrays[index]])
+        return arrays
+
     def _reduce(self, encoded: EncodedTrajectory, array: NDArray[np.float32]) -> TrajectoryScore:
         positions, ranks, logprobs, entropies = array.T
-        expected = np.concatenate([np.arange(start, end) for start, end in encoded.spans])
+        expected = scored_positions(encoded)
         # A lost token would be a wrong score that looks right.
         assert np.array_equal(positions, expected), "the engine lost or reordered scored tokens"
         tokens = TokenScores(
@@ -82,6 +116,10 @@ class Scorer:
             rank_clip=self.config.rank_clip,
             keep_tokens=self.config.token_scores,
         )
+
+
+def _first(pair: tuple[int, NDArray[np.float32]]) -> int:
+    return pair[0]
 
 
 def load_model_config(config: ScorerConfig) -> PretrainedConfig:
