@@ -175,7 +175,7 @@ class TrajectoryEncoder:
         num_tokens, limit = len(encoded.token_ids), self._max_model_len
         if num_tokens <= limit:
             return encoded
-        spans = [(start, min(end, limit)) for start, end in encoded.spans if start < limit]
+        spans = encoded.spans_before(limit)
         if not self._truncate:
             return EncodedTrajectory.refused(
                 Status.TOO_LONG, f"{num_tokens} tokens, the limit is {limit}"

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from rsr.engine.config import ScorerConfig
 from rsr.engine.prefix_reuse import BLOCK_SIZE
+from rsr.engine.student import Student
 from rsr.engine.vllm_plugin import ARCHITECTURES_VARIABLE
 
 logger = logging.getLogger(__name__)
@@ -37,9 +38,10 @@ class PrefillRequest:
 class Prefill:
     """One vLLM engine whose model class scores; costs a model load to make."""
 
-    def __init__(self, config: ScorerConfig, *, architectures: Sequence[str], max_model_len: int):
+    def __init__(self, student: Student) -> None:
         """Raises `RuntimeError` on an untested vLLM, or if vLLM does not run our model class."""
-        _set_environment(architectures, in_process=config.tensor_parallel_size == 1)
+        config = student.config
+        _set_environment(student.architectures, in_process=config.tensor_parallel_size == 1)
         import vllm
 
         _check_version(vllm.__version__)
@@ -50,7 +52,7 @@ class Prefill:
             revision=config.revision,
             runner="pooling",
             dtype=config.dtype,
-            max_model_len=max_model_len,
+            max_model_len=student.max_model_len,
             tensor_parallel_size=config.tensor_parallel_size,
             **_memory_settings(config),
             max_num_batched_tokens=config.max_num_batched_tokens,

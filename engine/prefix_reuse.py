@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from rsr.engine.trajectory import EncodedTrajectory
 
 BLOCK_SIZE = 32
-"""Tokens of a KV block: the smallest that vLLM's CPU attention takes. Its CPU default, 128, is longer
-than most shared prompts."""
+"""Tokens of a KV block: the fewest that vLLM's CPU attention takes. Its default there, 128, is
+longer than most shared prompts."""
 
 MIN_SHARED_FRACTION = 0.02
 """`auto` reuses prefixes from here on: below it, ordering in waves only spreads siblings."""
@@ -55,11 +55,6 @@ def wave_order(batch: Sequence[EncodedTrajectory]) -> list[int]:
 def scored_positions(encoded: EncodedTrajectory) -> NDArray[np.int64]:
     """(T,) positions that must come back scored."""
     return np.concatenate([np.arange(start, end) for start, end in encoded.spans])
-
-
-def clip_spans(spans: Sequence[tuple[int, int]], end: int) -> list[tuple[int, int]]:
-    """The parts of `spans` before position `end`."""
-    return [(first, min(last, end)) for first, last in spans if first < end]
 
 
 def fill_from_siblings(

@@ -3,32 +3,23 @@
 Knows the order of the steps (encode, prefill, reduce) and none of their insides.
 """
 
-import json
-import logging
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import AutoConfig, PretrainedConfig
 
-from rsr.engine.chat import TrajectoryEncoder, load_tokenizer, resolve_chat_template
 from rsr.engine.config import ScorerConfig
 from rsr.engine.metrics import TrajectoryScore, score_tokens
 from rsr.engine.prefill import Prefill, PrefillRequest
 from rsr.engine.prefix_reuse import (
     MIN_SHARED_FRACTION,
-    clip_spans,
     fill_from_siblings,
     scored_positions,
     shared_fraction,
     wave_order,
 )
+from rsr.engine.student import open_student
 from rsr.engine.trajectory import EncodedTrajectory, TokenScores, Trajectory
-
-logger = logging.getLogger(__name__)
-
-WEIGHT_FILES = ("*.safetensors", "*.bin", "*.pt", "*.gguf")
 
 
 class Scorer:
@@ -39,24 +30,11 @@ class Scorer:
     """
 
     def __init__(self, config: ScorerConfig) -> None:
-        self.config = config
-        model_config = load_model_config(config)
-        self.max_model_len = config.max_model_len or native_max_model_len(model_config)
-        tokenizer = load_tokenizer(
-            config.model, revision=config.revision, trust_remote_code=config.trust_remote_code
-        )
-        self._encoder = TrajectoryEncoder(
-            tokenizer,
-            chat_template=resolve_chat_template(tokenizer, config.chat_template),
-            max_model_len=self.max_model_len,
-            truncate=config.on_long == "truncate",
-            score_end_of_turn=config.score_end_of_turn,
-        )
-        self._prefill = Prefill(
-            config,
-            architectures=model_config.architectures,
-            max_model_len=self.max_model_len,
-        )
+        student = open_student(config)
+        self.config = student.config
+        self.max_model_len = student.max_model_len
+        self._encoder = student.encoder()
+        self._prefill = Prefill(student)
 
     def score(self, trajectories: Sequence[Trajectory]) -> list[TrajectoryScore]:
         """One score per trajectory, in input order; a bad row gets a status, never an exception.
@@ -91,7 +69,7 @@ class Scorer:
         # The tokens up to the gap's end are enough: what comes after it is scored already.
         filled = self._prefill.score(
             [
-                PrefillRequest(batch[i].token_ids[:end], clip_spans(batch[i].spans, end))
+                PrefillRequest(batch[i].token_ids[:end], batch[i].spans_before(end))
                 for i, end in gaps.items()
             ]
         )
@@ -120,41 +98,3 @@ class Scorer:
 
 def _first(pair: tuple[int, NDArray[np.float32]]) -> int:
     return pair[0]
-
-
-def load_model_config(config: ScorerConfig) -> PretrainedConfig:
-    """The checkpoint's config.json; `ValueError` naming what the model lacks."""
-    if (folder := Path(config.model)).exists():
-        _check_model_folder(folder)
-    elif config.model.startswith((".", "/", "~")):
-        raise ValueError(f"no such model folder: {config.model}")
-    try:
-        loaded = AutoConfig.from_pretrained(
-            config.model, revision=config.revision, trust_remote_code=config.trust_remote_code
-        )
-    except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise ValueError(f"no usable model {config.model!r}: {reason}") from error
-    if not loaded.architectures:
-        raise ValueError(f"config.json of {config.model!r} names no architecture")
-    return loaded
-
-
-def _check_model_folder(folder: Path) -> None:
-    if not folder.is_dir():
-        raise ValueError(f"the model {folder} is a file; expected a folder with config.json")
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"the model folder {folder} has no config.json")
-    if not any(next(folder.glob(pattern), None) for pattern in WEIGHT_FILES):
-        raise ValueError(
-            f"the model folder {folder} has no weights; expected one of {', '.join(WEIGHT_FILES)}"
-        )
-
-
-def native_max_model_len(model_config: PretrainedConfig) -> int:
-    """The longest sequence the checkpoint says it takes, in tokens."""
-    text_config = model_config.get_text_config()
-    for name in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
-        if isinstance(value := getattr(text_config, name, None), int):
-            return value
-    raise ValueError("the model's config.json states no maximum length; give --max-model-len")

@@ -66,9 +66,9 @@ class EncodedTrajectory:
     def refused(cls, status: Status, detail: str) -> "EncodedTrajectory":
         return cls(token_ids=[], spans=[], status=status, detail=detail)
 
-    @property
-    def num_scored_tokens(self) -> int:
-        return sum(end - start for start, end in self.spans)
+    def spans_before(self, end: int) -> list[tuple[int, int]]:
+        """The parts of `spans` before position `end`."""
+        return [(first, min(last, end)) for first, last in self.spans if first < end]
 
 
 @dataclass(frozen=True, slots=True)

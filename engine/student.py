@@ -1,0 +1,130 @@
+"""The student before its weights are loaded: is there one, what is it, what will it read.
+
+Everything a user can get wrong about a model is found here, in seconds, as one `ValueError`.
+Knows configuration files and tokenizers; knows nothing of vLLM.
+"""
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
+
+from rsr.engine.chat import TrajectoryEncoder, load_tokenizer, resolve_chat_template
+from rsr.engine.config import ScorerConfig
+
+WEIGHT_FILES = ("*.safetensors", "*.bin", "*.pt", "*.gguf")
+LENGTH_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+
+
+@dataclass(frozen=True, slots=True)
+class Student:
+    """A usable checkpoint.
+
+    config: as given, with dtype and max_model_len resolved. chat_template: Jinja text, or None.
+    max_model_len: in tokens.
+    """
+
+    config: ScorerConfig
+    architectures: list[str]
+    max_model_len: int
+    tokenizer: PreTrainedTokenizerBase
+    chat_template: str | None
+    fingerprint: dict[str, Any]
+
+    def encoder(self) -> TrajectoryEncoder:
+        return TrajectoryEncoder(
+            self.tokenizer,
+            chat_template=self.chat_template,
+            max_model_len=self.max_model_len,
+            truncate=self.config.on_long == "truncate",
+            score_end_of_turn=self.config.score_end_of_turn,
+        )
+
+
+def open_student(config: ScorerConfig) -> Student:
+    """Read everything but the weights; `ValueError` says what is missing and where."""
+    loaded = _load_model_config(config)
+    tokenizer = load_tokenizer(
+        config.model, revision=config.revision, trust_remote_code=config.trust_remote_code
+    )
+    template = resolve_chat_template(tokenizer, config.chat_template)
+    native = _native_max_model_len(loaded)
+    max_model_len = config.max_model_len or native
+    if max_model_len is None:
+        raise ValueError("the model's config.json states no maximum length; give max_model_len")
+    if native is not None and max_model_len > native:
+        raise ValueError(f"max_model_len={max_model_len}: the model takes {native} tokens at most")
+    dtype = config.dtype
+    if dtype == "auto":
+        # Not left to vLLM, which would run a float32 checkpoint in half precision.
+        dtype = str(loaded.get_text_config().dtype or loaded.dtype or "bfloat16").split(".")[-1]
+    return Student(
+        config=replace(config, dtype=dtype, max_model_len=max_model_len),
+        architectures=list(loaded.architectures),
+        max_model_len=max_model_len,
+        tokenizer=tokenizer,
+        chat_template=template,
+        fingerprint=_fingerprint(config, loaded, tokenizer, template),
+    )
+
+
+def _load_model_config(config: ScorerConfig) -> PretrainedConfig:
+    if (folder := Path(config.model)).exists():
+        _check_model_folder(folder)
+    elif config.model.startswith((".", "/", "~")):
+        raise ValueError(f"no such model folder: {config.model}")
+    try:
+        loaded = AutoConfig.from_pretrained(
+            config.model, revision=config.revision, trust_remote_code=config.trust_remote_code
+        )
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise ValueError(f"no usable model {config.model!r}: {reason}") from error
+    if not loaded.architectures:
+        raise ValueError(f"config.json of {config.model!r} names no architecture")
+    return loaded
+
+
+def _check_model_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise ValueError(f"the model {folder} is a file; expected a folder with config.json")
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"the model folder {folder} has no config.json")
+    if not any(next(folder.glob(pattern), None) for pattern in WEIGHT_FILES):
+        raise ValueError(
+            f"the model folder {folder} has no weights; expected one of {', '.join(WEIGHT_FILES)}"
+        )
+
+
+def _native_max_model_len(loaded: PretrainedConfig) -> int | None:
+    text_config = loaded.get_text_config()
+    lengths = (getattr(text_config, name, None) for name in LENGTH_FIELDS)
+    return next((value for value in lengths if isinstance(value, int)), None)
+
+
+def _fingerprint(
+    config: ScorerConfig,
+    loaded: PretrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    template: str | None,
+) -> dict[str, Any]:
+    """What tells this checkpoint from another: a hub commit, or the sizes of its weight files."""
+    folder = Path(config.model)
+    weights = {
+        file.name: file.stat().st_size
+        for pattern in WEIGHT_FILES
+        for file in sorted(folder.glob(pattern))
+    }
+    return {
+        "commit": getattr(loaded, "_commit_hash", None),
+        "config_sha256": _sha256(loaded.to_json_string()),
+        "weight_files_bytes": weights,
+        "tokenizer_sha256": _sha256(tokenizer.backend_tokenizer.to_str()),
+        "chat_template_sha256": None if template is None else _sha256(template),
+    }
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

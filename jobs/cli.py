@@ -1,0 +1,318 @@
+"""The `rsr` command: parse, build a config, call one function, print what it returns.
+
+Exit codes: 0 done; 1 some rows or shards failed and are listed; 2 wrong usage or input, nothing
+written; 75 interrupted, the same command goes on. Results go to stdout, everything else to
+stderr. Logging is configured here and nowhere else.
+"""
+
+import json
+import logging
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from rsr.engine.config import Dtype, LogitsDtype, OnLong, PrefixReuse, ScorerConfig
+from rsr.engine.metrics import DEFAULT_RANK_CLIP
+from rsr.jobs.errors import Interrupted, UsageError
+from rsr.jobs.progress import Progress, format_seconds
+from rsr.jobs.score import ScoreOptions, ScoreResult, run_score
+from rsr.jobs.shards import TrajectoryColumns
+
+EXIT_FAILURES, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 75
+DEFAULTS = ScorerConfig(model="-")
+
+
+class RankClip(click.ParamType):
+    """A positive rank, or `none`."""
+
+    name = "rank|none"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | None:
+        if value is None or value == "none":
+            return None
+        try:
+            rank = int(value)
+        except ValueError:
+            rank = 0
+        if rank < 1:
+            self.fail(f"{value!r}: expected a rank of at least 1, or 'none'", param, ctx)
+        return rank
+
+
+def _choices(literal: Any) -> click.Choice[str]:
+    return click.Choice(get_args(literal))
+
+
+def scorer_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that become a `ScorerConfig`, named as its fields are."""
+    options = [
+        click.option(
+            "--model", required=True, help="The student: a folder, or a Hugging Face hub name."
+        ),
+        click.option("--revision", help="Branch, tag or commit of a hub model."),
+        click.option(
+            "--dtype",
+            type=_choices(Dtype),
+            default=DEFAULTS.dtype,
+            show_default=True,
+            help="Of weights and activations; auto is the checkpoint's own. float32 is exact, and "
+            "faster than bfloat16 on CPUs without bfloat16 instructions.",
+        ),
+        click.option(
+            "--logits-dtype",
+            type=_choices(LogitsDtype),
+            default=DEFAULTS.logits_dtype,
+            show_default=True,
+            help="float32 ranks unrounded logits; model rounds them to --dtype first, as the "
+            "published code does (RSR then comes out about 2 % low in bfloat16).",
+        ),
+        click.option(
+            "--rank-clip",
+            type=RankClip(),
+            default=str(DEFAULT_RANK_CLIP),
+            show_default=True,
+            help="r_max of Eq. 7, in ranks, or none. 100 is the paper's; sums at 50, 100, 200, "
+            "500 and none are stored whatever it is.",
+        ),
+        click.option(
+            "--entropy/--no-entropy",
+            default=DEFAULTS.entropy,
+            show_default=True,
+            help="Fill rsr_mean_entropy (nats); without, it is null.",
+        ),
+        click.option(
+            "--token-columns",
+            "token_scores",
+            is_flag=True,
+            help="Also write each scored token's id, rank and log-probability (nats).",
+        ),
+        click.option(
+            "--max-model-len",
+            type=click.IntRange(min=2),
+            help="Longest sequence, in tokens; default: what the model's config.json says.",
+        ),
+        click.option(
+            "--on-long",
+            type=_choices(OnLong),
+            default=DEFAULTS.on_long,
+            show_default=True,
+            help="A longer row: score its first --max-model-len tokens (status truncated), or "
+            "skip it (status too_long).",
+        ),
+        click.option(
+            "--chat-template",
+            default=DEFAULTS.chat_template,
+            show_default=True,
+            help="auto is the tokenizer's own; none scores prompt + response as plain text; "
+            "else a Jinja file.",
+        ),
+        click.option(
+            "--score-end-of-turn",
+            is_flag=True,
+            help="Also score the token that ends each assistant turn; the paper does not.",
+        ),
+        click.option(
+            "--prefix-reuse",
+            type=_choices(PrefixReuse),
+            default=DEFAULTS.prefix_reuse,
+            show_default=True,
+            help="Compute a prompt shared by several rows once; auto where it saves work.",
+        ),
+        click.option(
+            "--tensor-parallel-size",
+            type=click.IntRange(min=1),
+            default=DEFAULTS.tensor_parallel_size,
+            show_default=True,
+            help="GPUs that share one copy of the model.",
+        ),
+        click.option(
+            "--gpu-memory-utilization",
+            type=click.FloatRange(min=0, max=1, min_open=True),
+            default=DEFAULTS.gpu_memory_utilization,
+            show_default=True,
+            help="Share of each GPU's memory for weights and KV cache.",
+        ),
+        click.option(
+            "--max-num-batched-tokens",
+            type=click.IntRange(min=1),
+            help="Tokens of one prefill step; default: vLLM's choice.",
+        ),
+        click.option(
+            "--trust-remote-code",
+            is_flag=True,
+            help="Run Python code that comes with the checkpoint. Off: it could do anything.",
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="rsr-engine")
+def main() -> None:
+    """Score chain-of-thought trajectories by Rank-Surprisal Ratio: which teach a student best?"""
+
+
+@main.command()
+@click.argument("input", metavar="INPUT")
+@click.argument("output", metavar="OUTPUT", type=click.Path(path_type=Path))
+@scorer_options
+@click.option("--messages-column", help="Column of {role, content} lists. [default: messages]")
+@click.option("--prompt-column", help="Column of prompts. [default: prompt]")
+@click.option("--response-column", help="Column of responses. [default: response]")
+@click.option("--text-column", help="Column of texts, scored as a whole. [default: text]")
+@click.option(
+    "--limit", type=click.IntRange(min=1), help="Take only the first rows of INPUT: for a trial."
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    help="Engines at a time; default: one per GPU or tensor-parallel group, one without a GPU.",
+)
+@click.option("--overwrite", is_flag=True, help="Discard the earlier run in OUTPUT.")
+@click.option("--overwrite-columns", is_flag=True, help="Replace rsr columns that INPUT has.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+@click.option("-v", "--verbose", is_flag=True, help="Show what vLLM and Ray say.")
+def score(
+    input: str,
+    output: Path,
+    messages_column: str | None,
+    prompt_column: str | None,
+    response_column: str | None,
+    text_column: str | None,
+    limit: int | None,
+    workers: int | None,
+    overwrite: bool,
+    overwrite_columns: bool,
+    as_json: bool,
+    verbose: bool,
+    **scorer: Any,
+) -> None:
+    """Add RSR columns to the trajectories in INPUT, writing them to the folder OUTPUT.
+
+    INPUT is a Parquet, JSON or JSON-lines file, a folder of them, or a glob. OUTPUT gets one
+    Parquet file for each, under the same name: the same rows in the same order, the input's
+    columns untouched, and the score columns. Stopped half way, the same command goes on.
+    """
+    _configure_logging(verbose)
+
+    def run() -> ScoreResult:
+        columns = _trajectory_columns(messages_column, prompt_column, response_column, text_column)
+        options = ScoreOptions(
+            input=input,
+            output=output,
+            scorer=_scorer_config(scorer),
+            columns=columns,
+            limit=limit,
+            workers=workers,
+            overwrite=overwrite,
+            overwrite_columns=overwrite_columns,
+            verbose=verbose,
+        )
+        return run_score(options, Progress())
+
+    result = _guarded(run)
+    if as_json:
+        click.echo(json.dumps(score_result_json(result)))
+    else:
+        print_score_result(result)
+    sys.exit(EXIT_FAILURES if result.failures else 0)
+
+
+def _scorer_config(fields: dict[str, Any]) -> ScorerConfig:
+    try:
+        return ScorerConfig(**fields)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def _trajectory_columns(
+    messages: str | None, prompt: str | None, response: str | None, text: str | None
+) -> TrajectoryColumns:
+    forms = [bool(messages), bool(prompt or response), bool(text)]
+    if sum(forms) > 1:
+        raise UsageError(
+            "give --messages-column, or --prompt-column and --response-column, or --text-column"
+        )
+    if prompt or response:
+        return TrajectoryColumns(prompt=prompt or "prompt", response=response or "response")
+    return TrajectoryColumns(messages=messages, text=text)
+
+
+def score_result_json(result: ScoreResult) -> dict[str, Any]:
+    """The object that `rsr score --json` prints."""
+    return {
+        "output": str(result.output),
+        "log": str(result.log),
+        "num_rows": result.summary.num_rows,
+        "rows_by_status": result.summary.rows_by_status,
+        "num_tokens": result.summary.num_tokens,
+        "num_tokens_now": result.num_tokens_now,
+        "seconds": result.seconds,
+        "tokens_per_s": result.num_tokens_now / result.seconds if result.seconds else None,
+        "dataset_rsr": result.summary.dataset.rsr,
+        "failures": result.failures,
+    }
+
+
+def print_score_result(result: ScoreResult) -> None:
+    """The closing table, on stdout."""
+    summary = result.summary
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column()
+    by_status = ", ".join(f"{n:,} {status}" for status, n in summary.rows_by_status.items())
+    table.add_row("rows", f"{summary.num_rows:,}" + (f"  ({by_status})" if by_status else ""))
+    speed = ""
+    if result.seconds and result.num_tokens_now:
+        speed = (
+            f"  ({result.num_tokens_now:,} now, in {format_seconds(result.seconds)}: "
+            f"{result.num_tokens_now / result.seconds:,.0f} tokens/s)"
+        )
+    table.add_row("scored tokens", f"{summary.num_tokens:,}{speed}")
+    rsr = summary.dataset.rsr
+    table.add_row("data-set RSR", "nothing was scored" if rsr is None else f"{rsr:.4f}")
+    table.add_row("result", f"{result.output}/")
+    table.add_row("log", str(result.log))
+    console = Console()
+    console.print(table, highlight=False, soft_wrap=True)
+    for failure in result.failures:
+        Console(stderr=True).print(f"failed: {failure}", highlight=False, soft_wrap=True)
+
+
+def _configure_logging(verbose: bool) -> None:
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+
+
+def _guarded(run: Callable[[], Any]) -> Any:
+    """Call `run`, turning what a user can cause into one line and its exit code."""
+
+    def interrupt(_signal: int, _frame: Any) -> None:
+        raise Interrupted
+
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        return run()
+    except UsageError as error:
+        click.echo(f"rsr: {error}", err=True)
+        sys.exit(EXIT_USAGE)
+    except (Interrupted, KeyboardInterrupt):
+        click.echo("rsr: interrupted; the same command goes on from here", err=True)
+        sys.exit(EXIT_INTERRUPTED)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,247 @@
+"""Ray: one actor per GPU, tensor-parallel group or CPU machine, and who gets which unit.
+
+Actors read, score and write by themselves; only unit descriptions and summaries cross the
+wire. Knows nothing of the terminal: `Dispatcher.run` yields what happened.
+"""
+
+import logging
+import os
+import sys
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import RayActorError, RayTaskError
+
+from rsr.engine.config import ScorerConfig
+from rsr.jobs import score_columns
+from rsr.jobs.errors import UsageError
+from rsr.jobs.output import OutputFolder
+from rsr.jobs.score_columns import Summary
+from rsr.jobs.shards import Shard, TrajectoryColumns, Unit, read_trajectories
+
+logger = logging.getLogger(__name__)
+
+UNITS_IN_FLIGHT = 2
+"""Per worker: one being scored, one waiting, so that no worker waits for the driver."""
+MAX_ATTEMPTS = 3
+"""Starts of one unit before it is given up; a worker's death costs its units an attempt."""
+DETAILS_LOGGED = 20
+"""Refused rows of one unit whose reason is logged; their status is in the output anyway."""
+OBJECT_STORE_BYTES = 128 << 20
+"""A local Ray's shared memory: nothing large crosses it."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerJob:
+    """All that a worker must know besides its units; sent once."""
+
+    scorer: ScorerConfig
+    columns: TrajectoryColumns
+    output: OutputFolder
+    identity: dict[str, Any]
+    verbose: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A unit or a shard that is through. error: why it is given up, or None."""
+
+    work: Unit | Shard
+    summary: Summary | None = None
+    error: str | None = None
+
+
+@ray.remote
+class Worker:
+    """Holds one student for as long as it lives."""
+
+    def __init__(self, job: WorkerJob) -> None:
+        if not job.verbose:
+            _redirect_output(job.output.log_path)
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+        from rsr.engine.scorer import Scorer
+
+        self._job = job
+        self._scorer = Scorer(job.scorer)
+
+    def ready(self) -> int:
+        """Returns once the model is loaded: the longest sequence it takes, in tokens."""
+        return self._scorer.max_model_len
+
+    def score_unit(self, unit: Unit) -> Summary:
+        """Read, score and keep one unit."""
+        scores = self._scorer.score(read_trajectories(unit, self._job.columns))
+        refused = [(i, s) for i, s in enumerate(scores, unit.start) if not s.status.is_scored]
+        for row, score in refused[:DETAILS_LOGGED]:
+            logger.info("%s row %d: %s: %s", unit.shard.name, row, score.status, score.detail)
+        frame = score_columns.to_frame(scores, token_columns=self._job.scorer.token_scores)
+        return self._job.output.commit_unit(unit, frame)
+
+    def commit_shard(self, shard: Shard, units: list[Unit]) -> Summary:
+        """Write the output of a shard whose units are all kept."""
+        return self._job.output.commit_shard(shard, units, self._job.identity)
+
+
+def _redirect_output(log_path: Path) -> None:
+    """Send this process's and its children's chatter to the run's log."""
+    log_path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+        os.dup2(descriptor, stream.fileno())
+    os.close(descriptor)
+
+
+@contextmanager
+def ray_session(*, verbose: bool) -> Iterator[None]:
+    """Join the cluster that RAY_ADDRESS names, else start Ray on this machine; leave it after."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    local: dict[str, Any] = {}
+    if not os.environ.get("RAY_ADDRESS"):
+        local = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+    ray.init(
+        log_to_driver=verbose,
+        logging_level=logging.INFO if verbose else logging.ERROR,
+        **local,
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def worker_resources(
+    num_workers: int | None, tensor_parallel_size: int
+) -> tuple[int, dict[str, float]]:
+    """How many workers, and what each asks Ray for; `UsageError` if there is not enough."""
+    total = ray.cluster_resources()
+    num_gpus = int(total.get("GPU", 0))
+    if not num_gpus:
+        num_workers = num_workers or 1
+        # Ray gives a worker as many OpenMP threads as CPUs.
+        return num_workers, {"num_cpus": max(1, int(total.get("CPU", 1)) // num_workers)}
+    if num_workers is None:
+        num_workers = num_gpus // tensor_parallel_size
+    needed = max(1, num_workers) * tensor_parallel_size
+    if needed > num_gpus:
+        raise UsageError(
+            f"{max(1, num_workers)} workers of {tensor_parallel_size} GPUs need {needed}; there "
+            f"are {num_gpus}"
+        )
+    return num_workers, {"num_gpus": tensor_parallel_size, "num_cpus": 1}
+
+
+class Dispatcher:
+    """Hands units to workers in order, and complete shards to whoever is free first."""
+
+    def __init__(self, job: WorkerJob, *, num_workers: int, resources: dict[str, float]) -> None:
+        self._job = job
+        self._resources = resources
+        self._workers = [self._new_worker() for _ in range(num_workers)]
+
+    def _new_worker(self) -> ActorHandle:
+        return Worker.options(**self._resources).remote(self._job)
+
+    def wait_until_ready(self, log_path: Path) -> None:
+        """Raises `UsageError` with the reason if a worker cannot load the model."""
+        try:
+            ray.get([worker.ready.remote() for worker in self._workers])
+        except RayActorError as error:
+            raise UsageError(
+                f"{self._job.scorer.model} cannot be run: {_last_line(error)} (more in {log_path})"
+            ) from error
+
+    def run(
+        self, units: Sequence[Unit], unfinished: dict[str, tuple[Shard, list[Unit]]]
+    ) -> Iterator[Outcome | None]:
+        """Score `units`, commit every shard of `unfinished` once all its units are kept.
+
+        unfinished: by shard name, the shard and all its units, kept or not. Yields each unit
+        and each shard once, finished or given up, and None about once a second in between.
+        """
+        missing = {name: set() for name in unfinished}
+        for unit in units:
+            missing[unit.shard.name].add(unit)
+        work: deque[Unit | Shard] = deque(
+            shard for name, (shard, _) in unfinished.items() if not missing[name]
+        )
+        work.extend(units)
+        attempts: dict[Unit | Shard, int] = {}
+        in_flight: dict[Any, tuple[Unit | Shard, int]] = {}
+        while work or in_flight:
+            self._fill(work, in_flight, unfinished)
+            done, _ = ray.wait(list(in_flight), num_returns=1, timeout=1.0)
+            if not done:
+                yield None
+                continue
+            item, slot = in_flight.pop(done[0])
+            outcome = self._collect(done[0], item, slot)
+            if outcome.error is not None:
+                attempts[item] = attempts.get(item, 0) + 1
+                if attempts[item] < MAX_ATTEMPTS:
+                    logger.warning("%s; trying again", outcome.error)
+                    work.appendleft(item)
+                    continue
+            elif isinstance(item, Unit):
+                missing[item.shard.name].discard(item)
+                if not missing[item.shard.name]:
+                    work.appendleft(item.shard)
+            yield outcome
+
+    def _fill(
+        self,
+        work: deque[Unit | Shard],
+        in_flight: dict[Any, tuple[Unit | Shard, int]],
+        unfinished: dict[str, tuple[Shard, list[Unit]]],
+    ) -> None:
+        load = [0] * len(self._workers)
+        for _, slot in in_flight.values():
+            load[slot] += 1
+        while work and min(load) < UNITS_IN_FLIGHT:
+            slot = load.index(min(load))
+            item = work.popleft()
+            worker = self._workers[slot]
+            if isinstance(item, Unit):
+                reference = worker.score_unit.remote(item)
+            else:
+                reference = worker.commit_shard.remote(*unfinished[item.name])
+            in_flight[reference] = (item, slot)
+            load[slot] += 1
+
+    def _collect(self, reference: Any, item: Unit | Shard, slot: int) -> Outcome:
+        try:
+            return Outcome(item, summary=ray.get(reference))
+        except RayActorError as error:
+            if self._is_dead(slot):
+                self._workers[slot] = self._new_worker()
+            return Outcome(item, error=f"{_label(item)}: its worker died: {_last_line(error)}")
+        except RayTaskError as error:
+            return Outcome(item, error=f"{_label(item)}: {_last_line(error)}")
+
+    def _is_dead(self, slot: int) -> bool:
+        """Two units in flight report one death: only the first report replaces the worker."""
+        try:
+            ray.get(self._workers[slot].ready.remote(), timeout=0.1)
+        except RayActorError:
+            return True
+        except ray.exceptions.GetTimeoutError:
+            return False
+        return False
+
+
+def _label(item: Unit | Shard) -> str:
+    if isinstance(item, Unit):
+        return f"{item.shard.name} rows {item.start} to {item.stop - 1}"
+    return item.name
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return lines[-1].strip() if lines else repr(error)

