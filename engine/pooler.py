@@ -23,6 +23,7 @@ from vllm.model_executor.models.registry import ModelRegistry
 from vllm.tasks import PoolingTask
 from vllm.v1.pool.metadata import PoolingMetadata
 
+from rsr.engine.config import LogitsDtype
 from rsr.kernels import rank_logprob
 
 POOLING_TASK: PoolingTask = "token_classify"
@@ -53,9 +54,9 @@ class _HeadCall(BaseException):
     """Carries the arguments of a model's call of its logits processor out of it."""
 
     def __init__(
-        self, lm_head: nn.Module, hidden_states: torch.Tensor, bias: torch.Tensor | None
+        self, weight: torch.Tensor, hidden_states: torch.Tensor, bias: torch.Tensor | None
     ) -> None:
-        self.lm_head, self.hidden_states, self.bias = lm_head, hidden_states, bias
+        self.weight, self.hidden_states, self.bias = weight, hidden_states, bias
 
 
 class HeadReader:
@@ -66,7 +67,7 @@ class HeadReader:
     calling it and stopping it there.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         processors = [m for m in model.modules() if isinstance(m, LogitsProcessor)]
         if len(processors) != 1:
             raise RuntimeError(
@@ -81,7 +82,7 @@ class HeadReader:
         processor = self._processor
         num_tokens = processor.org_vocab_size
         head = Head(
-            weight=call.lm_head.weight[:num_tokens],
+            weight=call.weight[:num_tokens],
             bias=None if call.bias is None else call.bias[:num_tokens],
             scale=processor.scale,
             soft_cap=processor.soft_cap,
@@ -92,7 +93,8 @@ class HeadReader:
         def stop(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             names = ("lm_head", "hidden_states", "embedding_bias")
             given = dict(zip(names, args, strict=False)) | kwargs
-            raise _HeadCall(given["lm_head"], given["hidden_states"], given.get("embedding_bias"))
+            weight = given["lm_head"].weight
+            raise _HeadCall(weight, given["hidden_states"], given.get("embedding_bias"))
 
         hook = self._processor.register_forward_pre_hook(stop, with_kwargs=True)
         try:
@@ -133,7 +135,9 @@ class ScoringPooler(Pooler):
     logits_dtype, entropy: as in `ScorerConfig`.
     """
 
-    def __init__(self, head_reader: Callable[[], HeadReader], *, logits_dtype: str, entropy: bool):
+    def __init__(
+        self, head_reader: Callable[[], HeadReader], *, logits_dtype: LogitsDtype, entropy: bool
+    ):
         super().__init__()
         # A function, not the model: as a submodule the model would be its own grandchild.
         self._head_reader = head_reader

@@ -7,12 +7,12 @@ Knows configuration files and tokenizers; knows nothing of vLLM.
 import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 from rsr.engine.chat import TrajectoryEncoder, load_tokenizer, resolve_chat_template
-from rsr.engine.config import ScorerConfig
+from rsr.engine.config import Dtype, ScorerConfig
 
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.pt", "*.gguf")
 LENGTH_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
@@ -59,7 +59,7 @@ def open_student(config: ScorerConfig) -> Student:
     dtype = config.dtype
     if dtype == "auto":
         # Not left to vLLM, which would run a float32 checkpoint in half precision.
-        dtype = str(loaded.get_text_config().dtype or loaded.dtype or "bfloat16").split(".")[-1]
+        dtype = cast(Dtype, str(loaded.get_text_config().dtype or "bfloat16").split(".")[-1])
     return Student(
         config=replace(config, dtype=dtype, max_model_len=max_model_len),
         architectures=list(loaded.architectures),

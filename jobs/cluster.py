@@ -49,15 +49,21 @@ class WorkerJob:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """A unit or a shard that is through. error: why it is given up, or None."""
+class Finished:
+    """A unit that is kept, or a shard that is written."""
 
     work: Unit | Shard
-    summary: Summary | None = None
-    error: str | None = None
+    summary: Summary
 
 
-@ray.remote
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A unit or a shard that did not work, and why."""
+
+    work: Unit | Shard
+    error: str
+
+
 class Worker:
     """Holds one student for as long as it lives."""
 
@@ -147,7 +153,7 @@ class Dispatcher:
         self._workers = [self._new_worker() for _ in range(num_workers)]
 
     def _new_worker(self) -> ActorHandle:
-        return Worker.options(**self._resources).remote(self._job)
+        return ray.remote(Worker).options(**self._resources).remote(self._job)
 
     def wait_until_ready(self, log_path: Path) -> None:
         """Raises `UsageError` with the reason if a worker cannot load the model."""
@@ -160,13 +166,13 @@ class Dispatcher:
 
     def run(
         self, units: Sequence[Unit], unfinished: dict[str, tuple[Shard, list[Unit]]]
-    ) -> Iterator[Outcome | None]:
+    ) -> Iterator[Finished | Failed | None]:
         """Score `units`, commit every shard of `unfinished` once all its units are kept.
 
         unfinished: by shard name, the shard and all its units, kept or not. Yields each unit
         and each shard once, finished or given up, and None about once a second in between.
         """
-        missing = {name: set() for name in unfinished}
+        missing: dict[str, set[Unit]] = {name: set() for name in unfinished}
         for unit in units:
             missing[unit.shard.name].add(unit)
         work: deque[Unit | Shard] = deque(
@@ -183,7 +189,7 @@ class Dispatcher:
                 continue
             item, slot = in_flight.pop(done[0])
             outcome = self._collect(done[0], item, slot)
-            if outcome.error is not None:
+            if isinstance(outcome, Failed):
                 attempts[item] = attempts.get(item, 0) + 1
                 if attempts[item] < MAX_ATTEMPTS:
                     logger.warning("%s; trying again", outcome.error)
@@ -215,15 +221,15 @@ class Dispatcher:
             in_flight[reference] = (item, slot)
             load[slot] += 1
 
-    def _collect(self, reference: Any, item: Unit | Shard, slot: int) -> Outcome:
+    def _collect(self, reference: Any, item: Unit | Shard, slot: int) -> Finished | Failed:
         try:
-            return Outcome(item, summary=ray.get(reference))
+            return Finished(item, ray.get(reference))
         except RayActorError as error:
             if self._is_dead(slot):
                 self._workers[slot] = self._new_worker()
-            return Outcome(item, error=f"{_label(item)}: its worker died: {_last_line(error)}")
+            return Failed(item, f"{_label(item)}: its worker died: {_last_line(error)}")
         except RayTaskError as error:
-            return Outcome(item, error=f"{_label(item)}: {_last_line(error)}")
+            return Failed(item, f"{_label(item)}: {_last_line(error)}")
 
     def _is_dead(self, slot: int) -> bool:
         """Two units in flight report one death: only the first report replaces the worker."""

@@ -329,7 +329,7 @@ def _execute(options: ScoreOptions, plan: Plan, progress: Progress) -> ScoreResu
         return result
 
     # Ray and vLLM cost seconds to import: not before it is sure that there is work for them.
-    from rsr.jobs.cluster import Dispatcher, WorkerJob, ray_session, worker_resources
+    from rsr.jobs.cluster import Dispatcher, Failed, WorkerJob, ray_session, worker_resources
 
     job = WorkerJob(
         scorer=plan.student.config,
@@ -351,7 +351,7 @@ def _execute(options: ScoreOptions, plan: Plan, progress: Progress) -> ScoreResu
             for outcome in dispatcher.run(plan.todo, plan.unfinished):
                 if outcome is None:
                     progress.tick()
-                elif outcome.error is not None:
+                elif isinstance(outcome, Failed):
                     result.failures.append(outcome.error)
                 elif isinstance(outcome.work, Shard):
                     total.merge(outcome.summary)
