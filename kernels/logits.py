@@ -48,8 +48,13 @@ class LogitTransform:
         return cls(scale, soft_cap, model_dtype if rounds else None)
 
     @property
+    def only_rounds(self) -> bool:
+        """Neither cap nor scale: rounding is all that may be left."""
+        return self.scale == 1.0 and self.soft_cap is None
+
+    @property
     def is_identity(self) -> bool:
-        return self.scale == 1.0 and self.soft_cap is None and self.round_to is None
+        return self.only_rounds and self.round_to is None
 
     def __call__(self, raw: torch.Tensor) -> torch.Tensor:
         """Logits of `raw`, same shape and dtype; `round_to` rounds the values, not the dtype."""

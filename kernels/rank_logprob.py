@@ -1,25 +1,22 @@
-"""The public operation: checks its inputs and hands them to an implementation.
+"""The public operation: one call, one head, no shards.
 
-Knows the shapes and what an implementation is for, and no arithmetic beyond that.
-N is tokens, V the vocabulary (or this shard's part of it), D the hidden size.
+Knows what is asked and which implementations there are, and no arithmetic.
+N is tokens, V the vocabulary, D the hidden size.
 """
 
-import functools
-import logging
 from typing import Literal, get_args
 
 import torch
 
-from rsr.kernels import reference, tiled
-from rsr.kernels.logits import LogitsDtype, LogitTransform
-from rsr.kernels.stats import RankLogprob, finish
-
-logger = logging.getLogger(__name__)
+from rsr.kernels import reference
+from rsr.kernels.logits import LogitsDtype
+from rsr.kernels.shard import VocabShard
+from rsr.kernels.stats import RankLogprob
 
 Impl = Literal["auto", "fused", "tiled", "reference"]
-OPERAND_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
+@torch.no_grad()
 def rank_logprob(
     hidden: torch.Tensor,
     weight: torch.Tensor,
@@ -58,62 +55,22 @@ def rank_logprob(
     Raises:
         ValueError: shapes, dtypes, devices or options that do not fit, or a target outside [0, V).
     """
-    _check_operands(hidden, weight, targets, bias)
-    transform = LogitTransform.of(weight.dtype, scale, soft_cap, logits_dtype)
-    _check_targets(targets, weight.shape[0])
-    targets = targets.long()
-    if _resolve(impl, hidden.device.type) == "reference":
-        return reference.rank_logprob(
-            hidden, weight, targets, bias=bias, transform=transform, entropy=entropy
-        )
-    own_raw = tiled.target_raw(hidden, weight, targets, bias)
-    stats = tiled.vocab_stats(hidden, weight, targets, own_raw, bias=bias, transform=transform)
-    return finish(stats, own_raw, transform, entropy)
-
-
-def _resolve(impl: str, device_type: str) -> str:
     if impl not in get_args(Impl):
         raise ValueError(f"impl must be one of {get_args(Impl)}, got {impl!r}")
-    return _auto(device_type) if impl == "auto" else impl
-
-
-@functools.cache
-def _auto(device_type: str) -> str:
-    logger.info("rank_logprob on %s: tiled", device_type)
-    return "tiled"
-
-
-def _check_operands(
-    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, bias: torch.Tensor | None
-) -> None:
-    if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1]:
-        raise ValueError(
-            "hidden must be (N, D) and weight (V, D), "
-            f"got {tuple(hidden.shape)} and {tuple(weight.shape)}"
+    shard_impl = "auto" if impl == "reference" else impl
+    shard = VocabShard(weight, bias, 0, scale, soft_cap, logits_dtype, shard_impl)
+    shard.check(hidden, targets)
+    _check_in_vocabulary(targets, weight.shape[0])
+    if impl == "reference":
+        return reference.rank_logprob(
+            hidden, weight, targets.long(), bias=bias, transform=shard.transform, entropy=entropy
         )
-    if weight.shape[0] == 0 or weight.shape[1] == 0:
-        raise ValueError(f"weight must not be empty, got {tuple(weight.shape)}")
-    if hidden.dtype != weight.dtype or weight.dtype not in OPERAND_DTYPES:
-        raise ValueError(
-            f"hidden and weight must share one of {OPERAND_DTYPES}, "
-            f"got {hidden.dtype} and {weight.dtype}"
-        )
-    if targets.shape != hidden.shape[:1] or targets.dtype not in (torch.int64, torch.int32):
-        raise ValueError(
-            f"targets must be int64 or int32 of shape {tuple(hidden.shape[:1])}, "
-            f"got {targets.dtype} of shape {tuple(targets.shape)}"
-        )
-    if bias is not None and (bias.shape != weight.shape[:1] or not bias.is_floating_point()):
-        raise ValueError(
-            f"bias must be floating point of shape {tuple(weight.shape[:1])}, "
-            f"got {bias.dtype} of shape {tuple(bias.shape)}"
-        )
-    devices = {t.device for t in (hidden, weight, targets, bias) if t is not None}
-    if len(devices) > 1:
-        raise ValueError(f"tensors must share one device, got {sorted(map(str, devices))}")
+    target_raw = shard.target_raw(hidden, targets)
+    stats = shard.stats(hidden, targets, target_raw, entropy)
+    return shard.finish([stats], target_raw, entropy)
 
 
-def _check_targets(targets: torch.Tensor, vocab_size: int) -> None:
+def _check_in_vocabulary(targets: torch.Tensor, vocab_size: int) -> None:
     if targets.numel() == 0:
         return
     low, high = (int(bound) for bound in targets.aminmax())

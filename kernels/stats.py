@@ -5,7 +5,6 @@ other than the target's. N is tokens.
 """
 
 from collections.abc import Sequence
-from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -27,19 +26,19 @@ class RankLogprob(NamedTuple):
 class VocabStats(NamedTuple):
     """Softmax statistics of each token over some vocabulary columns, *the target's left out*.
 
-    Each (N,). With m the largest logit of those columns and e_j = exp(z_j − m):
+    Each (N,). With e_j = exp(logit_j − anchor), summed over those columns:
     """
 
-    max_logit: torch.Tensor
-    """float32: m, or −inf where there is no column (or none above −inf)."""
+    anchor: torch.Tensor
+    """float32: a logit near the largest, −inf where there is no column (or none above −inf)."""
     rest: torch.Tensor
-    """float32: Σ e_j − 1, that is, without the largest column's own 1.
+    """float32: Σ e_j − 1, which leaves out the largest column's own 1 when that is the anchor.
 
     A distribution with one dominant token has Σ e_j = 1 + 1e-9: fp32 holds the second term alone,
     not the sum. No column: −1.
     """
     weighted: torch.Tensor
-    """float32, nats: Σ (z_j − m) e_j; what the entropy needs."""
+    """float32, nats: Σ (logit_j − anchor) e_j, for the entropy; 0 where that is not asked for."""
     num_greater: torch.Tensor
     """int32: columns whose logit is strictly greater than the target's."""
 
@@ -52,32 +51,6 @@ class VocabStats(NamedTuple):
         """The inverse of `pack`."""
         return cls(packed[0], packed[1], packed[2], packed[3].to(torch.int32))
 
-    @classmethod
-    def empty(cls, num_tokens: int, device: torch.device) -> "VocabStats":
-        """Statistics of no column at all: the merge's neutral element."""
-        zeros = torch.zeros(num_tokens, dtype=torch.float32, device=device)
-        return cls(zeros - torch.inf, zeros - 1, zeros, zeros.to(torch.int32))
-
-
-def _merge_two(a: VocabStats, b: VocabStats) -> VocabStats:
-    a_leads = a.max_logit >= b.max_logit
-    max_logit = torch.where(a_leads, a.max_logit, b.max_logit)
-    lead_rest = torch.where(a_leads, a.rest, b.rest)
-    lead_weighted = torch.where(a_leads, a.weighted, b.weighted)
-    trail_max = torch.where(a_leads, b.max_logit, a.max_logit)
-    trail_rest = torch.where(a_leads, b.rest, a.rest)
-    trail_weighted = torch.where(a_leads, b.weighted, a.weighted)
-    # −inf − −inf is NaN where both are empty, and 0 · −inf where one is: any finite gap will do.
-    gap = torch.where(trail_max == max_logit, 0.0, trail_max - max_logit).clamp_min(-1e9)
-    decay = torch.exp(gap)
-    trail_sum = 1 + trail_rest
-    return VocabStats(
-        max_logit,
-        lead_rest + trail_sum * decay,
-        lead_weighted + (trail_weighted + gap * trail_sum) * decay,
-        a.num_greater + b.num_greater,
-    )
-
 
 def merge_stats(parts: Sequence[VocabStats]) -> VocabStats:
     """Statistics of the union of disjoint sets of columns, in any order and grouping.
@@ -86,7 +59,25 @@ def merge_stats(parts: Sequence[VocabStats]) -> VocabStats:
     """
     if not parts:
         raise ValueError("merge_stats needs at least one part")
-    return reduce(_merge_two, parts)
+    return merge_stacked(VocabStats(*(torch.stack(field) for field in zip(*parts, strict=True))))
+
+
+def merge_stacked(parts: VocabStats) -> VocabStats:
+    """`merge_stats` for fields stacked along a first dimension: (K, N) each to (N,) each."""
+    anchor, lead = parts.anchor.max(dim=0, keepdim=True)
+    # −inf − −inf is NaN where all are empty, and 0 · −inf where some are: any finite gap will do.
+    gap = torch.where(parts.anchor == anchor, 0.0, parts.anchor - anchor).clamp_min(-1e9)
+    decay = torch.exp(gap)
+    sums = (1 + parts.rest) * decay
+    weighted = parts.weighted * decay + gap * sums
+    # The leading part's decay is 1, so its `rest` adds up without its own 1 ever being added.
+    rest = sums.scatter(0, lead, parts.rest.gather(0, lead))
+    return VocabStats(
+        anchor.squeeze(0),
+        rest.sum(dim=0),
+        weighted.sum(dim=0),
+        parts.num_greater.sum(dim=0, dtype=torch.int32),
+    )
 
 
 def finish(
@@ -97,14 +88,11 @@ def finish(
     `target_raw` (N,) float32 is the target's h·w + b. Adding the target here, once, keeps it from
     outranking itself: computed again in a tile, it can differ in the last bit.
     """
-    target = VocabStats(
-        transform(target_raw),
-        torch.zeros_like(stats.rest),
-        torch.zeros_like(stats.weighted),
-        torch.zeros_like(stats.num_greater),
-    )
-    whole = _merge_two(target, stats)
+    target_logit = transform(target_raw)
+    zeros = torch.zeros_like(target_logit)
+    target = VocabStats(target_logit, zeros, zeros, torch.zeros_like(stats.num_greater))
+    whole = merge_stats([target, stats])
     log_sum = torch.log1p(whole.rest)
-    logprob = (target.max_logit - whole.max_logit) - log_sum
+    logprob = (target_logit - whole.anchor) - log_sum
     nats = log_sum - whole.weighted / (1 + whole.rest) if entropy else None
     return RankLogprob(1 + stats.num_greater, logprob, nats)
