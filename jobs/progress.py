@@ -33,7 +33,9 @@ class Progress:
 
     def loading(self, model: str, num_workers: int) -> None:
         workers = "worker" if num_workers == 1 else "workers"
-        self._console.print(f"loading {model} on {num_workers} {workers} …", highlight=False)
+        self._console.print(
+            f"loading {model} on {num_workers} {workers} …", highlight=False, soft_wrap=True
+        )
 
     @contextmanager
     def scoring(self, num_rows: int, kept: Summary) -> Iterator[None]:
@@ -72,7 +74,7 @@ class Progress:
             )
         elif now - self._last_line >= PLAIN_LINE_SECONDS:
             self._last_line = now
-            self._console.print(self._describe(), highlight=False)
+            self._console.print(self._describe(), highlight=False, soft_wrap=True)
 
     def _num_tokens_estimate(self) -> float | None:
         """Tokens of all rows, at the rate of those finished; None before the first."""
