@@ -1,7 +1,7 @@
 """Spans are right when decoding them gives back what the assistant said, and nothing else."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rsr.engine.chat import TrajectoryEncoder, load_tokenizer, resolve_chat_template
@@ -229,7 +229,7 @@ def test_plain_text_without_a_template(make_tokenizer):
 
 def test_long_rows_are_cut_or_refused_as_told(make_encoder):
     messages = [USER, ANSWER, FOLLOW_UP, LAST]
-    encoder, tokenizer = make_encoder()
+    encoder, _ = make_encoder()
     whole = encoder.encode(Trajectory(messages=messages))
     limit = whole.spans[0][1] + 1
     cut, _ = make_encoder(max_model_len=limit)
@@ -248,6 +248,7 @@ plain_text = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.tuples(plain_text, plain_text), min_size=1, max_size=3))
+@example([("Spaces?", "  at both ends  ")])
 def test_any_text_comes_back_from_its_spans(make_encoder, pairs):
     """Byte-level: except for a token that begins in the header, nothing is lost or added."""
     encoder, tokenizer = make_encoder()
