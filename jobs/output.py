@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import polars as pl
 import pyarrow as pa
@@ -77,7 +77,7 @@ class OutputFolder:
         """The earlier run's manifest, or None; `UsageError` if the folder is not a run's."""
         try:
             return json.loads(self.manifest_path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             pass
         except ValueError as error:
             raise UsageError(
@@ -101,8 +101,7 @@ class OutputFolder:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the folder for this process; the kernel lets go of it however the process ends."""
-        self.state.mkdir(parents=True, exist_ok=True)
-        with (self.state / "lock").open("a+") as file:
+        with self._open_lock() as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
@@ -113,6 +112,13 @@ class OutputFolder:
             file.write(f"process {os.getpid()} on {socket.gethostname()} since {started}")
             file.flush()
             yield
+
+    def _open_lock(self) -> TextIO:
+        try:
+            self.state.mkdir(parents=True, exist_ok=True)
+            return (self.state / "lock").open("a+")
+        except OSError as error:
+            raise UsageError(f"OUTPUT {self.root} cannot be written: {error.strerror}") from error
 
     def commit_unit(self, unit: Unit, frame: pl.DataFrame) -> Summary:
         """Keep a scored unit until its shard is complete."""

@@ -33,7 +33,7 @@ class Progress:
 
     def loading(self, model: str, num_workers: int) -> None:
         workers = "worker" if num_workers == 1 else "workers"
-        self._console.print(f"loading {model} on {num_workers} {workers} …", highlight=False)
+        self._print(f"loading {model} on {num_workers} {workers} …")
 
     @contextmanager
     def scoring(self, num_rows: int, kept: Summary) -> Iterator[None]:
@@ -72,7 +72,10 @@ class Progress:
             )
         elif now - self._last_line >= PLAIN_LINE_SECONDS:
             self._last_line = now
-            self._console.print(self._describe(), highlight=False)
+            self._print(self._describe())
+
+    def _print(self, line: str) -> None:
+        self._console.print(line, highlight=False, soft_wrap=True)
 
     def _num_tokens_estimate(self) -> float | None:
         """Tokens of all rows, at the rate of those finished; None before the first."""

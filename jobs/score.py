@@ -125,14 +125,12 @@ def run_score(options: ScoreOptions, progress: Progress) -> ScoreResult:
 @contextmanager
 def _kept_as_it_was(output: OutputFolder) -> Iterator[None]:
     """Leave nothing behind if the block refuses to run."""
-    existed, had_state = output.root.exists(), output.state.exists()
+    missing = [p for p in (output.state, *output.state.parents) if not p.exists()]
     try:
         yield
     except BaseException:
-        if not had_state:
-            shutil.rmtree(output.state, ignore_errors=True)
-        if not existed:
-            shutil.rmtree(output.root, ignore_errors=True)
+        if missing:
+            shutil.rmtree(missing[-1], ignore_errors=True)
         raise
 
 
@@ -146,9 +144,6 @@ def _check_places(options: ScoreOptions, inputs: list[tuple[Path, str]]) -> None
     source = Path(options.input)
     if source.is_dir() and root.is_relative_to(source.resolve()):
         raise UsageError(f"OUTPUT {options.output} lies inside INPUT {options.input}")
-    existing = next(p for p in (root, *root.parents) if p.exists())
-    if not os.access(existing, os.W_OK):
-        raise UsageError(f"OUTPUT {options.output} cannot be written: no permission in {existing}")
 
 
 def _prepare(

@@ -86,9 +86,9 @@ def to_frame(scores: Sequence[TrajectoryScore], *, token_columns: bool) -> pl.Da
     }
     if token_columns:
         values |= {
-            "rsr_token_ids": [s.tokens and s.tokens.token_ids for s in scores],
-            "rsr_token_ranks": [s.tokens and s.tokens.ranks for s in scores],
-            "rsr_token_logprobs": [s.tokens and s.tokens.logprobs for s in scores],
+            "rsr_token_ids": [s.tokens and pl.Series(s.tokens.token_ids) for s in scores],
+            "rsr_token_ranks": [s.tokens and pl.Series(s.tokens.ranks) for s in scores],
+            "rsr_token_logprobs": [s.tokens and pl.Series(s.tokens.logprobs) for s in scores],
         }
     chosen = columns(token_columns=token_columns)
     return pl.DataFrame({c.name: pl.Series(c.name, values[c.name], c.polars_type) for c in chosen})

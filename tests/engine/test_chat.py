@@ -1,0 +1,280 @@
+"""Spans are right when decoding them gives back what the assistant said, and nothing else."""
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from rsr.engine.chat import TrajectoryEncoder, load_tokenizer, resolve_chat_template
+from rsr.engine.trajectory import Status, Trajectory
+
+USER = {"role": "user", "content": "Two and two?"}
+ANSWER = {"role": "assistant", "content": "It is four."}
+FOLLOW_UP = {"role": "user", "content": "And three?"}
+LAST = {"role": "assistant", "content": "Five.\nSure."}
+
+TRIMMING = (
+    "{{ bos_token }}{% for m in messages %}"
+    "{{ '<|im_start|>' + m.role + '\n\n' + m.content | trim + '<|im_end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n\n' }}{% endif %}"
+)
+MARKING = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
+    "{% if m.role == 'assistant' %}{% generation %}{{ m.content + '<|im_end|>\n' }}"
+    "{% endgeneration %}{% else %}{{ m.content + '<|im_end|>\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+NO_END_OF_TURN = (
+    "{% for m in messages %}{{ m.role + ': ' + m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+INSTRUCTION_STYLE = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}{{ ' ' + m.content + '<|im_end|>' }}"
+    "{% elif m.role == 'user' %}{{ '<|bos|>[INST] ' + m.content + ' [/INST]' }}"
+    "{% else %}{{ raise_exception('only user and assistant turns') }}{% endif %}{% endfor %}"
+)
+STRIPS_OLD_REASONING = (
+    "{% for m in messages %}{% set text = m.content %}"
+    "{% if m.role == 'assistant' and not loop.last and '</think>' in text %}"
+    "{% set text = text.split('</think>')[-1] %}{% endif %}"
+    "{{ '<|im_start|>' + m.role + '\n' + text + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+ADDS_EMPTY_REASONING = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
+    "{% if m.role == 'assistant' and loop.last and '</think>' not in m.content %}"
+    "{{ '<think>\n\n</think>\n\n' }}{% endif %}"
+    "{{ m.content + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+OPENS_REASONING = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}{% endif %}"
+)
+SHOWS_REASONING_FIELD = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
+    "{% if m.reasoning_content %}{{ '<think>' + m.reasoning_content + '</think>\n' }}{% endif %}"
+    "{{ m.content + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+DROPS_OLD_TURNS = (
+    "{% for m in messages[-2:] %}"
+    "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+DROPS_SYSTEM = (
+    "{% for m in messages if m.role != 'system' %}"
+    "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+PRINTS_THE_DATE = (
+    "{{ strftime_now('%Y-%m-%d') }}{% for m in messages %}"
+    "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+@pytest.fixture(scope="session")
+def make_encoder(make_tokenizer):
+    def make(*template, max_model_len=4096, **options):
+        tokenizer = make_tokenizer(*template)
+        return TrajectoryEncoder(
+            tokenizer,
+            chat_template=tokenizer.chat_template,
+            max_model_len=max_model_len,
+            **options,
+        ), tokenizer
+
+    return make
+
+
+def responses(encoder, tokenizer, messages):
+    encoded = encoder.encode(Trajectory(messages=messages))
+    assert encoded.status is Status.OK, encoded.detail
+    return [tokenizer.decode(encoded.token_ids[start:end]) for start, end in encoded.spans]
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        pytest.param((), id="chatml"),
+        pytest.param((TRIMMING,), id="trimming"),
+        pytest.param((MARKING,), id="marking"),
+        pytest.param((INSTRUCTION_STYLE,), id="instruction"),
+        pytest.param((STRIPS_OLD_REASONING,), id="strips-old-reasoning"),
+        pytest.param((OPENS_REASONING,), id="opens-reasoning"),
+        pytest.param((PRINTS_THE_DATE,), id="prints-the-date"),
+    ],
+)
+def test_every_assistant_turn_is_scored_and_nothing_else(make_encoder, template):
+    encoder, tokenizer = make_encoder(*template)
+    found = responses(encoder, tokenizer, [USER, ANSWER, FOLLOW_UP, LAST])
+    assert [text.strip() for text in found] == [ANSWER["content"], LAST["content"]]
+
+
+def test_ids_are_those_of_the_tokenizer_itself(make_encoder):
+    encoder, tokenizer = make_encoder()
+    messages = [USER, ANSWER, FOLLOW_UP, LAST]
+    encoded = encoder.encode(Trajectory(messages=messages))
+    assert encoded.token_ids == list(
+        tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
+    )
+
+
+@pytest.mark.parametrize("template", [(), (MARKING,), (TRIMMING,)])
+def test_end_of_turn_is_scored_on_demand_and_only_that(make_encoder, template):
+    encoder, tokenizer = make_encoder(*template, score_end_of_turn=True)
+    found = responses(encoder, tokenizer, [USER, ANSWER, FOLLOW_UP, LAST])
+    assert found == [ANSWER["content"] + "<|im_end|>", LAST["content"] + "<|im_end|>"]
+
+
+def test_single_turn_without_an_end_of_turn_ends_with_the_text(make_encoder):
+    encoder, tokenizer = make_encoder(NO_END_OF_TURN)
+    assert responses(encoder, tokenizer, [USER, ANSWER]) == [ANSWER["content"]]
+
+
+def test_reasoning_the_template_adds_is_scored_as_the_published_code_does(make_encoder):
+    encoder, tokenizer = make_encoder(ADDS_EMPTY_REASONING)
+    found = responses(encoder, tokenizer, [USER, ANSWER, FOLLOW_UP, LAST])
+    assert found == [ANSWER["content"], "<think>\n\n</think>\n\n" + LAST["content"]]
+
+
+def test_reasoning_in_the_content_of_the_last_turn_is_scored(make_encoder):
+    for template in (STRIPS_OLD_REASONING, ADDS_EMPTY_REASONING, OPENS_REASONING):
+        encoder, tokenizer = make_encoder(template)
+        thought = {"role": "assistant", "content": "<think>\nhm\n</think>\n\nFour."}
+        assert responses(encoder, tokenizer, [USER, thought]) == [thought["content"]]
+
+
+def test_reasoning_field_is_scored_where_the_template_shows_it(make_encoder):
+    turn = {**ANSWER, "reasoning_content": "2 + 2"}
+    encoder, tokenizer = make_encoder(SHOWS_REASONING_FIELD)
+    assert responses(encoder, tokenizer, [USER, turn]) == ["<think>2 + 2</think>\nIt is four."]
+
+
+@pytest.mark.parametrize(
+    ("template", "messages"),
+    [
+        pytest.param(
+            (STRIPS_OLD_REASONING,),
+            [USER, {"role": "assistant", "content": "<think>hm</think>Four."}, FOLLOW_UP, LAST],
+            id="old reasoning stripped",
+        ),
+        pytest.param(
+            (), [USER, {**ANSWER, "reasoning_content": "2 + 2"}], id="reasoning field ignored"
+        ),
+        pytest.param((DROPS_OLD_TURNS,), [USER, ANSWER, FOLLOW_UP, LAST], id="turns dropped"),
+        pytest.param(
+            (DROPS_SYSTEM,),
+            [{"role": "system", "content": "Be brief."}, USER, ANSWER],
+            id="system dropped",
+        ),
+        pytest.param(
+            (INSTRUCTION_STYLE,),
+            [{"role": "system", "content": "Be brief."}, USER, ANSWER],
+            id="template raises",
+        ),
+        pytest.param((), [USER, {"role": "robot", "content": "Four."}, ANSWER], id="unknown role"),
+        pytest.param((), [USER, {"role": "assistant", "content": ["Four."]}], id="not a string"),
+        pytest.param((), [USER, {"role": "assistant", "content": None}], id="null content"),
+        pytest.param((), [USER, {"role": "assistant"}], id="no content"),
+        pytest.param((), [USER, "Four.", ANSWER], id="not a message"),
+        pytest.param((), [USER, {"role": "assistant", "content": "\ud800"}], id="surrogate"),
+        pytest.param(
+            (),
+            [{"role": "user", "content": "<|im_end|>\n<|im_start|>assistant\nFour."}, ANSWER],
+            id="control token in content",
+        ),
+    ],
+)
+def test_what_the_template_does_not_say_faithfully_is_refused(make_encoder, template, messages):
+    encoder, _ = make_encoder(*template)
+    encoded = encoder.encode(Trajectory(messages=messages))
+    assert encoded.status is Status.BAD_MESSAGES
+    assert encoded.detail
+
+
+@pytest.mark.parametrize(
+    "trajectory",
+    [
+        Trajectory(messages=[]),
+        Trajectory(messages=[USER]),
+        Trajectory(messages=[USER, {"role": "assistant", "content": ""}]),
+        Trajectory(prompt="Two?", response=""),
+        Trajectory(text=""),
+        Trajectory(),
+    ],
+)
+def test_nothing_to_score_is_said_so(make_encoder, trajectory):
+    encoder, _ = make_encoder()
+    assert encoder.encode(trajectory).status is Status.NO_RESPONSE
+
+
+def test_prompt_and_response_are_a_conversation_where_there_is_a_template(make_encoder):
+    encoder, _ = make_encoder()
+    as_text = encoder.encode(Trajectory(prompt=USER["content"], response=ANSWER["content"]))
+    assert as_text == encoder.encode(Trajectory(messages=[USER, ANSWER]))
+
+
+def test_plain_text_without_a_template(make_tokenizer):
+    tokenizer = make_tokenizer(None, add_bos=True)
+    encoder = TrajectoryEncoder(tokenizer, chat_template=None, max_model_len=99)
+    encoded = encoder.encode(Trajectory(prompt="ab", response="cd"))
+    assert tokenizer.decode(encoded.token_ids) == "<|bos|>abcd"
+    assert encoded.spans == [(3, 5)]
+    # After a BOS even the first token of a text has something before it; without, it has not.
+    assert encoder.encode(Trajectory(text="abcd")).spans == [(1, 5)]
+    bare = TrajectoryEncoder(make_tokenizer(None), chat_template=None, max_model_len=99)
+    assert bare.encode(Trajectory(text="abcd")).spans == [(1, 4)]
+
+
+def test_long_rows_are_cut_or_refused_as_told(make_encoder):
+    messages = [USER, ANSWER, FOLLOW_UP, LAST]
+    encoder, _ = make_encoder()
+    whole = encoder.encode(Trajectory(messages=messages))
+    limit = whole.spans[0][1] + 1
+    cut, _ = make_encoder(max_model_len=limit)
+    encoded = cut.encode(Trajectory(messages=messages))
+    assert encoded.status is Status.TRUNCATED
+    assert encoded.token_ids == whole.token_ids[:limit]
+    assert encoded.spans == whole.spans[:1]
+    skip, _ = make_encoder(max_model_len=limit, truncate=False)
+    assert skip.encode(Trajectory(messages=messages)).status is Status.TOO_LONG
+    prompt_only, _ = make_encoder(max_model_len=5)
+    assert prompt_only.encode(Trajectory(messages=messages)).status is Status.TOO_LONG
+
+
+plain_text = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.tuples(plain_text, plain_text), min_size=1, max_size=3))
+@example([("Spaces?", "  at both ends  ")])
+def test_any_text_comes_back_from_its_spans(make_encoder, pairs):
+    """Byte-level: except for a token that begins in the header, nothing is lost or added."""
+    encoder, tokenizer = make_encoder()
+    messages = []
+    for question, answer in pairs:
+        messages += [
+            {"role": "user", "content": question},
+            {"role": "assistant", "content": answer},
+        ]
+    encoded = encoder.encode(Trajectory(messages=messages))
+    answers = [answer for _, answer in pairs if answer]
+    # The header's newline merges with newlines that follow it: their token is the header's.
+    expected = [a[1:] if a.startswith("\n") else a for a in answers]
+    if not any(expected):
+        assert encoded.status is Status.NO_RESPONSE
+        return
+    assert encoded.status is Status.OK, encoded.detail
+    found = [tokenizer.decode(encoded.token_ids[start:end]) for start, end in encoded.spans]
+    assert found == [e for e in expected if e]
+
+
+def test_folder_without_a_tokenizer_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no usable tokenizer"):
+        load_tokenizer(str(tmp_path))
+
+
+def test_template_file_that_is_not_there_is_refused(make_tokenizer):
+    with pytest.raises(ValueError, match="readable Jinja file"):
+        resolve_chat_template(make_tokenizer(), "no/such/file.jinja")

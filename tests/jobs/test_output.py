@@ -1,0 +1,166 @@
+"""Input columns leave as they came, whatever their type, and files are whole or absent."""
+
+import datetime
+import decimal
+import json
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from rsr.engine.metrics import TrajectoryScore, score_tokens
+from rsr.engine.trajectory import Status, TokenScores
+from rsr.jobs import score_columns
+from rsr.jobs.files import atomic_path
+from rsr.jobs.output import METADATA_KEY, OutputFolder
+from rsr.jobs.score_columns import Summary
+from rsr.jobs.shards import TrajectoryColumns, cut_units, describe_shard
+
+IDENTITY = {"settings": {"token_scores": False}, "columns": {}, "model": {}, "versions": {}}
+
+ODD_COLUMNS = {
+    "text": pa.array(["a", None, "c"]),
+    "id": pa.array(["same", "same", "same"]),
+    "large": pa.array(["a", None, "c"], pa.large_string()),
+    "binary": pa.array([b"\xff\x00", None, b""], pa.binary()),
+    "fixed": pa.array([b"ab", None, b"cd"], pa.binary(2)),
+    "decimal": pa.array(
+        [decimal.Decimal("1.23"), None, decimal.Decimal("-4")], pa.decimal128(9, 2)
+    ),
+    "wide": pa.array([decimal.Decimal("1.23"), None, None], pa.decimal256(60, 2)),
+    "category": pa.array(["x", None, "x"]).dictionary_encode(),
+    "zoned": pa.array(
+        [datetime.datetime(2024, 5, 1), None, None], pa.timestamp("us", "Asia/Tokyo")
+    ),
+    "date": pa.array([datetime.date(2024, 5, 1), None, None]),
+    "clock": pa.array([1, None, 2], pa.time32("ms")),
+    "span": pa.array([1, None, 2], pa.duration("s")),
+    "map": pa.array([[("k", 1)], None, []], pa.map_(pa.string(), pa.int32())),
+    "pair": pa.array([[1, 2], None, [3, 4]], pa.list_(pa.int16(), 2)),
+    "nested": pa.array([{"a": [None, {"b": 1}]}, None, {"a": []}]),
+    "half": pa.array(np.array([1.5, np.nan, -0.0], np.float16)),
+    "double": pa.array([float("nan"), None, -0.0]),
+    "nothing": pa.nulls(3),
+    "flag": pa.array([True, None, False]),
+    "a.dotted name": pa.array([1, 2, 3], pa.uint8()),
+}
+
+
+def score(number: float = 1.0) -> TrajectoryScore:
+    tokens = TokenScores(
+        token_ids=np.array([5, 6], np.int32),
+        ranks=np.array([1, 400], np.int32),
+        logprobs=np.array([-number, -2.0], np.float32),
+        entropies=np.array([0.1, 0.2], np.float32),
+    )
+    return score_tokens(tokens, keep_tokens=True)
+
+
+def commit(tmp_path, table, scores, *, token_columns=False, **write_options):
+    source = tmp_path / "in.parquet"
+    pq.write_table(table, source, **write_options)
+    output = OutputFolder(tmp_path / "out")
+    shard = describe_shard(str(source), "in.parquet", TrajectoryColumns(text="text"), None)
+    units = cut_units(shard, max_rows=2, max_bytes=1 << 20)
+    for unit in units:
+        part = score_columns.to_frame(scores[unit.start : unit.stop], token_columns=token_columns)
+        output.commit_unit(unit, part)
+    identity = IDENTITY | {"settings": {"token_scores": token_columns}}
+    output.commit_shard(shard, units, identity)
+    return output, shard, pq.read_table(output.shard_path(shard))
+
+
+@pytest.mark.parametrize("row_group_size", [1, 2, 100])
+def test_odd_columns_pass_through_bit_for_bit(tmp_path, row_group_size):
+    fields = [
+        pa.field(name, array.type, metadata={"unit": "odd"}) for name, array in ODD_COLUMNS.items()
+    ]
+    schema = pa.schema(fields, metadata={"source": "test"})
+    table = pa.Table.from_arrays(list(ODD_COLUMNS.values()), schema=schema)
+    scores = [score(1.0), TrajectoryScore(Status.NO_RESPONSE), score(3.0)]
+    _, _, result = commit(tmp_path, table, scores, row_group_size=row_group_size)
+    before = pq.read_table(tmp_path / "in.parquet")
+    kept = result.select(before.schema.names)
+    assert kept.schema.equals(before.schema.remove_metadata(), check_metadata=False)
+    assert [f.metadata for f in kept.schema] == [f.metadata for f in before.schema]
+    assert result.schema.metadata[b"source"] == b"test"
+    assert json.loads(result.schema.metadata[METADATA_KEY])["settings"] == {"token_scores": False}
+    for name in before.schema.names:
+        old, new = before[name].combine_chunks(), kept[name].combine_chunks()
+        if pa.types.is_floating(old.type):
+            # Bits, not values: NaN is itself, and -0.0 is not 0.0.
+            assert old.is_null().equals(new.is_null())
+            assert old.fill_null(0).to_numpy().tobytes() == new.fill_null(0).to_numpy().tobytes()
+        else:
+            assert old.to_pylist() == new.to_pylist(), name
+    assert result["rsr"].to_pylist() == [scores[0].rsr, None, scores[2].rsr]
+    assert result["rsr_status"].to_pylist() == ["ok", "no_response", "ok"]
+    assert result["rsr_rank_sums"].to_pylist()[:2] == [
+        {"clip_50": 51, "clip_100": 101, "clip_200": 201, "clip_500": 401, "unclipped": 401},
+        None,
+    ]
+
+
+@pytest.mark.parametrize("num_rows", [0, 1])
+def test_tables_of_no_row_and_of_one(tmp_path, num_rows):
+    table = pa.table({"text": ["a"][:num_rows], "n": pa.array([7][:num_rows], pa.int8())})
+    _, _, result = commit(tmp_path, table, [score()] * num_rows)
+    assert result.num_rows == num_rows
+    assert result.schema.names[:2] == ["text", "n"]
+    assert result.schema.field("rsr_rank_sums").type == score_columns.ROW_COLUMNS[5].arrow_type
+
+
+def test_earlier_score_columns_are_replaced(tmp_path):
+    table = pa.table({"rsr": ["old"], "text": ["a"], "rsr_token_ids": [["old"]]})
+    _, _, result = commit(tmp_path, table, [score()])
+    assert result.schema.names == ["text"] + [c.name for c in score_columns.ROW_COLUMNS]
+
+
+def test_token_columns_hold_what_the_means_are_made_of(tmp_path):
+    scores = [score(), TrajectoryScore(Status.TOO_LONG)]
+    _, _, result = commit(tmp_path, pa.table({"text": ["a", "b"]}), scores, token_columns=True)
+    assert result["rsr_token_ids"].to_pylist() == [[5, 6], None]
+    assert result["rsr_token_ranks"].to_pylist() == [[1, 400], None]
+    assert result["rsr_token_logprobs"].to_pylist() == [[-1.0, -2.0], None]
+
+
+def test_output_is_readable_by_polars(tmp_path):
+    commit(tmp_path, pa.table({"text": ["a", "b"]}), [score(), score()])
+    frame = pl.scan_parquet(f"{tmp_path}/out/**/*.parquet").collect()
+    assert frame["rsr_num_tokens"].to_list() == [2, 2]
+
+
+def test_receipt_is_trusted_only_while_the_output_is_the_one_it_was_for(tmp_path):
+    output, shard, _ = commit(tmp_path, pa.table({"text": ["a", "b"]}), [score(), score(3.0)])
+    summary = output.read_receipt(shard)
+    assert summary == Summary.of(pl.read_parquet(output.shard_path(shard)))
+    assert not output.units_folder(shard).exists()
+    whole = output.shard_path(shard).read_bytes()
+    output.shard_path(shard).write_bytes(whole[:-20])
+    assert output.read_receipt(shard) is None
+    output.shard_path(shard).write_bytes(whole)
+    assert output.read_receipt(shard) == summary
+    output.receipt_path(shard).write_text("{")
+    assert output.read_receipt(shard) is None
+
+
+def test_damaged_unit_is_not_trusted(tmp_path):
+    output, shard, _ = commit(tmp_path, pa.table({"text": ["a", "b"]}), [score(), score()])
+    (unit,) = cut_units(shard, max_rows=2, max_bytes=1 << 20)
+    output.commit_unit(unit, score_columns.to_frame([score()] * 2, token_columns=False))
+    assert output.read_unit(unit) is not None
+    output.unit_path(unit).write_bytes(output.unit_path(unit).read_bytes()[:-9])
+    assert output.read_unit(unit) is None
+
+
+def test_file_is_whole_or_absent(tmp_path):
+    target = tmp_path / "deep" / "file"
+    with pytest.raises(RuntimeError), atomic_path(target) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert list(target.parent.iterdir()) == []
+    with atomic_path(target) as temporary:
+        temporary.write_text("whole")
+    assert [p.name for p in target.parent.iterdir()] == ["file"]
