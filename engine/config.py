@@ -13,6 +13,7 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 LogitsDtype = Literal["float32", "model"]
 OnLong = Literal["truncate", "skip"]
 PrefixReuse = Literal["auto", "on", "off"]
+ScorerKind = Literal["kernel", "prompt-logprobs"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +39,10 @@ class ScorerConfig:
     tensor_parallel_size: GPUs (or CPU processes) that share one copy of the model.
     gpu_memory_utilization: share of a GPU's memory vLLM may take.
     max_num_batched_tokens: tokens of one prefill step; None lets vLLM choose.
+    scorer: "kernel" ranks inside vLLM's worker without forming logits; "prompt-logprobs" has vLLM
+        do it, slower, with logits in `dtype`, ranks that count ties, and no entropy. It is a
+        cross-check, and what models are scored with whose LM head is not a plain matrix.
+    compile: let vLLM compile the model: faster steps, for a minute or more at the start.
     trust_remote_code: run Python code that comes with the checkpoint.
     """
 
@@ -56,6 +61,8 @@ class ScorerConfig:
     tensor_parallel_size: int = 1
     gpu_memory_utilization: float = 0.9
     max_num_batched_tokens: int | None = None
+    scorer: ScorerKind = "kernel"
+    compile: bool = False
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
@@ -64,6 +71,7 @@ class ScorerConfig:
             ("logits_dtype", LogitsDtype),
             ("on_long", OnLong),
             ("prefix_reuse", PrefixReuse),
+            ("scorer", ScorerKind),
         ):
             self._require(name, getattr(self, name) in get_args(literal), list(get_args(literal)))
         self._require("model", bool(self.model), "a folder or a hub name")

@@ -3,19 +3,21 @@
 A checkpoint's architecture is re-registered under its own name as a subclass that is a pooling
 model and keeps its LM head. The name stays, because vLLM keys model-specific settings by it.
 The pooler sees every chunk of every prefill step, sends the rows that predict scored tokens
-through `rsr.kernels.rank_logprob`, and keeps a few floats a token until the prompt is through.
+through `rsr.kernels`, and keeps a few floats a token until the prompt is through.
 
 Together with `prefill.py` this is the only place that names vLLM. Knows nothing of trajectories
 or chat templates: a request brings its scored spans along.
 """
 
-from collections.abc import Callable, Set
+import functools
+from collections.abc import Set
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from vllm.config import VllmConfig
+from vllm.distributed import tensor_model_parallel_all_gather, tensor_model_parallel_all_reduce
 from vllm.model_executor.layers.logits_processor import LogitsProcessor
 from vllm.model_executor.layers.pooler import PoolingParamsUpdate
 from vllm.model_executor.layers.pooler.abstract import Pooler
@@ -24,39 +26,62 @@ from vllm.tasks import PoolingTask
 from vllm.v1.pool.metadata import PoolingMetadata
 
 from rsr.engine.config import LogitsDtype
-from rsr.kernels import rank_logprob
+from rsr.kernels import RankLogprob, VocabShard, VocabStats
 
 POOLING_TASK: PoolingTask = "token_classify"
 SPANS_KEY = "rsr_spans"
 """In `PoolingParams.extra_kwargs`: half-open [start, end) ranges of scored positions."""
 OPTIONS_KEY = "rsr"
-"""In `VllmConfig.additional_config`: keyword arguments of `ScoringPooler`."""
+"""In `VllmConfig.additional_config`: `logits_dtype` and `entropy` of `ScorerConfig`."""
 
 OUTPUT_COLUMNS = ("position", "rank", "logprob", "entropy")
 """Columns of a request's (T, 4) float32 output; positions and ranks are exact below 2**24."""
 
 
+class HeadNotPlainError(RuntimeError):
+    """The LM head is not a plain matrix with bias, scale and soft cap; the text says how not."""
+
+
 @dataclass(frozen=True, slots=True)
 class Head:
-    """The LM head as the model itself applies it: z = scale · cap(x · weightᵀ + bias).
+    """The LM head as the model itself applies it, or this tensor-parallel rank's part of it.
 
-    weight: (V, D), padding rows cut off. bias: (V,) or None. soft_cap: None leaves logits
-    uncapped.
+    num_shards: ranks among which the vocabulary is divided; 1 where each has all of it.
     """
 
-    weight: torch.Tensor
-    bias: torch.Tensor | None
-    scale: float
-    soft_cap: float | None
+    shard: VocabShard
+    num_shards: int
 
+    def score(
+        self, hidden_states: torch.Tensor, targets: torch.Tensor, *, entropy: bool
+    ) -> RankLogprob:
+        """`rsr.kernels.rank_logprob` over all ranks' columns, the same result on each.
 
-class _HeadCall(BaseException):
-    """Carries the arguments of a model's call of its logits processor out of it."""
+        Five floats a token cross the wire, never a logit of another token.
+        """
+        shard = self.shard
+        target_raw = shard.target_raw(hidden_states, targets)
+        if self.num_shards == 1:
+            stats = shard.stats(hidden_states, targets, target_raw, entropy)
+            return shard.finish([stats], target_raw, entropy)
+        target_raw = tensor_model_parallel_all_reduce(target_raw)
+        stats = shard.stats(hidden_states, targets, target_raw, entropy)
+        gathered = tensor_model_parallel_all_gather(stats.pack(), dim=0)
+        parts = gathered.view(self.num_shards, -1, len(targets))
+        return shard.finish([VocabStats.unpack(part) for part in parts], target_raw, entropy)
 
-    def __init__(
-        self, weight: torch.Tensor, hidden_states: torch.Tensor, bias: torch.Tensor | None
-    ) -> None:
-        self.weight, self.hidden_states, self.bias = weight, hidden_states, bias
+    def logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """(N, V) logits over all ranks' columns, formed with plain torch operations."""
+        shard = self.shard
+        raw = torch.nn.functional.linear(hidden_states, shard.weight, shard.bias).float()
+        logits = shard.transform(raw)
+        if self.num_shards == 1:
+            return logits
+        # The last rank has fewer columns than the others; the excess falls behind all others'.
+        num_columns = torch.tensor([logits.shape[1]], device=logits.device)
+        all_num_columns = tensor_model_parallel_all_gather(num_columns, dim=0).tolist()
+        padded = torch.nn.functional.pad(logits, (0, max(all_num_columns) - logits.shape[1]))
+        return tensor_model_parallel_all_gather(padded, dim=1)[:, : sum(all_num_columns)]
 
 
 class HeadReader:
@@ -67,34 +92,33 @@ class HeadReader:
     calling it and stopping it there.
     """
 
-    def __init__(self, model: Any) -> None:
-        processors = [m for m in model.modules() if isinstance(m, LogitsProcessor)]
-        if len(processors) != 1:
-            raise RuntimeError(
-                f"{type(model).__name__} has {len(processors)} logits processors; expected one"
-            )
+    def __init__(self, model: Any, logits_dtype: LogitsDtype) -> None:
         self._model = model
-        self._processor = processors[0]
+        self._logits_dtype = logits_dtype
+        self._head: Head | None = None
+
+    @functools.cached_property
+    def _processor(self) -> LogitsProcessor:
+        processors = [m for m in self._model.modules() if isinstance(m, LogitsProcessor)]
+        if len(processors) != 1:
+            raise HeadNotPlainError(f"it has {len(processors)} logits processors; expected one")
+        return processors[0]
 
     def prepare(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, Head]:
-        """(N, D) hidden states as they meet the head, and the head."""
-        call = self._intercept(hidden_states)
-        processor = self._processor
-        num_tokens = processor.org_vocab_size
-        head = Head(
-            weight=call.weight[:num_tokens],
-            bias=None if call.bias is None else call.bias[:num_tokens],
-            scale=processor.scale,
-            soft_cap=processor.soft_cap,
-        )
-        return call.hidden_states, head
+        """(N, D) hidden states as they meet the head, and the head.
 
-    def _intercept(self, hidden_states: torch.Tensor) -> _HeadCall:
+        Raises `HeadNotPlainError` where there is no weight matrix in the hidden states' dtype, or
+        more than one logits processor.
+        """
+        call = self._intercept(hidden_states)
+        if self._head is None:
+            self._head = self._read(call)
+        return call.hidden_states, self._head
+
+    def _intercept(self, hidden_states: torch.Tensor) -> "_HeadCall":
         def stop(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             names = ("lm_head", "hidden_states", "embedding_bias")
-            given = dict(zip(names, args, strict=False)) | kwargs
-            weight = given["lm_head"].weight
-            raise _HeadCall(weight, given["hidden_states"], given.get("embedding_bias"))
+            raise _HeadCall(**dict(zip(names, args, strict=False)) | kwargs)
 
         hook = self._processor.register_forward_pre_hook(stop, with_kwargs=True)
         try:
@@ -103,45 +127,78 @@ class HeadReader:
             return call
         finally:
             hook.remove()
-        raise RuntimeError(f"{type(self._model).__name__} never called its logits processor")
+        raise HeadNotPlainError("it computes logits without its logits processor")
 
+    def _read(self, call: "_HeadCall") -> Head:
+        """The head of an intercepted call, without its padding columns."""
+        layer, processor = call.lm_head, self._processor
+        weight = getattr(layer, "weight", None)
+        if weight is None or weight.ndim != 2 or weight.dtype != call.hidden_states.dtype:
+            raise HeadNotPlainError(f"{type(layer).__name__} has no plain weight matrix")
+        start, end = 0, processor.org_vocab_size
+        if layer.tp_size > 1:
+            start = layer.shard_indices.org_vocab_start_index
+            end = min(end, layer.shard_indices.org_vocab_end_index)
+        bias = call.embedding_bias
+        try:
+            shard = VocabShard(
+                weight[: end - start],
+                None if bias is None else bias[: end - start],
+                vocab_start=start,
+                scale=processor.scale,
+                soft_cap=processor.soft_cap,
+                logits_dtype=self._logits_dtype,
+            )
+        except ValueError as error:
+            raise HeadNotPlainError(str(error)) from error
+        return Head(shard, layer.tp_size)
+
+    @torch.inference_mode()
     def check(self, hidden_size: int, dtype: torch.dtype, device: torch.device) -> None:
         """Compare the head read here with the model's own logits on random hidden states.
 
-        Raises `RuntimeError` where they differ: a quantised head, or one that changes its
-        logits after its logits processor.
+        Raises `HeadNotPlainError` where they differ: a quantised head, or one that changes its
+        logits after its logits processor. Every tensor-parallel rank must call it.
         """
         generator = torch.Generator().manual_seed(0)
         hidden = torch.randn(4, hidden_size, generator=generator).to(device, dtype)
-        expected = self._model.compute_logits(hidden).float()
+        try:
+            expected = self._model.compute_logits(hidden)
+        # vLLM runs pooling models' heads in float32, and refuses to where one is quantised.
+        except ValueError as error:
+            raise HeadNotPlainError(str(error)) from error
         rows, head = self.prepare(hidden)
-        logits = torch.nn.functional.linear(rows, head.weight, head.bias).float()
-        if head.soft_cap is not None:
-            logits = torch.tanh(logits / head.soft_cap) * head.soft_cap
-        logits *= head.scale
+        logits = head.logits(rows)
+        if expected is None:  # gathered on another rank, which compares
+            return
         tolerance = 8 * torch.finfo(dtype).eps * float(expected.abs().max())
         if logits.shape != expected.shape or not torch.allclose(
-            logits, expected, rtol=0.0, atol=tolerance
+            logits, expected.float(), rtol=0.0, atol=tolerance
         ):
-            raise RuntimeError(
-                f"{type(self._model).__name__}'s LM head is not a plain matrix with bias, scale "
-                "and soft cap"
-            )
+            raise HeadNotPlainError("its logits are not those of its LM head's matrix")
+
+
+class _HeadCall(BaseException):
+    """Carries the arguments of a model's call of its logits processor out of it."""
+
+    def __init__(
+        self,
+        lm_head: Any,
+        hidden_states: torch.Tensor,
+        embedding_bias: torch.Tensor | None = None,
+        **_options: Any,
+    ) -> None:
+        self.lm_head = lm_head
+        self.hidden_states = hidden_states
+        self.embedding_bias = embedding_bias
 
 
 class ScoringPooler(Pooler):
-    """Scores each scheduled chunk at once; hidden states are never kept between chunks.
+    """Scores each scheduled chunk at once; hidden states are never kept between chunks."""
 
-    logits_dtype, entropy: as in `ScorerConfig`.
-    """
-
-    def __init__(
-        self, head_reader: Callable[[], HeadReader], *, logits_dtype: LogitsDtype, entropy: bool
-    ):
+    def __init__(self, head_reader: HeadReader, *, entropy: bool) -> None:
         super().__init__()
-        # A function, not the model: as a submodule the model would be its own grandchild.
-        self._head_reader = head_reader
-        self._logits_dtype = logits_dtype
+        self.head_reader = head_reader
         self._entropy = entropy
 
     def get_supported_tasks(self) -> Set[PoolingTask]:
@@ -201,16 +258,9 @@ class ScoringPooler(Pooler):
             empty = torch.empty(0, len(OUTPUT_COLUMNS), device=device)
             return [empty] * len(chunks)
         scored = hidden_states[torch.cat(rows).to(device, non_blocking=True)]
-        scored, head = self._head_reader().prepare(scored)
-        result = rank_logprob(
-            scored,
-            head.weight,
-            torch.cat(targets).to(device, non_blocking=True),
-            bias=head.bias,
-            scale=head.scale,
-            soft_cap=head.soft_cap,
-            logits_dtype=self._logits_dtype,
-            entropy=self._entropy,
+        scored, head = self.head_reader.prepare(scored)
+        result = head.score(
+            scored, torch.cat(targets).to(device, non_blocking=True), entropy=self._entropy
         )
         entropy = result.entropy
         if entropy is None:
@@ -246,16 +296,28 @@ class _Chunk:
 
 
 class ScoringModelMixin:
-    """Marks a model class as ours, so that the caller can prove which class vLLM runs."""
+    """Marks a model class as ours, so that `ScoringWorker` can tell which class vLLM runs."""
 
     is_pooling_model = True
+    pooler: ScoringPooler
+
+
+_replaced: dict[str, Any] = {}
+"""By architecture, the registry entries of this process that scoring models stand in for."""
 
 
 def register_scoring_model(architecture: str) -> None:
     """Replace `architecture` in vLLM's registry by a scoring subclass of its own class."""
-    original = ModelRegistry.models[architecture].load_model_cls()
-    if not issubclass(original, ScoringModelMixin):
-        ModelRegistry.register_model(architecture, _scoring_class(original))
+    if architecture not in _replaced:
+        entry = ModelRegistry.models[architecture]
+        ModelRegistry.register_model(architecture, _scoring_class(entry.load_model_cls()))
+        _replaced[architecture] = entry
+
+
+def unregister_scoring_models() -> None:
+    """Give every architecture back to vLLM's own class, for engines that are opened next."""
+    ModelRegistry.models.update(_replaced)
+    _replaced.clear()
 
 
 def _scoring_class(original: type[nn.Module]) -> type[nn.Module]:
@@ -263,19 +325,25 @@ def _scoring_class(original: type[nn.Module]) -> type[nn.Module]:
         def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
             super().__init__(vllm_config=vllm_config, prefix=prefix)
             options = vllm_config.additional_config[OPTIONS_KEY]
-            reader: list[HeadReader] = []
-
-            def head_reader() -> HeadReader:
-                """Made on first use: only then are the weights loaded."""
-                if not reader:
-                    config = vllm_config.model_config
-                    weight = next(self.parameters())
-                    new = HeadReader(self)
-                    new.check(config.get_hidden_size(), config.dtype, weight.device)
-                    reader.append(new)
-                return reader[0]
-
-            self.pooler = ScoringPooler(head_reader, **options)
+            reader = HeadReader(self, options["logits_dtype"])
+            self.pooler = ScoringPooler(reader, entropy=options["entropy"])
 
     ScoringModel.__name__ = ScoringModel.__qualname__ = f"Scoring{original.__name__}"
     return ScoringModel
+
+
+class ScoringWorker:
+    """Methods that vLLM adds to its worker class; `LLM.collective_rpc` calls them by name."""
+
+    def describe_scoring(self) -> dict[str, str | None]:
+        """The model's class, None where it is not ours; and what is wrong with its head."""
+        worker: Any = self
+        model, config = worker.get_model(), worker.vllm_config.model_config
+        if not isinstance(model, ScoringModelMixin):
+            return {"model_class": None, "head_problem": None}
+        problem = None
+        try:
+            model.pooler.head_reader.check(config.get_hidden_size(), config.dtype, worker.device)
+        except HeadNotPlainError as error:
+            problem = str(error)
+        return {"model_class": type(model).__name__, "head_problem": problem}

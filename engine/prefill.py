@@ -1,7 +1,8 @@
 """Opens vLLM on one model and runs prefill requests through it.
 
-Together with `pooler.py` this is the only place that names vLLM. Knows nothing of trajectories:
-a request is token ids and the spans to score, an answer is an array.
+Two engines with one interface: `Prefill` scores inside the worker, `StockPrefill` has vLLM do
+it. Together with `pooler.py` this is the only place that names vLLM. Knows nothing of
+trajectories: a request is token ids and the spans to score, an answer is an array.
 """
 
 import logging
@@ -13,18 +14,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rsr.engine import vllm_plugin
 from rsr.engine.config import ScorerConfig
 from rsr.engine.prefix_reuse import BLOCK_SIZE
 from rsr.engine.student import Student
-from rsr.engine.vllm_plugin import ARCHITECTURES_VARIABLE
 
 logger = logging.getLogger(__name__)
 
 TESTED_VLLM = ((0, 32), (0, 33))
-"""First and last vLLM minor version whose interfaces `pooler.py` was checked against."""
+"""First and last vLLM minor version whose interfaces this file and `pooler.py` fit."""
 
 CPU_KV_CACHE_BYTES = 2 << 30
 """Holds 16k tokens of an 8B model. Pages never written cost nothing, but vLLM wants them free."""
+
+
+class UnsupportedHeadError(RuntimeError):
+    """The scoring pooler cannot reproduce this model's logits; `StockPrefill` can."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,33 +44,26 @@ class Prefill:
     """One vLLM engine whose model class scores; costs a model load to make."""
 
     def __init__(self, student: Student) -> None:
-        """Raises `RuntimeError` on an untested vLLM, or if vLLM does not run our model class."""
+        """Raises `RuntimeError` on an untested vLLM, or if vLLM does not run our model class;
+        `UnsupportedHeadError` where its LM head is not a plain matrix.
+        """
         config = student.config
-        _set_environment(student.architectures, in_process=config.tensor_parallel_size == 1)
-        import vllm
-
-        _check_version(vllm.__version__)
-        from rsr.engine.pooler import OPTIONS_KEY
-
-        self._llm = vllm.LLM(
-            model=config.model,
-            revision=config.revision,
+        self._llm = _open_vllm(
+            student,
+            scoring_architectures=student.architectures,
             runner="pooling",
-            dtype=config.dtype,
             max_model_len=student.max_model_len,
-            tensor_parallel_size=config.tensor_parallel_size,
-            **_memory_settings(config),
-            max_num_batched_tokens=config.max_num_batched_tokens,
-            trust_remote_code=config.trust_remote_code,
             additional_config={
-                OPTIONS_KEY: {"logits_dtype": config.logits_dtype, "entropy": config.entropy}
+                "rsr": {"logits_dtype": config.logits_dtype, "entropy": config.entropy}
             },
+            worker_extension_cls="rsr.engine.pooler.ScoringWorker",
             **_prefix_cache_settings(config),
-            enable_chunked_prefill=True,
-            enforce_eager=True,
-            disable_log_stats=True,
         )
-        self._check_model_class()
+        try:
+            self._check_workers()
+        except BaseException:
+            self.close()
+            raise
 
     def score(
         self, requests: Sequence[PrefillRequest], *, reuse_prefixes: bool = False
@@ -100,22 +98,110 @@ class Prefill:
         """Empty the prefix cache, so that what comes next does not depend on what came before."""
         self._llm.reset_prefix_cache()
 
-    def _check_model_class(self) -> None:
+    def close(self) -> None:
+        """Free the model; another may be opened in this process."""
+        _close_vllm(self._llm)
+
+    def _check_workers(self) -> None:
         """A plugin that fails to import is only logged by vLLM: ask the workers what they run."""
-        names = self._llm.apply_model(_scoring_class_name)
-        if not all(names):
-            raise RuntimeError(
-                "vLLM does not run the scoring model class: its plugin 'rsr' did not load. "
-                "Is rsr-engine installed in this environment, and does VLLM_PLUGINS, if set, "
-                "name 'rsr'?"
-            )
-        logger.info("vLLM runs %s", names[0])
+        for worker in self._llm.collective_rpc("describe_scoring"):
+            if worker["model_class"] is None:
+                raise RuntimeError(
+                    "vLLM does not run the scoring model class: its plugin 'rsr' did not load. "
+                    "Is rsr-engine installed in this environment, and does VLLM_PLUGINS, if set, "
+                    "name 'rsr'?"
+                )
+            if worker["head_problem"] is not None:
+                raise UnsupportedHeadError(
+                    f"the LM head of {worker['model_class']} is not a plain matrix with bias, "
+                    f"scale and soft cap: {worker['head_problem']}"
+                )
+        logger.info("vLLM runs %s", worker["model_class"])
 
 
-def _scoring_class_name(model: Any) -> str | None:
-    from rsr.engine.pooler import ScoringModelMixin
+class StockPrefill:
+    """One vLLM engine that scores with vLLM's own `prompt_logprobs`.
 
-    return type(model).__name__ if isinstance(model, ScoringModelMixin) else None
+    Slower, for heads that `Prefill` cannot read and as a cross-check of it. Two differences are
+    vLLM's: logits have the model's dtype, and a rank counts logits *not below* the target's, so
+    that rivals that tie with it come first. Entropy is not to be had.
+    """
+
+    def __init__(self, student: Student) -> None:
+        # A request must leave room for a token to generate; that token is never fed back.
+        os.environ.setdefault("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "1")
+        self._llm = _open_vllm(
+            student,
+            scoring_architectures=[],
+            runner="generate",
+            max_model_len=student.max_model_len + 1,
+            enable_prefix_caching=False,
+        )
+
+    def score(
+        self, requests: Sequence[PrefillRequest], *, reuse_prefixes: bool = False
+    ) -> list[NDArray[np.float32]]:
+        """As `Prefill.score`; the entropy column is NaN, and no row is ever missing.
+
+        vLLM takes no prompt token from a prefix cache that it has to score.
+        """
+        from vllm import SamplingParams
+
+        if not requests:
+            return []
+        outputs = self._llm.generate(
+            [{"prompt_token_ids": r.token_ids} for r in requests],
+            SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False),
+            use_tqdm=False,
+        )
+        return [
+            _prompt_logprobs_rows(request, output.prompt_logprobs)
+            for request, output in zip(requests, outputs, strict=True)
+        ]
+
+    def forget_prefixes(self) -> None:
+        """Nothing is remembered."""
+
+    def close(self) -> None:
+        """Free the model; another may be opened in this process."""
+        _close_vllm(self._llm)
+
+
+def _prompt_logprobs_rows(request: PrefillRequest, prompt_logprobs: Any) -> NDArray[np.float32]:
+    """vLLM's mapping of token to Logprob at each position, as rows of `pooler.OUTPUT_COLUMNS`."""
+    rows = []
+    for start, end in request.spans:
+        for position in range(start, end):
+            entry = prompt_logprobs[position][request.token_ids[position]]
+            rows.append((position, entry.rank, entry.logprob, float("nan")))
+    return np.asarray(rows, dtype=np.float32)
+
+
+def _open_vllm(student: Student, *, scoring_architectures: Sequence[str], **settings: Any) -> Any:
+    """A `vllm.LLM` whose processes have a scoring model class for the architectures named."""
+    config = student.config
+    _set_environment(in_process=config.tensor_parallel_size == 1)
+    import vllm
+
+    _check_version(vllm.__version__)
+    vllm_plugin.choose(scoring_architectures)
+    return vllm.LLM(
+        model=config.model,
+        revision=config.revision,
+        dtype=config.dtype,
+        tensor_parallel_size=config.tensor_parallel_size,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        trust_remote_code=config.trust_remote_code,
+        enable_chunked_prefill=True,
+        enforce_eager=not config.compile,
+        disable_log_stats=True,
+        **_memory_settings(config),
+        **settings,
+    )
+
+
+def _close_vllm(llm: Any) -> None:
+    llm.llm_engine.engine_core.shutdown()
 
 
 def _memory_settings(config: ScorerConfig) -> dict[str, Any]:
@@ -139,9 +225,8 @@ def _prefix_cache_settings(config: ScorerConfig) -> dict[str, Any]:
     return {"enable_prefix_caching": True, "block_size": BLOCK_SIZE}
 
 
-def _set_environment(architectures: Sequence[str], *, in_process: bool) -> None:
+def _set_environment(*, in_process: bool) -> None:
     """vLLM reads its environment when it is imported and when it starts its workers."""
-    os.environ[ARCHITECTURES_VARIABLE] = ",".join(architectures)
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     # On a CPU vLLM keeps one core for a front end that an in-process engine does not have.
     os.environ.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", "0")

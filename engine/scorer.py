@@ -3,14 +3,16 @@
 Knows the order of the steps (encode, prefill, reduce) and none of their insides.
 """
 
+import logging
 from collections.abc import Sequence
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rsr.engine.config import ScorerConfig
 from rsr.engine.metrics import TrajectoryScore, score_tokens
-from rsr.engine.prefill import Prefill, PrefillRequest
+from rsr.engine.prefill import Prefill, PrefillRequest, StockPrefill, UnsupportedHeadError
 from rsr.engine.prefix_reuse import (
     MIN_SHARED_FRACTION,
     fill_from_siblings,
@@ -18,15 +20,17 @@ from rsr.engine.prefix_reuse import (
     shared_fraction,
     wave_order,
 )
-from rsr.engine.student import open_student
+from rsr.engine.student import Student, open_student
 from rsr.engine.trajectory import EncodedTrajectory, TokenScores, Trajectory
+
+logger = logging.getLogger(__name__)
 
 
 class Scorer:
     """Scores trajectories with one student on one GPU, tensor-parallel group or CPU.
 
     Making one loads the model. Raises `ValueError` on a model folder that lacks something,
-    `RuntimeError` where vLLM cannot run it.
+    `RuntimeError` where vLLM cannot run it. `close`, or use as a context manager, frees it.
     """
 
     def __init__(self, config: ScorerConfig) -> None:
@@ -34,7 +38,17 @@ class Scorer:
         self.config = student.config
         self.max_model_len = student.max_model_len
         self._encoder = student.encoder()
-        self._prefill = Prefill(student)
+        self._prefill = _open_prefill(student)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the model, so that this process can open another; ends what this scorer can do."""
+        self._prefill.close()
 
     def score(self, trajectories: Sequence[Trajectory]) -> list[TrajectoryScore]:
         """One score per trajectory, in input order; a bad row gets a status, never an exception.
@@ -94,6 +108,20 @@ class Scorer:
             rank_clip=self.config.rank_clip,
             keep_tokens=self.config.token_scores,
         )
+
+
+def _open_prefill(student: Student) -> Prefill | StockPrefill:
+    """The engine that `student.config.scorer` names, or the one that can score this head."""
+    if student.config.scorer == "kernel":
+        try:
+            return Prefill(student)
+        except UnsupportedHeadError as error:
+            logger.warning(
+                "%s. Scoring with vLLM's prompt_logprobs instead: slower, no entropy, and ranks "
+                "in which ties count against the target",
+                error,
+            )
+    return StockPrefill(student)
 
 
 def _first(pair: tuple[int, NDArray[np.float32]]) -> int:

@@ -6,6 +6,7 @@ architectures that are to become scoring models in this process and its children
 """
 
 import os
+from collections.abc import Sequence
 
 ARCHITECTURES_VARIABLE = "RSR_SCORE_ARCHITECTURES"
 """Comma-separated architecture names, as in a checkpoint's config.json."""
@@ -20,3 +21,15 @@ def register() -> None:
 
     for architecture in architectures.split(","):
         register_scoring_model(architecture)
+
+
+def choose(architectures: Sequence[str]) -> None:
+    """Make exactly `architectures` scoring models, here and in processes started from here on.
+
+    vLLM calls `register` once a process; a second engine in it has other architectures.
+    """
+    from rsr.engine.pooler import unregister_scoring_models
+
+    unregister_scoring_models()
+    os.environ[ARCHITECTURES_VARIABLE] = ",".join(architectures)
+    register()

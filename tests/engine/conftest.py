@@ -1,0 +1,102 @@
+"""Checkpoints small enough to be made in a test: random weights, a byte for a token."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedTokenizerFast,
+)
+
+from rsr.engine import Trajectory, TrajectoryScore
+
+END_OF_TEXT = "<|endoftext|>"
+
+MAX_SURPRISAL_ERROR_NATS = 1e-4
+MAX_LOGIT_ERROR = 1e-4
+"""Logits closer to the target's than this may be on either side of it."""
+MIN_DECIDED = 0.95
+"""Share of tokens about whose rank that bound must leave no doubt."""
+
+SaveStudent = Callable[[PretrainedConfig, Path], Path]
+AssertLikeTransformers = Callable[[Path, Sequence[Trajectory], Sequence[TrajectoryScore]], None]
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """256 byte tokens and one control token; no merges, so text and tokens have one length."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE({letter: i for i, letter in enumerate(alphabet)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=END_OF_TEXT)
+
+
+@pytest.fixture(scope="session")
+def save_student() -> SaveStudent:
+    """Saves a random float32 checkpoint of a configuration, with a byte tokenizer, in a folder."""
+
+    def save(config: PretrainedConfig, folder: Path) -> Path:
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        for parameter in model.parameters():
+            # As made, norms are all ones and biases all zeros: forgetting them would not show.
+            if parameter.ndim == 1:
+                parameter.data += 0.2 * torch.randn_like(parameter)
+        model.save_pretrained(folder)
+        byte_tokenizer().save_pretrained(folder)
+        return folder
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def assert_like_transformers() -> AssertLikeTransformers:
+    """Holds token scores of plain-text trajectories against transformers' float32 logits."""
+
+    def check(
+        folder: Path, trajectories: Sequence[Trajectory], scores: Sequence[TrajectoryScore]
+    ) -> None:
+        # Its default attention leaves out Gemma 2's soft cap on attention scores.
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation="eager"
+        ).eval()
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        decided = []
+        for trajectory, score in zip(trajectories, scores, strict=True):
+            prompt, response = trajectory.prompt or "", trajectory.response or trajectory.text
+            ids = tokenizer.encode(prompt + response)
+            first = max(1, len(tokenizer.encode(prompt)))
+            with torch.inference_mode():
+                logits = model(torch.tensor([ids])).logits[0, first - 1 : -1]
+            decided += assert_scores_match_logits(score, logits, torch.tensor(ids[first:]))
+        assert np.mean(decided) > MIN_DECIDED
+
+    return check
+
+
+def assert_scores_match_logits(
+    score: TrajectoryScore, logits: torch.Tensor, targets: torch.Tensor
+) -> list[bool]:
+    """Takes (T, V) float32 logits and (T,) targets; returns whose rank rounding cannot change."""
+    tokens = score.tokens
+    assert tokens is not None
+    assert score.num_tokens == len(targets)
+    assert tokens.token_ids.tolist() == targets.tolist()
+    target_logits = logits.gather(1, targets[:, None])
+    lowest = 1 + (logits > target_logits + MAX_LOGIT_ERROR).sum(1)
+    highest = (logits >= target_logits - MAX_LOGIT_ERROR).sum(1)
+    ranks = torch.from_numpy(tokens.ranks)
+    assert ((lowest <= ranks) & (ranks <= highest)).all()
+
+    logprobs = logits.log_softmax(1)
+    expected = logprobs.gather(1, targets[:, None]).squeeze(1).numpy()
+    np.testing.assert_allclose(tokens.logprobs, expected, rtol=0, atol=MAX_SURPRISAL_ERROR_NATS)
+    entropies = -(logprobs.exp() * logprobs).sum(1).numpy()
+    np.testing.assert_allclose(tokens.entropies, entropies, rtol=0, atol=MAX_SURPRISAL_ERROR_NATS)
+    return (lowest == highest).tolist()
