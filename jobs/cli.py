@@ -16,7 +16,14 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from rsr.engine.config import Dtype, LogitsDtype, OnLong, PrefixReuse, ScorerConfig
+from rsr.engine.config import (
+    Dtype,
+    LogitsDtype,
+    OnLong,
+    PrefixReuse,
+    ScorerConfig,
+    ScorerKind,
+)
 from rsr.engine.metrics import DEFAULT_RANK_CLIP
 from rsr.jobs.errors import Interrupted, UsageError
 from rsr.jobs.interrupt import StopRequest
@@ -145,6 +152,20 @@ def scorer_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--max-num-batched-tokens",
             type=click.IntRange(min=1),
             help="Tokens of one prefill step; default: vLLM's choice.",
+        ),
+        click.option(
+            "--scorer",
+            type=_choices(ScorerKind),
+            default=DEFAULTS.scorer,
+            show_default=True,
+            help="kernel ranks without forming logits; prompt-logprobs has vLLM do it, as a "
+            "cross-check: slower, ties count against the target, no entropy.",
+        ),
+        click.option(
+            "--compile/--no-compile",
+            default=DEFAULTS.compile,
+            show_default=True,
+            help="Let vLLM compile the model: faster steps, for a minute or more at the start.",
         ),
         click.option(
             "--trust-remote-code",

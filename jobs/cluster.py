@@ -19,7 +19,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayTaskError
 
-from rsr.engine.config import ScorerConfig
+from rsr.engine.config import ScorerConfig, ScorerKind
 from rsr.jobs import interrupt, score_columns
 from rsr.jobs.errors import UsageError
 from rsr.jobs.output import OutputFolder
@@ -77,9 +77,9 @@ class Worker:
         self._job = job
         self._scorer = Scorer(job.scorer)
 
-    def ready(self) -> int:
-        """Returns once the model is loaded: the longest sequence it takes, in tokens."""
-        return self._scorer.max_model_len
+    def ready(self) -> ScorerKind:
+        """Returns once the model is loaded: how it is scored, which its LM head may decide."""
+        return self._scorer.kind
 
     def score_unit(self, unit: Unit) -> Summary:
         """Read, score and keep one unit."""
@@ -150,11 +150,15 @@ def worker_resources(
 
 
 class Dispatcher:
-    """Hands units to workers in order, and complete shards to whoever is free first."""
+    """Hands units to workers in order, and complete shards to whoever is free first.
+
+    scorers: how the workers that are ready score.
+    """
 
     def __init__(self, job: WorkerJob, *, num_workers: int, resources: dict[str, float]) -> None:
         self._job = job
         self._resources = resources
+        self.scorers: set[ScorerKind] = set()
         self._workers = [self._new_worker() for _ in range(num_workers)]
 
     def _new_worker(self) -> ActorHandle:
@@ -169,7 +173,7 @@ class Dispatcher:
         try:
             while pending:
                 ready, pending = ray.wait(pending, timeout=1.0)
-                ray.get(ready)
+                self.scorers.update(ray.get(ready))
                 yield
         except RayActorError as error:
             model, log = self._job.scorer.model, self._job.output.log_path

@@ -46,6 +46,7 @@ RUN_SETTINGS_THAT_CHANGE_NO_SCORE = (
     "gpu_memory_utilization",
     "max_num_batched_tokens",
     "prefix_reuse",
+    "compile",
 )
 """They move a score by no more than the noise of batching; a resumed run may change them."""
 
@@ -345,6 +346,12 @@ def _execute(
         dispatcher = Dispatcher(job, num_workers=num_workers, resources=resources)
         for _ in dispatcher.wait_until_ready():
             stop.check()
+        if dispatcher.scorers - {plan.student.config.scorer}:
+            logger.warning(
+                "the LM head of %s is not a plain matrix: scoring with vLLM's prompt_logprobs, "
+                "which counts ties against the target and gives no entropy",
+                plan.student.config.model,
+            )
         num_rows = sum(shard.num_rows for shard, _ in plan.unfinished.values())
         started = time.perf_counter()
         with progress.scoring(num_rows, plan.kept):
