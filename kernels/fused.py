@@ -219,7 +219,12 @@ def vocab_stats(
     """
     num_tokens, depth = hidden.shape
     num_columns = weight.shape[0]
-    tiles = tuning.choose_rule(_capability(hidden.device), hidden.element_size(), num_tokens).tiles
+    tiles = tuning.choose_rule(
+        _capability(hidden.device),
+        hidden.element_size(),
+        num_tokens,
+        has_soft_cap=transform.soft_cap is not None,
+    ).tiles
     num_row_blocks = max(1, triton.cdiv(num_tokens, tiles.rows))
     num_tiles = triton.cdiv(num_columns, tiles.columns)
     num_splits = tuning.choose_num_splits(

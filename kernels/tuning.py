@@ -29,6 +29,7 @@ class Rule:
     max_tokens: int | None
     tiles: Tiles
     reason: str
+    takes_soft_cap: bool = True
 
 
 # First match wins.
@@ -64,6 +65,14 @@ RULES = (
         Tiles(128, 128, 64, num_warps=8, num_stages=3),
         "Two warp groups of 64 × 128: 64 accumulators per thread leave room for the epilogue. "
         "128 × 256 and 256 × 128 do more work per byte read, but spill 88 to 944 bytes.",
+        takes_soft_cap=False,
+    ),
+    Rule(
+        90,
+        2,
+        None,
+        Tiles(128, 64, 64, num_warps=8, num_stages=4),
+        "With a soft cap, whose tanh holds more temporaries, 128 × 128 spills 16 bytes.",
     ),
     Rule(
         0,
@@ -76,13 +85,16 @@ RULES = (
 )
 
 
-def choose_rule(capability: int, operand_bytes: int, num_tokens: int) -> Rule:
-    """The first rule for this GPU, operand width and number of tokens."""
+def choose_rule(
+    capability: int, operand_bytes: int, num_tokens: int, has_soft_cap: bool = False
+) -> Rule:
+    """The first rule for this GPU, operand width, number of tokens and kind of head."""
     for rule in RULES:
         if (
             capability >= rule.capability
             and operand_bytes == rule.operand_bytes
             and (rule.max_tokens is None or num_tokens <= rule.max_tokens)
+            and (rule.takes_soft_cap or not has_soft_cap)
         ):
             return rule
     raise ValueError(f"no tiles for operands of {operand_bytes} bytes")
