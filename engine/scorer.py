@@ -10,7 +10,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from rsr.engine.config import ScorerConfig
+from rsr.engine.config import ScorerConfig, ScorerKind
 from rsr.engine.metrics import TrajectoryScore, score_tokens
 from rsr.engine.prefill import Prefill, PrefillRequest, StockPrefill, UnsupportedHeadError
 from rsr.engine.prefix_reuse import (
@@ -39,6 +39,11 @@ class Scorer:
         self.max_model_len = student.max_model_len
         self._encoder = student.encoder()
         self._prefill = _open_prefill(student)
+
+    @property
+    def kind(self) -> ScorerKind:
+        """How it scores: as configured, unless the LM head does not allow for it."""
+        return "kernel" if isinstance(self._prefill, Prefill) else "prompt-logprobs"
 
     def __enter__(self) -> Self:
         return self

@@ -7,24 +7,32 @@ stderr. Logging is configured here and nowhere else.
 
 import json
 import logging
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import click
 from rich.console import Console
 from rich.table import Table
 
-from rsr.engine.config import Dtype, LogitsDtype, OnLong, PrefixReuse, ScorerConfig
+from rsr.engine.config import (
+    Dtype,
+    LogitsDtype,
+    OnLong,
+    PrefixReuse,
+    ScorerConfig,
+    ScorerKind,
+)
 from rsr.engine.metrics import DEFAULT_RANK_CLIP
 from rsr.jobs.errors import Interrupted, UsageError
+from rsr.jobs.interrupt import StopRequest
 from rsr.jobs.progress import Progress, format_seconds
 from rsr.jobs.score import ScoreOptions, ScoreResult, run_score
 from rsr.jobs.shards import TrajectoryColumns
 
 EXIT_FAILURES, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 75
+T = TypeVar("T")
 DEFAULTS = ScorerConfig(model="-")
 
 
@@ -146,6 +154,20 @@ def scorer_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Tokens of one prefill step; default: vLLM's choice.",
         ),
         click.option(
+            "--scorer",
+            type=_choices(ScorerKind),
+            default=DEFAULTS.scorer,
+            show_default=True,
+            help="kernel ranks without forming logits; prompt-logprobs has vLLM do it, as a "
+            "cross-check: slower, ties count against the target, no entropy.",
+        ),
+        click.option(
+            "--compile/--no-compile",
+            default=DEFAULTS.compile,
+            show_default=True,
+            help="Let vLLM compile the model: faster steps, for a minute or more at the start.",
+        ),
+        click.option(
             "--trust-remote-code",
             is_flag=True,
             help="Run Python code that comes with the checkpoint. Off: it could do anything.",
@@ -205,7 +227,7 @@ def score(
     """
     _configure_logging(verbose)
 
-    def run() -> ScoreResult:
+    def run(stop: StopRequest) -> ScoreResult:
         columns = _trajectory_columns(messages_column, prompt_column, response_column, text_column)
         options = ScoreOptions(
             input=input,
@@ -218,7 +240,7 @@ def score(
             overwrite_columns=overwrite_columns,
             verbose=verbose,
         )
-        return run_score(options, Progress())
+        return run_score(options, Progress(), stop)
 
     result = _guarded(run)
     if as_json:
@@ -297,19 +319,16 @@ def _configure_logging(verbose: bool) -> None:
     )
 
 
-def _guarded(run: Callable[[], Any]) -> Any:
+def _guarded(run: Callable[[StopRequest], T]) -> T:
     """Call `run`, turning what a user can cause into one line and its exit code."""
-
-    def interrupt(_signal: int, _frame: Any) -> None:
-        raise Interrupted
-
-    signal.signal(signal.SIGTERM, interrupt)
+    stop = StopRequest()
     try:
-        return run()
+        with stop.listening():
+            return run(stop)
     except UsageError as error:
         click.echo(f"rsr: {error}", err=True)
         sys.exit(EXIT_USAGE)
-    except (Interrupted, KeyboardInterrupt):
+    except Interrupted:
         click.echo("rsr: interrupted; the same command goes on from here", err=True)
         sys.exit(EXIT_INTERRUPTED)
 

@@ -6,6 +6,7 @@ wire. Knows nothing of the terminal: `Dispatcher.run` yields what happened.
 
 import logging
 import os
+import signal
 import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -18,8 +19,8 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayTaskError
 
-from rsr.engine.config import ScorerConfig
-from rsr.jobs import score_columns
+from rsr.engine.config import ScorerConfig, ScorerKind
+from rsr.jobs import interrupt, score_columns
 from rsr.jobs.errors import UsageError
 from rsr.jobs.output import OutputFolder
 from rsr.jobs.score_columns import Summary
@@ -76,9 +77,9 @@ class Worker:
         self._job = job
         self._scorer = Scorer(job.scorer)
 
-    def ready(self) -> int:
-        """Returns once the model is loaded: the longest sequence it takes, in tokens."""
-        return self._scorer.max_model_len
+    def ready(self) -> ScorerKind:
+        """Returns once the model is loaded: how it is scored, which its LM head may decide."""
+        return self._scorer.kind
 
     def score_unit(self, unit: Unit) -> Summary:
         """Read, score and keep one unit."""
@@ -112,11 +113,15 @@ def ray_session(*, verbose: bool) -> Iterator[None]:
     local: dict[str, Any] = {}
     if not os.environ.get("RAY_ADDRESS"):
         local = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+    handlers = {number: signal.getsignal(number) for number in interrupt.SIGNALS}
     ray.init(
         log_to_driver=verbose,
         logging_level=logging.INFO if verbose else logging.ERROR,
         **local,
     )
+    # Ray puts a handler of its own in the driver's place, which knows nothing of exit codes.
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
     try:
         yield
     finally:
@@ -145,24 +150,35 @@ def worker_resources(
 
 
 class Dispatcher:
-    """Hands units to workers in order, and complete shards to whoever is free first."""
+    """Hands units to workers in order, and complete shards to whoever is free first.
+
+    scorers: how the workers that are ready score.
+    """
 
     def __init__(self, job: WorkerJob, *, num_workers: int, resources: dict[str, float]) -> None:
         self._job = job
         self._resources = resources
+        self.scorers: set[ScorerKind] = set()
         self._workers = [self._new_worker() for _ in range(num_workers)]
 
     def _new_worker(self) -> ActorHandle:
         return ray.remote(Worker).options(**self._resources).remote(self._job)
 
-    def wait_until_ready(self, log_path: Path) -> None:
-        """Raises `UsageError` with the reason if a worker cannot load the model."""
+    def wait_until_ready(self) -> Iterator[None]:
+        """Yields about once a second until every worker has loaded the model.
+
+        Raises `UsageError` with the reason if one cannot.
+        """
+        pending = [worker.ready.remote() for worker in self._workers]
         try:
-            ray.get([worker.ready.remote() for worker in self._workers])
+            while pending:
+                ready, pending = ray.wait(pending, timeout=1.0)
+                self.scorers.update(ray.get(ready))
+                yield
         except RayActorError as error:
-            raise UsageError(
-                f"{self._job.scorer.model} cannot be run: {_last_line(error)} (more in {log_path})"
-            ) from error
+            model, log = self._job.scorer.model, self._job.output.log_path
+            reason = _last_line(error)
+            raise UsageError(f"{model} cannot be run: {reason} (more in {log})") from error
 
     def run(
         self, units: Sequence[Unit], unfinished: dict[str, tuple[Shard, list[Unit]]]

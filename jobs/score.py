@@ -22,6 +22,7 @@ from rsr.engine.config import ScorerConfig
 from rsr.engine.student import Student, open_student
 from rsr.jobs import score_columns
 from rsr.jobs.errors import UsageError
+from rsr.jobs.interrupt import StopRequest
 from rsr.jobs.output import OutputFolder
 from rsr.jobs.progress import Progress
 from rsr.jobs.score_columns import Summary
@@ -45,6 +46,7 @@ RUN_SETTINGS_THAT_CHANGE_NO_SCORE = (
     "gpu_memory_utilization",
     "max_num_batched_tokens",
     "prefix_reuse",
+    "compile",
 )
 """They move a score by no more than the noise of batching; a resumed run may change them."""
 
@@ -107,10 +109,11 @@ class Plan:
     done: Summary
 
 
-def run_score(options: ScoreOptions, progress: Progress) -> ScoreResult:
+def run_score(options: ScoreOptions, progress: Progress, stop: StopRequest) -> ScoreResult:
     """Score INPUT into OUTPUT; goes on where an earlier run of the same settings stopped.
 
-    Raises `UsageError` before a model is loaded, with OUTPUT as it was.
+    Raises `UsageError` before a model is loaded, with OUTPUT as it was; `Interrupted` when
+    `stop` says so, with every finished unit kept.
     """
     inputs = find_inputs(options.input)
     output = OutputFolder(options.output)
@@ -119,7 +122,7 @@ def run_score(options: ScoreOptions, progress: Progress) -> ScoreResult:
     with _kept_as_it_was(output), output.lock():
         plan = _prepare(options, inputs, output, manifest)
     with output.lock():
-        return _execute(options, plan, progress)
+        return _execute(options, plan, progress, stop)
 
 
 @contextmanager
@@ -316,7 +319,9 @@ def _has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-def _execute(options: ScoreOptions, plan: Plan, progress: Progress) -> ScoreResult:
+def _execute(
+    options: ScoreOptions, plan: Plan, progress: Progress, stop: StopRequest
+) -> ScoreResult:
     total = Summary()
     total.merge(plan.done)
     result = ScoreResult(options.output, plan.output.log_path, total)
@@ -339,11 +344,19 @@ def _execute(options: ScoreOptions, plan: Plan, progress: Progress) -> ScoreResu
         )
         progress.loading(plan.student.config.model, num_workers)
         dispatcher = Dispatcher(job, num_workers=num_workers, resources=resources)
-        dispatcher.wait_until_ready(plan.output.log_path)
+        for _ in dispatcher.wait_until_ready():
+            stop.check()
+        if dispatcher.scorers - {plan.student.config.scorer}:
+            logger.warning(
+                "the LM head of %s is not a plain matrix: scoring with vLLM's prompt_logprobs, "
+                "which counts ties against the target and gives no entropy",
+                plan.student.config.model,
+            )
         num_rows = sum(shard.num_rows for shard, _ in plan.unfinished.values())
         started = time.perf_counter()
         with progress.scoring(num_rows, plan.kept):
             for outcome in dispatcher.run(plan.todo, plan.unfinished):
+                stop.check()
                 if outcome is None:
                     progress.tick()
                 elif isinstance(outcome, Failed):

@@ -9,6 +9,7 @@ import functools
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Literal, get_args
 
 import torch
@@ -78,7 +79,9 @@ class VocabShard:
         `hidden` (N, D) has the weight's dtype, `targets` (N,) is int64 or int32, global ids.
         """
         self.check(hidden, targets)
-        return tiled.target_raw(hidden, self.weight, targets.long() - self.vocab_start, self.bias)
+        implementation = _implementation(self.impl, hidden.device.type)
+        columns = targets.long() - self.vocab_start
+        return implementation.target_raw(hidden, self.weight, columns, self.bias)
 
     @torch.no_grad()
     def stats(
@@ -93,7 +96,8 @@ class VocabShard:
         `target_raw` (N,) float32 is the sum over shards of what `target_raw` gave.
         """
         self.check(hidden, targets)
-        return tiled.vocab_stats(
+        implementation = _implementation(self.impl, hidden.device.type)
+        return implementation.vocab_stats(
             hidden,
             self.weight,
             targets.long() - self.vocab_start,
@@ -126,3 +130,29 @@ class VocabShard:
         devices = {hidden.device, targets.device, self.weight.device}
         if len(devices) > 1:
             raise ValueError(f"tensors must share one device, got {sorted(map(str, devices))}")
+
+
+def _implementation(impl: ShardImpl, device_type: str) -> ModuleType:
+    """The module that makes the pass."""
+    if impl == "tiled" or (impl == "auto" and not _is_fused_usable(device_type)):
+        return tiled
+    from rsr.kernels import fused  # Triton is not everywhere that torch is
+
+    if device_type != "cuda" and not fused.is_interpreted():
+        raise ValueError(f'impl="fused" needs tensors on a CUDA GPU, got {device_type}')
+    return fused
+
+
+@functools.cache
+def _is_fused_usable(device_type: str) -> bool:
+    """What "auto" goes by; says once in the log what it took, and why."""
+    if device_type != "cuda":
+        logger.info("rank kernel: tiled torch on %s", device_type)
+        return False
+    try:
+        import triton  # noqa: F401
+    except ImportError as error:
+        logger.warning("rank kernel: tiled torch on %s, for want of Triton: %s", device_type, error)
+        return False
+    logger.info("rank kernel: fused Triton on %s", device_type)
+    return True

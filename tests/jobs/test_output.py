@@ -157,9 +157,14 @@ def test_damaged_unit_is_not_trusted(tmp_path):
 
 def test_file_is_whole_or_absent(tmp_path):
     target = tmp_path / "deep" / "file"
-    with pytest.raises(RuntimeError), atomic_path(target) as temporary:
-        temporary.write_text("half")
-        raise RuntimeError
+
+    def fail_half_way():
+        with atomic_path(target) as temporary:
+            temporary.write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_half_way()
     assert list(target.parent.iterdir()) == []
     with atomic_path(target) as temporary:
         temporary.write_text("whole")

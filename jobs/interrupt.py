@@ -1,0 +1,40 @@
+"""Being told to stop, by Ctrl-C or by a SIGTERM such as a spot machine's warning.
+
+A handler that raises would do so inside Ray's native code, which turns it into an error of its
+own. So the first signal only leaves a mark, which the run looks at between two events.
+"""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rsr.jobs.errors import Interrupted
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopRequest:
+    """Whether somebody asked this process to stop."""
+
+    def __init__(self) -> None:
+        self._is_set = False
+
+    def check(self) -> None:
+        """Raises `Interrupted` if so."""
+        if self._is_set:
+            raise Interrupted
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Note the signals that arrive; a second one acts as if nobody listened."""
+        before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _note(self, number: int, _frame: Any) -> None:
+        self._is_set = True
+        signal.signal(number, signal.SIG_DFL)
