@@ -78,10 +78,10 @@ class Head:
         if self.num_shards == 1:
             return logits
         # The last rank has fewer columns than the others; the excess falls behind all others'.
-        num_columns = torch.tensor([logits.shape[1]], device=logits.device)
-        all_num_columns = tensor_model_parallel_all_gather(num_columns, dim=0).tolist()
-        padded = torch.nn.functional.pad(logits, (0, max(all_num_columns) - logits.shape[1]))
-        return tensor_model_parallel_all_gather(padded, dim=1)[:, : sum(all_num_columns)]
+        num_columns = logits.new_tensor([logits.shape[1]])  # CPU ranks gather floats only
+        nums_columns = tensor_model_parallel_all_gather(num_columns, dim=0).int().tolist()
+        padded = torch.nn.functional.pad(logits, (0, max(nums_columns) - logits.shape[1]))
+        return tensor_model_parallel_all_gather(padded, dim=1)[:, : sum(nums_columns)]
 
 
 class HeadReader:

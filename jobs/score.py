@@ -16,10 +16,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rsr.engine.config import ScorerConfig
-from rsr.engine.student import Student, open_student
 from rsr.jobs import score_columns
 from rsr.jobs.errors import UsageError
 from rsr.jobs.interrupt import StopRequest
@@ -38,6 +37,9 @@ from rsr.jobs.shards import (
     open_parquet,
     stage_json,
 )
+
+if TYPE_CHECKING:
+    from rsr.engine.student import Student
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +101,7 @@ class ScoreResult:
 class Plan:
     """A run that can start. done: summary of the shards that need nothing more."""
 
-    student: Student
+    student: "Student"
     columns: TrajectoryColumns
     output: OutputFolder
     identity: dict[str, Any]
@@ -156,6 +158,9 @@ def _prepare(
     manifest: dict[str, Any] | None,
 ) -> Plan:
     shards, columns = _describe_input(options, inputs, output)
+    # transformers takes seconds to import: a wrong path should not wait for it.
+    from rsr.engine.student import open_student
+
     try:
         student = open_student(options.scorer)
     except ValueError as error:
@@ -184,7 +189,7 @@ def _prepare(
 
 
 def _plan_work(
-    student: Student,
+    student: "Student",
     columns: TrajectoryColumns,
     output: OutputFolder,
     manifest: dict[str, Any],
@@ -239,7 +244,7 @@ def _describe_input(
 
 
 def _identity(
-    options: ScoreOptions, student: Student, columns: TrajectoryColumns, shards: list[Shard]
+    options: ScoreOptions, student: "Student", columns: TrajectoryColumns, shards: list[Shard]
 ) -> dict[str, Any]:
     """What two runs must agree on to write into one OUTPUT."""
     settings = asdict(student.config)

@@ -22,17 +22,15 @@ def _logit(raw, soft_cap, scale, HAS_CAP: tl.constexpr, ROUND_TO: tl.constexpr):
     """`LogitTransform`, on fp32 values."""
     logit = raw
     if HAS_CAP:
-        # tanh(|x|) from exp(−2|x|), which cannot overflow.
-        decay = tl.exp(-2.0 * tl.abs(raw) / soft_cap)
-        tanh = (1.0 - decay) / (1.0 + decay)
-        logit = tl.where(raw < 0, -tanh, tanh) * soft_cap
+        # tanh(x) = 1 − 2 / (1 + exp(2x)), whose exponential may overflow to the right answer.
+        logit = soft_cap - 2.0 * soft_cap / (1.0 + tl.exp(2.0 * raw / soft_cap))
     logit = logit * scale
     if ROUND_TO is not None:
         logit = logit.to(ROUND_TO).to(tl.float32)
     return logit
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens"])
 def _target_raw_kernel(
     hidden_ptr,
     weight_ptr,
@@ -88,11 +86,13 @@ def target_raw(
         HAS_BIAS=bias is not None,
         BLOCK_N=TARGET_ROWS,
         BLOCK_D=TARGET_DEPTH,
+        enable_fp_fusion=True,
     )
     return out
 
 
-@triton.jit
+# A new batch size is not a new kernel.
+@triton.jit(do_not_specialize=["num_tokens", "num_splits", "columns_per_split"])
 def _vocab_stats_kernel(
     hidden_ptr,
     weight_ptr,
@@ -219,7 +219,12 @@ def vocab_stats(
     """
     num_tokens, depth = hidden.shape
     num_columns = weight.shape[0]
-    tiles = tuning.choose_rule(_capability(hidden.device), hidden.element_size(), num_tokens).tiles
+    tiles = tuning.choose_rule(
+        _capability(hidden.device),
+        hidden.element_size(),
+        num_tokens,
+        has_soft_cap=transform.soft_cap is not None,
+    ).tiles
     num_row_blocks = max(1, triton.cdiv(num_tokens, tiles.rows))
     num_tiles = triton.cdiv(num_columns, tiles.columns)
     num_splits = tuning.choose_num_splits(
@@ -247,6 +252,7 @@ def vocab_stats(
             **constants(tiles, bias is not None, transform, entropy, depth),
             num_warps=tiles.num_warps,
             num_stages=tiles.num_stages,
+            enable_fp_fusion=True,
         )
     return merge_stacked(parts)
 

@@ -29,6 +29,7 @@ class Rule:
     max_tokens: int | None
     tiles: Tiles
     reason: str
+    takes_soft_cap: bool = True
 
 
 # First match wins.
@@ -44,42 +45,56 @@ RULES = (
     Rule(
         0,
         2,
-        32,
-        Tiles(32, 128, 64, num_warps=4, num_stages=3),
-        "Few tokens: reading the head from memory is the whole cost, so waste no rows on padding.",
+        64,
+        Tiles(64, 64, 64, num_warps=4, num_stages=4),
+        "Few tokens: reading the head from memory is the whole cost. 64 rows are the fewest that "
+        "wgmma and tcgen05 take; four stages keep enough reads in flight.",
     ),
     Rule(
         100,
         2,
         None,
-        Tiles(128, 128, 64, num_warps=8, num_stages=3),
-        "Accumulators live in tensor memory; eight warps halve what each holds in the epilogue.",
+        Tiles(128, 64, 64, num_warps=8, num_stages=4),
+        "128 × 128 has the epilogue spill (72 bytes at eight warps, 376 at four, and at sixteen "
+        "Triton falls back to mma.sync): the tile comes out of tensor memory all at once.",
     ),
     Rule(
         90,
         2,
         None,
         Tiles(128, 128, 64, num_warps=8, num_stages=3),
-        "Two warp groups of 64 × 128: 64 accumulators per thread, and the epilogue's temporaries "
-        "fit beside them. 128 × 256 does more work per byte but has to spill.",
+        "Two warp groups of 64 × 128: 64 accumulators per thread leave room for the epilogue. "
+        "128 × 256 and 256 × 128 do more work per byte read, but spill 88 to 944 bytes.",
+        takes_soft_cap=False,
+    ),
+    Rule(
+        90,
+        2,
+        None,
+        Tiles(128, 64, 64, num_warps=8, num_stages=4),
+        "With a soft cap, whose tanh holds more temporaries, 128 × 128 spills 16 bytes.",
     ),
     Rule(
         0,
         2,
         None,
         Tiles(128, 128, 32, num_warps=8, num_stages=3),
-        "The same accumulators on mma.sync; half the depth, for GPUs with 100 KiB shared memory.",
+        "The same accumulators on mma.sync; half the depth, so that cards with 99 KiB of shared "
+        "memory run two programs at once.",
     ),
 )
 
 
-def choose_rule(capability: int, operand_bytes: int, num_tokens: int) -> Rule:
-    """The first rule for this GPU, operand width and number of tokens."""
+def choose_rule(
+    capability: int, operand_bytes: int, num_tokens: int, has_soft_cap: bool = False
+) -> Rule:
+    """The first rule for this GPU, operand width, number of tokens and kind of head."""
     for rule in RULES:
         if (
             capability >= rule.capability
             and operand_bytes == rule.operand_bytes
             and (rule.max_tokens is None or num_tokens <= rule.max_tokens)
+            and (rule.takes_soft_cap or not has_soft_cap)
         ):
             return rule
     raise ValueError(f"no tiles for operands of {operand_bytes} bytes")
