@@ -344,15 +344,15 @@ def demo(output: Path, seed: int, num_problems: int, as_json: bool, verbose: boo
     _configure_logging(verbose)
     options = DemoOptions(folder=output, seed=seed, num_problems=num_problems, verbose=verbose)
     result = _guarded(lambda stop: score_demo(options, Progress(), stop))
-    if result.failures:
-        print_score_result(result)
-        sys.exit(EXIT_FAILURES)
-    report = report_demo(options)
+    report = None if result.failures else report_demo(options)
     if as_json:
-        click.echo(json.dumps(score_result_json(result) | demo_report_json(options, report)))
+        told = score_result_json(result)
+        click.echo(json.dumps(told | (demo_report_json(options, report) if report else {})))
     else:
         print_score_result(result)
-        print_demo_report(report, Console())
+        if report:
+            print_demo_report(report, Console())
+    sys.exit(EXIT_FAILURES if result.failures else 0)
 
 
 def _configure_logging(verbose: bool) -> None:

@@ -182,8 +182,8 @@ def print_demo_report(report: DemoReport, console: Console) -> None:
     """Teachers, the best and the worst trajectory, and how to read them."""
     console.print("\n[bold]Teachers by data-set RSR[/] (Eq. 9; lower is better)", highlight=False)
     console.print(_teacher_table(report.teachers), highlight=False)
-    console.print(_excerpt("lowest RSR", report.best, "green"))
-    console.print(_excerpt("highest RSR", report.worst, "red"))
+    console.print(_excerpt("lowest RSR", report.best, "blue"))
+    console.print(_excerpt("highest RSR", report.worst, "dark_orange"))
     console.print(f"picture: {report.picture}", highlight=False, soft_wrap=True)
     console.print(Text(NOTE, style="yellow"))
 

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from click.testing import CliRunner
 from rich.console import Console
 
+from rsr.jobs.cli import main
 from rsr.jobs.demo import (
     NOTE,
     DemoOptions,
@@ -98,6 +100,16 @@ def test_a_file_of_somebody_else_is_not_replaced(tmp_path):
     with pytest.raises(UsageError, match="was not written by rsr demo"):
         score_demo(DemoOptions(folder=tmp_path), Progress(), StopRequest())
     assert mine.read_bytes() == before
+
+
+def test_missing_extra_is_one_line_and_exit_code_2(tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    result = CliRunner().invoke(main, ["demo", "--output", str(tmp_path / "demo")])
+    assert result.exit_code == 2
+    assert result.output == (
+        "rsr: the demonstration needs altair, vl_convert: pip install 'rsr-engine[demo]'\n"
+    )
+    assert list(tmp_path.iterdir()) == []
 
 
 def rsr_demo(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
