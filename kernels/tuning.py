@@ -17,6 +17,8 @@ class Tiles:
     depth: int
     num_warps: int
     num_stages: int
+    halves: bool = False
+    """Whether the epilogue takes the tile in two halves, one after the other."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,6 @@ class Rule:
     max_tokens: int | None
     tiles: Tiles
     reason: str
-    takes_soft_cap: bool = True
 
 
 # First match wins.
@@ -54,25 +55,18 @@ RULES = (
         100,
         2,
         None,
-        Tiles(128, 64, 64, num_warps=8, num_stages=4),
-        "128 × 128 has the epilogue spill (72 bytes at eight warps, 376 at four, and at sixteen "
-        "Triton falls back to mma.sync): the tile comes out of tensor memory all at once.",
+        Tiles(128, 128, 64, num_warps=8, num_stages=3, halves=True),
+        "Taken out of tensor memory whole, a tile spills 72 bytes at eight warps and 376 at four; "
+        "at sixteen Triton falls back to mma.sync. In halves eight warps spill nothing.",
     ),
     Rule(
         90,
         2,
         None,
-        Tiles(128, 128, 64, num_warps=8, num_stages=3),
-        "Two warp groups of 64 × 128: 64 accumulators per thread leave room for the epilogue. "
-        "128 × 256 and 256 × 128 do more work per byte read, but spill 88 to 944 bytes.",
-        takes_soft_cap=False,
-    ),
-    Rule(
-        90,
-        2,
-        None,
-        Tiles(128, 64, 64, num_warps=8, num_stages=4),
-        "With a soft cap, whose tanh holds more temporaries, 128 × 128 spills 16 bytes.",
+        Tiles(128, 128, 64, num_warps=8, num_stages=3, halves=True),
+        "Two warp groups of 64 × 128: 64 accumulators per thread leave room for the epilogue, and "
+        "halves for a soft cap's temporaries. 128 × 256 does more work per byte read, but spills: "
+        "88 to 768 bytes, 8 to 120 in halves.",
     ),
     Rule(
         0,
@@ -85,16 +79,13 @@ RULES = (
 )
 
 
-def choose_rule(
-    capability: int, operand_bytes: int, num_tokens: int, has_soft_cap: bool = False
-) -> Rule:
-    """The first rule for this GPU, operand width, number of tokens and kind of head."""
+def choose_rule(capability: int, operand_bytes: int, num_tokens: int) -> Rule:
+    """The first rule for this GPU, operand width and number of tokens."""
     for rule in RULES:
         if (
             capability >= rule.capability
             and operand_bytes == rule.operand_bytes
             and (rule.max_tokens is None or num_tokens <= rule.max_tokens)
-            and (rule.takes_soft_cap or not has_soft_cap)
         ):
             return rule
     raise ValueError(f"no tiles for operands of {operand_bytes} bytes")

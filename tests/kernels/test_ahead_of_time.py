@@ -36,8 +36,7 @@ VARIANTS = {
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS.keys())
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_every_reachable_rule_compiles_without_spills(capability, variant, num_tokens):
-    has_soft_cap = variant.transform.soft_cap is not None
-    rule = tuning.choose_rule(capability, variant.dtype.itemsize, num_tokens, has_soft_cap)
+    rule = tuning.choose_rule(capability, variant.dtype.itemsize, num_tokens)
     resources = compile_pass(capability, rule.tiles, variant)
     assert not resources.spills, resources
     assert resources.shared_bytes <= SHARED_MEMORY_BYTES[capability]
@@ -49,10 +48,9 @@ def test_every_reachable_rule_compiles_without_spills(capability, variant, num_t
 
 def test_every_rule_is_reachable():
     reached = {
-        tuning.choose_rule(capability, operand_bytes, num_tokens, has_soft_cap)
+        tuning.choose_rule(capability, operand_bytes, num_tokens)
         for capability in CAPABILITIES
         for operand_bytes in (2, 4)
         for num_tokens in (1, 8192)
-        for has_soft_cap in (False, True)
     }
     assert reached == set(tuning.RULES)
