@@ -52,9 +52,12 @@ RUN_SETTINGS_THAT_CHANGE_NO_SCORE = (
 )
 """They move a score by no more than the noise of batching; a resumed run may change them."""
 
-UNIT_ROWS = {"cpu": 64, "gpu": 4096}
+MAX_UNIT_ROWS = {"cpu": 64, "gpu": 4096}
 UNIT_BYTES = {"cpu": 64 << 10, "gpu": 4 << 20}
 """About a quarter of a minute of work either way: what a restart may have to do again."""
+
+MIN_UNITS, MIN_UNIT_ROWS = 10, 8
+"""A short run is cut finer, so that its progress shows, but not below a few siblings."""
 
 SCORE_BYTES_PER_ROW = 128
 TOKEN_COLUMN_BYTES_PER_TEXT_BYTE = 3
@@ -180,12 +183,16 @@ def _prepare(
             shards, columns = _describe_input(options, inputs, output)
         device = "cpu" if not _has_gpu() else "gpu"
         manifest = identity | {
-            "unit_rows": UNIT_ROWS[device],
+            "unit_rows": _unit_rows(sum(s.num_rows for s in shards), device),
             "unit_bytes": UNIT_BYTES[device],
             "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         }
         output.create(manifest)
     return _plan_work(student, columns, output, manifest, shards)
+
+
+def _unit_rows(num_rows: int, device: str) -> int:
+    return min(MAX_UNIT_ROWS[device], max(MIN_UNIT_ROWS, num_rows // MIN_UNITS))
 
 
 def _plan_work(
