@@ -164,7 +164,7 @@ def _plot(rows: Sequence[BenchRow], path: Path) -> None:
 
 
 def _plot_html(rows: Sequence[BenchRow]) -> str:
-    longest = {}
+    longest: dict[tuple[str, str], float] = {}
     for row in rows:
         head = (row.preset, row.dtype)
         longest[head] = max(longest.get(head, 0.0), row.time_ms_p50 or 0.0)

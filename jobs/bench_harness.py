@@ -39,7 +39,8 @@ def measure(
         quantiles = torch.tensor(times, dtype=torch.float64).quantile(
             torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
         )
-        measurements[name] = Measurement(*quantiles.tolist(), peak_extra_mib=memory[name])
+        p20, p50, p80 = quantiles.tolist()
+        measurements[name] = Measurement(p20, p50, p80, memory[name])
     return measurements
 
 

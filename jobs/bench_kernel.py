@@ -110,9 +110,10 @@ def bench_kernel(
 def _draw(shape: HeadShape, dtype: torch.dtype, device: torch.device) -> tuple[_Operands, _Truth]:
     """Gaussian logits with a spread of three nats; targets drawn from what they predict."""
     generator = torch.Generator(device).manual_seed(0)
-    size = {"generator": generator, "device": device, "dtype": dtype}
-    hidden = torch.randn(shape.num_tokens, shape.hidden_size, **size)
-    weight = torch.randn(shape.vocab_size, shape.hidden_size, **size)
+    hidden, weight = (
+        torch.randn(rows, shape.hidden_size, generator=generator, device=device, dtype=dtype)
+        for rows in (shape.num_tokens, shape.vocab_size)
+    )
     weight *= 3 / shape.hidden_size**0.5
     parts = [_truth(rows, weight, generator) for rows in hidden.split(CHECK_ROWS)]
     targets, logprob, exact_low, exact_high, rounded_low, rounded_high = (

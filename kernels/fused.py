@@ -5,6 +5,9 @@ Device helpers, then each kernel under which its launcher stands. Knows the same
 N is tokens, V the columns at hand, D the hidden size, K the parts the vocabulary is cut into.
 """
 
+# mypy: disable-error-code="no-untyped-def"
+# Device code has no Python types; launchers do.
+
 import torch
 import triton
 import triton.language as tl
@@ -298,7 +301,8 @@ def vocab_stats(
         num_row_blocks, num_tiles, _num_multiprocessors(hidden.device)
     )
     floats = torch.empty(3, num_splits, num_tokens, dtype=torch.float32, device=hidden.device)
-    parts = VocabStats(*floats, num_greater=torch.empty_like(floats[0], dtype=torch.int32))
+    counts = torch.empty_like(floats[0], dtype=torch.int32)
+    parts = VocabStats(floats[0], floats[1], floats[2], counts)
     if num_tokens > 0:
         _vocab_stats_kernel[(num_row_blocks * num_splits,)](
             hidden,
