@@ -8,6 +8,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PretrainedConfig,
@@ -62,9 +63,11 @@ def assert_like_transformers() -> AssertLikeTransformers:
     def check(
         folder: Path, trajectories: Sequence[Trajectory], scores: Sequence[TrajectoryScore]
     ) -> None:
-        # Its default attention leaves out Gemma 2's soft cap on attention scores.
+        # The usual implementation leaves out Gemma 2's soft cap on attention scores; the eager one
+        # forms them all.
+        attention = "eager" if AutoConfig.from_pretrained(folder).model_type == "gemma2" else "sdpa"
         model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, attn_implementation="eager"
+            folder, dtype=torch.float32, attn_implementation=attention
         ).eval()
         tokenizer = AutoTokenizer.from_pretrained(folder)
         decided = []
