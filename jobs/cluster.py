@@ -17,7 +17,7 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from rsr.engine.config import ScorerConfig, ScorerKind
 from rsr.jobs import interrupt, score_columns
@@ -175,9 +175,9 @@ class Dispatcher:
                 ready, pending = ray.wait(pending, timeout=1.0)
                 self.scorers.update(ray.get(ready))
                 yield
-        except RayActorError as error:
+        except RayError as error:
             model, log = self._job.scorer.model, self._job.output.log_path
-            reason = _last_line(error)
+            reason = _message_lines(error)[-1]
             raise UsageError(f"{model} cannot be run: {reason} (more in {log})") from error
 
     def run(
@@ -196,15 +196,15 @@ class Dispatcher:
         )
         work.extend(units)
         attempts: dict[Unit | Shard, int] = {}
-        in_flight: dict[Any, tuple[Unit | Shard, int]] = {}
+        in_flight: dict[Any, _Assignment] = {}
         while work or in_flight:
             self._fill(work, in_flight, unfinished)
             done, _ = ray.wait(list(in_flight), num_returns=1, timeout=1.0)
             if not done:
                 yield None
                 continue
-            item, slot = in_flight.pop(done[0])
-            outcome = self._collect(done[0], item, slot)
+            assignment = in_flight.pop(done[0])
+            outcome, item = self._collect(done[0], assignment), assignment.item
             if isinstance(outcome, Failed):
                 attempts[item] = attempts.get(item, 0) + 1
                 if attempts[item] < MAX_ATTEMPTS:
@@ -220,12 +220,12 @@ class Dispatcher:
     def _fill(
         self,
         work: deque[Unit | Shard],
-        in_flight: dict[Any, tuple[Unit | Shard, int]],
+        in_flight: dict[Any, "_Assignment"],
         unfinished: dict[str, tuple[Shard, list[Unit]]],
     ) -> None:
         load = [0] * len(self._workers)
-        for _, slot in in_flight.values():
-            load[slot] += 1
+        for assignment in in_flight.values():
+            load[assignment.slot] += 1
         while work and min(load) < UNITS_IN_FLIGHT:
             slot = load.index(min(load))
             item = work.popleft()
@@ -234,28 +234,30 @@ class Dispatcher:
                 reference = worker.score_unit.remote(item)
             else:
                 reference = worker.commit_shard.remote(*unfinished[item.name])
-            in_flight[reference] = (item, slot)
+            in_flight[reference] = _Assignment(item, slot, worker)
             load[slot] += 1
 
-    def _collect(self, reference: Any, item: Unit | Shard, slot: int) -> Finished | Failed:
+    def _collect(self, reference: Any, assignment: "_Assignment") -> Finished | Failed:
+        item = assignment.item
         try:
             return Finished(item, ray.get(reference))
-        except RayActorError as error:
-            if self._is_dead(slot):
-                self._workers[slot] = self._new_worker()
-            return Failed(item, f"{_label(item)}: its worker died: {_last_line(error)}")
         except RayTaskError as error:
-            return Failed(item, f"{_label(item)}: {_last_line(error)}")
+            return Failed(item, f"{_label(item)}: {_message_lines(error)[-1]}")
+        # A dead worker has many names: a crash, a lost node, the memory monitor.
+        except RayError as error:
+            # Its other unit reports the same death: only the first report replaces it.
+            if self._workers[assignment.slot] is assignment.worker:
+                self._workers[assignment.slot] = self._new_worker()
+            return Failed(item, f"{_label(item)}: its worker died: {_message_lines(error)[0]}")
 
-    def _is_dead(self, slot: int) -> bool:
-        """Two units in flight report one death: only the first report replaces the worker."""
-        try:
-            ray.get(self._workers[slot].ready.remote(), timeout=0.1)
-        except RayActorError:
-            return True
-        except ray.exceptions.GetTimeoutError:
-            return False
-        return False
+
+@dataclass(frozen=True, slots=True)
+class _Assignment:
+    """What is in flight, and with whom."""
+
+    item: Unit | Shard
+    slot: int
+    worker: ActorHandle
 
 
 def _label(item: Unit | Shard) -> str:
@@ -264,6 +266,6 @@ def _label(item: Unit | Shard) -> str:
     return item.name
 
 
-def _last_line(error: Exception) -> str:
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return lines[-1].strip() if lines else repr(error)
+def _message_lines(error: Exception) -> list[str]:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines or [repr(error)]

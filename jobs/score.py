@@ -16,10 +16,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rsr.engine.config import ScorerConfig
-from rsr.engine.student import Student, open_student
 from rsr.jobs import score_columns
 from rsr.jobs.errors import UsageError
 from rsr.jobs.interrupt import StopRequest
@@ -39,6 +38,9 @@ from rsr.jobs.shards import (
     stage_json,
 )
 
+if TYPE_CHECKING:
+    from rsr.engine.student import Student
+
 logger = logging.getLogger(__name__)
 
 RUN_SETTINGS_THAT_CHANGE_NO_SCORE = (
@@ -50,9 +52,12 @@ RUN_SETTINGS_THAT_CHANGE_NO_SCORE = (
 )
 """They move a score by no more than the noise of batching; a resumed run may change them."""
 
-UNIT_ROWS = {"cpu": 64, "gpu": 4096}
+MAX_UNIT_ROWS = {"cpu": 64, "gpu": 4096}
 UNIT_BYTES = {"cpu": 64 << 10, "gpu": 4 << 20}
 """About a quarter of a minute of work either way: what a restart may have to do again."""
+
+MIN_UNITS, MIN_UNIT_ROWS = 10, 8
+"""A short run is cut finer, so that its progress shows, but not below a few siblings."""
 
 SCORE_BYTES_PER_ROW = 128
 TOKEN_COLUMN_BYTES_PER_TEXT_BYTE = 3
@@ -99,7 +104,7 @@ class ScoreResult:
 class Plan:
     """A run that can start. done: summary of the shards that need nothing more."""
 
-    student: Student
+    student: "Student"
     columns: TrajectoryColumns
     output: OutputFolder
     identity: dict[str, Any]
@@ -156,6 +161,9 @@ def _prepare(
     manifest: dict[str, Any] | None,
 ) -> Plan:
     shards, columns = _describe_input(options, inputs, output)
+    # transformers takes seconds to import: a wrong path should not wait for it.
+    from rsr.engine.student import open_student
+
     try:
         student = open_student(options.scorer)
     except ValueError as error:
@@ -175,7 +183,7 @@ def _prepare(
             shards, columns = _describe_input(options, inputs, output)
         device = "cpu" if not _has_gpu() else "gpu"
         manifest = identity | {
-            "unit_rows": UNIT_ROWS[device],
+            "unit_rows": _unit_rows(sum(s.num_rows for s in shards), device),
             "unit_bytes": UNIT_BYTES[device],
             "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         }
@@ -183,8 +191,12 @@ def _prepare(
     return _plan_work(student, columns, output, manifest, shards)
 
 
+def _unit_rows(num_rows: int, device: str) -> int:
+    return min(MAX_UNIT_ROWS[device], max(MIN_UNIT_ROWS, num_rows // MIN_UNITS))
+
+
 def _plan_work(
-    student: Student,
+    student: "Student",
     columns: TrajectoryColumns,
     output: OutputFolder,
     manifest: dict[str, Any],
@@ -239,7 +251,7 @@ def _describe_input(
 
 
 def _identity(
-    options: ScoreOptions, student: Student, columns: TrajectoryColumns, shards: list[Shard]
+    options: ScoreOptions, student: "Student", columns: TrajectoryColumns, shards: list[Shard]
 ) -> dict[str, Any]:
     """What two runs must agree on to write into one OUTPUT."""
     settings = asdict(student.config)

@@ -5,6 +5,9 @@ Device helpers, then each kernel under which its launcher stands. Knows the same
 N is tokens, V the columns at hand, D the hidden size, K the parts the vocabulary is cut into.
 """
 
+# mypy: disable-error-code="no-untyped-def"
+# Device code has no Python types; launchers do.
+
 import torch
 import triton
 import triton.language as tl
@@ -22,17 +25,15 @@ def _logit(raw, soft_cap, scale, HAS_CAP: tl.constexpr, ROUND_TO: tl.constexpr):
     """`LogitTransform`, on fp32 values."""
     logit = raw
     if HAS_CAP:
-        # tanh(|x|) from exp(−2|x|), which cannot overflow.
-        decay = tl.exp(-2.0 * tl.abs(raw) / soft_cap)
-        tanh = (1.0 - decay) / (1.0 + decay)
-        logit = tl.where(raw < 0, -tanh, tanh) * soft_cap
+        # tanh(x) = 1 − 2 / (1 + exp(2x)), whose exponential may overflow to the right answer.
+        logit = soft_cap - 2.0 * soft_cap / (1.0 + tl.exp(2.0 * raw / soft_cap))
     logit = logit * scale
     if ROUND_TO is not None:
         logit = logit.to(ROUND_TO).to(tl.float32)
     return logit
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens"])
 def _target_raw_kernel(
     hidden_ptr,
     weight_ptr,
@@ -88,11 +89,66 @@ def target_raw(
         HAS_BIAS=bias is not None,
         BLOCK_N=TARGET_ROWS,
         BLOCK_D=TARGET_DEPTH,
+        enable_fp_fusion=True,
     )
     return out
 
 
 @triton.jit
+def _add_tile(
+    raw,
+    columns,
+    end,
+    targets,
+    target_raw,
+    target_logit,
+    bias_ptr,
+    anchor,
+    rest,
+    weighted,
+    num_greater,
+    soft_cap,
+    scale,
+    HAS_BIAS: tl.constexpr,
+    HAS_CAP: tl.constexpr,
+    ROUND_TO: tl.constexpr,
+    ENTROPY: tl.constexpr,
+):
+    """The statistics with one more tile of h·w in them.
+
+    Online softmax with two twists: the target's column is masked out of everything, since computed
+    twice it can differ in the last bit and outrank itself, and `rest` is the sum of exponentials
+    without the largest one's own 1 (see `VocabStats`).
+    """
+    if HAS_BIAS:
+        raw += tl.load(bias_ptr + columns, columns < end, 0.0).to(tl.float32)[None, :]
+    counts = (columns < end)[None, :] & (columns[None, :] != targets[:, None])
+    logits = tl.where(counts, _logit(raw, soft_cap, scale, HAS_CAP, ROUND_TO), float("-inf"))
+    if ROUND_TO is None:
+        greater = counts & (raw > target_raw[:, None])
+    else:
+        greater = counts & (logits > target_logit[:, None])
+    num_greater += tl.sum(greater.to(tl.int32), axis=1)
+
+    new_anchor = tl.maximum(anchor, tl.max(logits, axis=1))
+    finite_anchor = tl.where(new_anchor == float("-inf"), 0.0, new_anchor)
+    # exp(−1e4) is 0 as exp(−inf) is, and unlike −inf gives 0 when multiplied by it.
+    gaps = tl.maximum(logits - finite_anchor[:, None], -1e4)
+    exps = tl.exp(gaps)
+    old_gap = tl.maximum(anchor - finite_anchor, -1e4)
+    decay = tl.exp(old_gap)
+    if ENTROPY:
+        weighted = (weighted + old_gap * (1.0 + rest)) * decay + tl.sum(gaps * exps, axis=1)
+    # Every finite gap of 0 is the largest logit again; where all are −inf there is none.
+    is_top = gaps == 0.0
+    num_top = tl.sum(is_top.to(tl.float32), axis=1)
+    others = tl.sum(tl.where(is_top, 0.0, exps), axis=1)
+    kept = tl.where(anchor == new_anchor, rest + num_top, (1.0 + rest) * decay + (num_top - 1))
+    return new_anchor, kept + others, weighted, num_greater
+
+
+# A new batch size is not a new kernel.
+@triton.jit(do_not_specialize=["num_tokens", "num_splits", "columns_per_split"])
 def _vocab_stats_kernel(
     hidden_ptr,
     weight_ptr,
@@ -119,16 +175,13 @@ def _vocab_stats_kernel(
     ROUND_TO: tl.constexpr,
     ENTROPY: tl.constexpr,
     EVEN_D: tl.constexpr,
+    HALVES: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_V: tl.constexpr,
     BLOCK_D: tl.constexpr,
     GROUP_N: tl.constexpr,
 ):
-    """Statistics of BLOCK_N rows over one part of the vocabulary, kept in registers throughout.
-
-    Online softmax with two twists: the target's column is masked out of everything, and `rest` is
-    the sum of exponentials without the largest one's own 1 (see `VocabStats`).
-    """
+    """Statistics of BLOCK_N rows over one part of the vocabulary, kept in registers throughout."""
     num_row_blocks = tl.cdiv(num_tokens, BLOCK_N)
     programs_per_group = GROUP_N * num_splits
     first_block = tl.program_id(0) // programs_per_group * GROUP_N
@@ -167,33 +220,51 @@ def _vocab_stats_kernel(
                 h = tl.load(h_ptrs + (k + d)[None, :] * stride_hd, mask, 0.0)
                 w = tl.load(w_ptrs + (k + d)[None, :] * stride_wd, mask, 0.0)
             raw = tl.dot(h, tl.trans(w), raw, input_precision="ieee")
-        if HAS_BIAS:
-            raw += tl.load(bias_ptr + safe_columns).to(tl.float32)[None, :]
-
-        # The target's own column, computed twice, can differ in the last bit and outrank itself.
-        counts = (columns < end)[None, :] & (columns[None, :] != targets[:, None])
-        logits = tl.where(counts, _logit(raw, soft_cap, scale, HAS_CAP, ROUND_TO), float("-inf"))
-        if ROUND_TO is None:
-            greater = counts & (raw > target_raw[:, None])
+        # In halves where a tile and what is made of it do not fit in registers together.
+        if HALVES:
+            halves = tl.permute(tl.reshape(raw, [BLOCK_N, 2, BLOCK_V // 2]), [0, 2, 1])
+            left, right = tl.split(halves)
+            for half in tl.static_range(2):
+                columns = first + half * (BLOCK_V // 2) + tl.arange(0, BLOCK_V // 2)
+                anchor, rest, weighted, num_greater = _add_tile(
+                    left if half == 0 else right,
+                    columns,
+                    end,
+                    targets,
+                    target_raw,
+                    target_logit,
+                    bias_ptr,
+                    anchor,
+                    rest,
+                    weighted,
+                    num_greater,
+                    soft_cap,
+                    scale,
+                    HAS_BIAS,
+                    HAS_CAP,
+                    ROUND_TO,
+                    ENTROPY,
+                )
         else:
-            greater = counts & (logits > target_logit[:, None])
-        num_greater += tl.sum(greater.to(tl.int32), axis=1)
-
-        new_anchor = tl.maximum(anchor, tl.max(logits, axis=1))
-        finite_anchor = tl.where(new_anchor == float("-inf"), 0.0, new_anchor)
-        # exp(−1e4) is 0 as exp(−inf) is, and unlike −inf gives 0 when multiplied by it.
-        gaps = tl.maximum(logits - finite_anchor[:, None], -1e4)
-        exps = tl.exp(gaps)
-        old_gap = tl.maximum(anchor - finite_anchor, -1e4)
-        decay = tl.exp(old_gap)
-        if ENTROPY:
-            weighted = (weighted + old_gap * (1.0 + rest)) * decay + tl.sum(gaps * exps, axis=1)
-        is_top = counts & (logits == new_anchor[:, None])
-        num_top = tl.sum(is_top.to(tl.float32), axis=1)
-        others = tl.sum(tl.where(is_top, 0.0, exps), axis=1)
-        kept = tl.where(anchor == new_anchor, rest + num_top, (1.0 + rest) * decay + (num_top - 1))
-        rest = kept + others
-        anchor = new_anchor
+            anchor, rest, weighted, num_greater = _add_tile(
+                raw,
+                columns,
+                end,
+                targets,
+                target_raw,
+                target_logit,
+                bias_ptr,
+                anchor,
+                rest,
+                weighted,
+                num_greater,
+                soft_cap,
+                scale,
+                HAS_BIAS,
+                HAS_CAP,
+                ROUND_TO,
+                ENTROPY,
+            )
 
     out = split.to(tl.int64) * num_tokens + rows
     tl.store(anchor_ptr + out, anchor, mask=in_range)
@@ -219,14 +290,19 @@ def vocab_stats(
     """
     num_tokens, depth = hidden.shape
     num_columns = weight.shape[0]
-    tiles = tuning.choose_rule(_capability(hidden.device), hidden.element_size(), num_tokens).tiles
+    tiles = tuning.choose_rule(
+        _capability(hidden.device),
+        hidden.element_size(),
+        num_tokens,
+    ).tiles
     num_row_blocks = max(1, triton.cdiv(num_tokens, tiles.rows))
     num_tiles = triton.cdiv(num_columns, tiles.columns)
     num_splits = tuning.choose_num_splits(
         num_row_blocks, num_tiles, _num_multiprocessors(hidden.device)
     )
     floats = torch.empty(3, num_splits, num_tokens, dtype=torch.float32, device=hidden.device)
-    parts = VocabStats(*floats, num_greater=torch.empty_like(floats[0], dtype=torch.int32))
+    counts = torch.empty_like(floats[0], dtype=torch.int32)
+    parts = VocabStats(floats[0], floats[1], floats[2], counts)
     if num_tokens > 0:
         _vocab_stats_kernel[(num_row_blocks * num_splits,)](
             hidden,
@@ -247,6 +323,7 @@ def vocab_stats(
             **constants(tiles, bias is not None, transform, entropy, depth),
             num_warps=tiles.num_warps,
             num_stages=tiles.num_stages,
+            enable_fp_fusion=True,
         )
     return merge_stacked(parts)
 
@@ -261,6 +338,7 @@ def constants(
         "ROUND_TO": _TRITON_DTYPES[transform.round_to],
         "ENTROPY": entropy,
         "EVEN_D": depth % tiles.depth == 0,
+        "HALVES": tiles.halves,
         "BLOCK_N": tiles.rows,
         "BLOCK_V": tiles.columns,
         "BLOCK_D": tiles.depth,

@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -190,3 +191,12 @@ def test_help_says_unit_default_and_reason():
     text = " ".join(CliRunner().invoke(main, ["score", "--help"]).output.split())
     for word in ("in tokens", "nats", "[default: auto]", "the paper's"):
         assert word in text
+
+
+def test_command_starts_without_the_heavy_libraries():
+    code = (
+        "import sys, rsr.jobs.cli; "
+        "print(sorted({'torch', 'transformers', 'ray', 'vllm'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

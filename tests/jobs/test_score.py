@@ -1,7 +1,6 @@
 """The whole way: the `rsr` command, Ray, real vLLM, Parquet to Parquet."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -98,7 +97,7 @@ def folder_run(tmp_path_factory, tiny_student):
     content = bytearray(damaged.read_bytes())
     content[4:400] = b"\xff" * 396
     damaged.write_bytes(content)
-    result = run(source, root / "out", tiny_student, "--token-columns", "--dtype", "float32")
+    result = run(source, root / "out", tiny_student, "--token-columns", "--workers", "2")
     return root, rows, *result
 
 
@@ -176,8 +175,8 @@ def test_chatter_goes_to_the_log(folder_run):
 
 
 def many_rows(path: Path) -> Path:
-    rows = [chat(f"Well, {i} times {i} is {i * i}.", "Yes." * (i % 9 + 1)) for i in range(1500)]
-    pq.write_table(pa.table({"id": range(1500), "messages": rows}), path, row_group_size=400)
+    rows = [chat(f"Well, {i} times {i} is {i * i}.", "Yes." * (i % 9 + 1)) for i in range(2500)]
+    pq.write_table(pa.table({"id": range(2500), "messages": rows}), path, row_group_size=400)
     return path
 
 
@@ -191,29 +190,44 @@ def kill_tree(process: subprocess.Popen) -> None:
     psutil.wait_procs(tree, timeout=30)
 
 
-def start_and_wait_for_units(arguments: list[str], output: Path) -> subprocess.Popen:
-    process = subprocess.Popen(
-        arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ.copy()
-    )
+def kill_worker(process: subprocess.Popen) -> None:
+    """SIGKILL the process that holds the model, and nothing else."""
+    members = psutil.Process(process.pid).children(recursive=True)
+    (worker,) = [m for m in members if m.cmdline() and m.cmdline()[0].startswith("ray::Worker")]
+    worker.kill()
+
+
+def start(arguments: list[str]) -> subprocess.Popen:
+    return subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def wait_for_units(process: subprocess.Popen, output: Path, num_more: int) -> None:
+    """Until the run has kept `num_more` units more than it has now."""
     deadline = time.monotonic() + 200
-    while len(list(output.glob(".rsr/units/*/*.scores"))) < 3:
+    units = output / ".rsr" / "units"
+    enough = len(list(units.glob("*/*.scores"))) + num_more
+    while len(list(units.glob("*/*.scores"))) < enough:
         assert process.poll() is None, "the run ended before it could be disturbed"
         assert time.monotonic() < deadline
-        time.sleep(0.05)
-    return process
+        time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")
 def disturbed_run(tmp_path_factory, tiny_student):
-    """One undisturbed run, and one that was killed, then terminated, then left to finish."""
+    """One undisturbed run, and one that was killed, lost its worker, was told to stop, went on."""
     root = tmp_path_factory.mktemp("disturbed")
     source = many_rows(root / "rows.parquet")
     assert run(source, root / "quiet", tiny_student)[0] == 0
     arguments = command(source, root / "killed", tiny_student)
-    kill_tree(start_and_wait_for_units(arguments, root / "killed"))
+    process = start(arguments)
+    wait_for_units(process, root / "killed", 3)
+    kill_tree(process)
     kept = {p.name: p.stat().st_mtime_ns for p in root.glob("killed/.rsr/units/*/*.scores")}
     assert not (root / "killed" / "rows.parquet").exists()
-    process = start_and_wait_for_units(arguments, root / "killed")
+    process = start(arguments)
+    wait_for_units(process, root / "killed", 2)
+    kill_worker(process)
+    wait_for_units(process, root / "killed", 2)
     process.send_signal(signal.SIGTERM)
     terminated_with = process.wait(timeout=60)
     still_kept = {

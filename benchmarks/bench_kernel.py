@@ -1,0 +1,9 @@
+"""The rank kernel beside what else one would use: `python benchmarks/bench_kernel.py --help`.
+
+The same command as `rsr bench kernel`, whose code is `rsr.jobs.bench_kernel`.
+"""
+
+from rsr.jobs.bench import kernel
+
+if __name__ == "__main__":
+    kernel()

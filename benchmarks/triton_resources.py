@@ -1,0 +1,55 @@
+"""What the compiler makes of the Triton pass, without a GPU.
+
+Compiles every reachable row of the tile table for the heads of real students and writes registers,
+spills, shared memory and tensor-core instruction to results/triton_resources.csv.
+"""
+
+import csv
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from rsr.jobs.bench_shapes import PRESETS
+from rsr.kernels import tuning
+from rsr.kernels.ahead_of_time import SHARED_MEMORY_BYTES, Variant, compile_pass
+from rsr.kernels.logits import LogitTransform
+
+OUTPUT = Path(__file__).parent / "results" / "triton_resources.csv"
+SOFT_CAPS = {"gemma-2-2b": 30.0}
+
+
+def main() -> None:
+    compile_once = cache(compile_pass)
+    rows = []
+    for capability in SHARED_MEMORY_BYTES:
+        for student, shape in PRESETS.items():
+            transform = LogitTransform(soft_cap=SOFT_CAPS.get(student))
+            for num_tokens in (1, shape.num_tokens):
+                for dtype in (torch.bfloat16, torch.float16, torch.float32):
+                    rule = tuning.choose_rule(capability, dtype.itemsize, num_tokens)
+                    # The depth reaches the code only through whether the tiles divide it.
+                    assert shape.hidden_size % rule.tiles.depth == 0
+                    variant = Variant(dtype, rule.tiles.depth, transform)
+                    rows.append(
+                        {
+                            "capability": capability,
+                            "student": student,
+                            "num_tokens": num_tokens,
+                            "hidden_size": shape.hidden_size,
+                            "vocab_size": shape.vocab_size,
+                            "dtype": str(dtype).removeprefix("torch."),
+                            **asdict(rule.tiles),
+                            **asdict(compile_once(capability, rule.tiles, variant)),
+                        }
+                    )
+    OUTPUT.parent.mkdir(exist_ok=True)
+    with OUTPUT.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()

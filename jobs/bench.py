@@ -1,0 +1,191 @@
+"""`rsr bench`: parse, run, print. What is timed, and how, is in `bench_kernel` and its harness."""
+
+import csv
+import html
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import click
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from rsr.jobs.bench_kernel import DTYPES, BenchRow, bench_kernel
+from rsr.jobs.bench_shapes import DEFAULT_PRESETS, PRESETS
+
+PLOT_SUFFIXES = (".html", ".png")
+
+
+@click.group()
+def bench() -> None:
+    """Measure this machine."""
+
+
+@bench.command()
+@click.option(
+    "--preset",
+    "presets",
+    multiple=True,
+    type=click.Choice(list(PRESETS)),
+    help="Student whose LM head to time; may be repeated. "
+    + "; ".join(
+        f"Default on {kind}: {', '.join(names)}" for kind, names in DEFAULT_PRESETS.items()
+    ),
+)
+@click.option(
+    "--dtype",
+    "dtypes",
+    multiple=True,
+    type=click.Choice(list(DTYPES)),
+    default=("bfloat16",),
+    show_default=True,
+    help="Dtype of hidden states and weights; may be repeated.",
+)
+@click.option("--device", default=None, help="Default: cuda where there is a GPU, else cpu.")
+@click.option(
+    "--tokens", type=click.IntRange(1), default=None, help="Tokens per call. Default: the preset's."
+)
+@click.option(
+    "--repeat", type=click.IntRange(1), default=5, show_default=True, help="Timed calls of each."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+@click.option("--csv", "csv_path", type=click.Path(path_type=Path), help="Also write a CSV file.")
+@click.option(
+    "--plot", "plot_path", type=click.Path(path_type=Path), help="Also draw to .html or .png."
+)
+@click.pass_context
+def kernel(
+    context: click.Context,
+    presets: tuple[str, ...],
+    dtypes: tuple[str, ...],
+    device: str | None,
+    tokens: int | None,
+    repeat: int,
+    as_json: bool,
+    csv_path: Path | None,
+    plot_path: Path | None,
+) -> None:
+    """Time the rank kernel beside what else one would use, on the LM heads of real students.
+
+    Every operation is checked against the reference first; one that fails is listed and not timed,
+    and the exit code is then 1.
+    """
+    if plot_path is not None and plot_path.suffix not in PLOT_SUFFIXES:
+        raise click.UsageError(f"--plot must end in {' or '.join(PLOT_SUFFIXES)}, got {plot_path}")
+    chosen = _device(device)
+    console = Console(stderr=True)
+    rows: list[BenchRow] = []
+    for preset in presets or DEFAULT_PRESETS[chosen.type]:
+        shape = PRESETS[preset]
+        if tokens is not None:
+            shape = type(shape)(tokens, shape.hidden_size, shape.vocab_size)
+        for dtype in dtypes:
+            with console.status(f"{preset}, {dtype}"):
+                rows += bench_kernel(preset, shape, dtype, chosen, repeat)
+    if as_json:
+        click.echo(json.dumps({"rows": [asdict(row) for row in rows]}))
+    else:
+        Console().print(_table(rows))
+    if csv_path is not None:
+        _write_csv(rows, csv_path)
+    if plot_path is not None:
+        _plot(rows, plot_path)
+    if any(row.failed_check for row in rows):
+        context.exit(1)
+
+
+def _device(name: str | None) -> torch.device:
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise click.UsageError(f"--device {name}: {str(error).splitlines()[0]}") from None
+    if device.type not in DEFAULT_PRESETS:
+        raise click.UsageError(f"--device must be cpu or cuda, got {name}")
+    return device
+
+
+def _table(rows: Sequence[BenchRow]) -> Table:
+    first = rows[0]
+    table = Table(title=f"{first.device}, {first.num_threads} threads, torch {first.torch_version}")
+    table.add_column("head")
+    table.add_column("operation")
+    for column in ("ms p50", "p20–p80", "tokens/s", "TFLOP/s", "of GEMM", "extra MiB"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        head = f"{row.preset} {row.dtype} {row.num_tokens}×{row.hidden_size}×{row.vocab_size}"
+        if row.time_ms_p50 is None:
+            table.add_row(head, row.operation, f"[red]not timed: {row.failed_check}")
+            continue
+        table.add_row(
+            head,
+            row.operation,
+            f"{row.time_ms_p50:,.1f}",
+            f"{row.time_ms_p20:,.1f}–{row.time_ms_p80:,.1f}",
+            f"{row.tokens_per_s:,.0f}",
+            f"{row.tflop_per_s:.3f}",
+            f"{row.share_of_gemm:.0%}",
+            f"{row.peak_extra_mib:,.0f}",
+        )
+    return table
+
+
+def _write_csv(rows: Sequence[BenchRow], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [field.name for field in fields(BenchRow)])
+        writer.writeheader()
+        for row in rows:
+            values = asdict(row)
+            writer.writerow(
+                {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in values.items()}
+            )
+
+
+def _plot(rows: Sequence[BenchRow], path: Path) -> None:
+    """Bars of the median time, one group per head; HTML needs nothing, PNG needs matplotlib."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    timed = [row for row in rows if row.time_ms_p50 is not None]
+    if path.suffix == ".html":
+        path.write_text(_plot_html(timed))
+        return
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise click.UsageError("--plot to .png needs matplotlib; .html needs nothing") from None
+    figure = Figure(figsize=(9, 0.35 * len(timed) + 1), layout="constrained")
+    axes = figure.subplots()
+    axes.barh([f"{row.operation}, {row.preset}" for row in timed], [r.time_ms_p50 for r in timed])
+    axes.invert_yaxis()
+    axes.set_xlabel("milliseconds, median")
+    figure.savefig(path)
+
+
+def _plot_html(rows: Sequence[BenchRow]) -> str:
+    longest: dict[tuple[str, str], float] = {}
+    for row in rows:
+        head = (row.preset, row.dtype)
+        longest[head] = max(longest.get(head, 0.0), row.time_ms_p50 or 0.0)
+    parts = []
+    for head, longest_ms in longest.items():
+        parts.append(f"<h2>{html.escape(' '.join(head))}</h2><table>")
+        for row in rows:
+            if (row.preset, row.dtype) != head or row.time_ms_p50 is None:
+                continue
+            width = 100 * row.time_ms_p50 / longest_ms
+            parts.append(
+                f"<tr><td>{html.escape(row.operation)}<td class=bar>"
+                f"<div style='width:{width:.1f}%'></div><td>{row.time_ms_p50:,.1f} ms"
+            )
+        parts.append("</table>")
+    style = (
+        "body{font:14px sans-serif;margin:2em}table{width:100%}td{white-space:nowrap}"
+        ".bar{width:70%}.bar div{background:#4477aa;height:1em}"
+    )
+    title = html.escape(rows[0].device if rows else "")
+    return (
+        "<!doctype html><meta charset=utf-8><title>rank kernel</title>"
+        f"<style>{style}</style><h1>Rank kernel on {title}: median time</h1>{''.join(parts)}"
+    )

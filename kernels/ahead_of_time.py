@@ -1,0 +1,132 @@
+"""Compile the Triton pass for a GPU that need not be here, and read what came out.
+
+Real machine code for a named generation, from which registers, spills, shared memory and the
+tensor-core instruction can be read. Knows nothing of speed.
+"""
+
+import re
+import subprocess
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from rsr.kernels import fused, tuning
+from rsr.kernels.logits import LogitTransform
+
+# The largest shared memory one program may ask for, in bytes (CUDA C++ programming guide,
+# "Compute Capabilities").
+SHARED_MEMORY_BYTES = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
+
+TENSOR_CORE_INSTRUCTION = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}
+
+
+_ELEMENT_NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What the pass is specialised for, besides its tiles."""
+
+    dtype: torch.dtype
+    depth: int
+    transform: LogitTransform = field(default_factory=LogitTransform)
+    has_bias: bool = False
+    entropy: bool = True
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one compiled pass takes, per thread and per program."""
+
+    num_registers: int
+    stack_bytes: int
+    local_load_instructions: int
+    shared_bytes: int
+    tensor_core_instruction: str
+    """PTX name; empty where the FMA units multiply."""
+
+    @property
+    def spills(self) -> bool:
+        """Whether registers overflow to local memory."""
+        return self.stack_bytes > 0 or self.local_load_instructions > 0
+
+
+def compile_pass(capability: int, tiles: tuning.Tiles, variant: Variant) -> Resources:
+    """Compile `_vocab_stats_kernel` for compute capability major · 10 + minor."""
+    kernel = fused._vocab_stats_kernel
+    constants = {
+        **fused.constants(
+            tiles, variant.has_bias, variant.transform, variant.entropy, variant.depth
+        ),
+        "stride_hd": 1,
+        "stride_wd": 1,
+    }
+    if not variant.has_bias:
+        constants["bias_ptr"] = None
+    signature = {name: _type_of(name, variant) for name in kernel.arg_names}
+    signature.update(dict.fromkeys(constants, "constexpr"))
+    # What the launcher finds out by itself: aligned pointers and strides.
+    aligned = [
+        i
+        for i, name in enumerate(kernel.arg_names)
+        if signature[name].startswith("*") or name in ("stride_hn", "stride_wv", "depth")
+    ]
+    compiled = triton.compile(
+        ASTSource(
+            kernel,
+            signature,
+            constants,
+            attrs={(i,): [["tt.divisibility", 16]] for i in aligned},
+        ),
+        target=GPUTarget("cuda", capability, 32),
+        options={
+            "num_warps": tiles.num_warps,
+            "num_stages": tiles.num_stages,
+            "enable_fp_fusion": True,
+        },
+    )
+    return _read(compiled)
+
+
+def _type_of(name: str, variant: Variant) -> str:
+    if name in ("hidden_ptr", "weight_ptr", "bias_ptr"):
+        return f"*{_ELEMENT_NAMES[variant.dtype]}"
+    if name in ("column_ptr", "num_greater_ptr"):
+        return {"column_ptr": "*i64", "num_greater_ptr": "*i32"}[name]
+    if name.endswith("_ptr"):
+        return "*fp32"
+    return "fp32" if name in ("soft_cap", "scale") else "i32"
+
+
+def _read(compiled: triton.compiler.CompiledKernel) -> Resources:
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder) / "pass.cubin"
+        cubin.write_bytes(compiled.asm["cubin"])
+        usage = _cuobjdump("--dump-resource-usage", cubin)
+        code = _cuobjdump("--dump-sass", cubin)
+    instructions = [
+        name for name in TENSOR_CORE_INSTRUCTION.values() if name in compiled.asm["ptx"]
+    ]
+    return Resources(
+        num_registers=int(_only(r"REG:(\d+)", usage)),
+        stack_bytes=int(_only(r"STACK:(\d+)", usage)),
+        local_load_instructions=len(re.findall(r"\bLDL\b", code)),
+        shared_bytes=compiled.metadata.shared,
+        tensor_core_instruction=" ".join(instructions),
+    )
+
+
+def _only(pattern: str, text: str) -> str:
+    found = re.findall(pattern, text)
+    assert len(found) == 1, f"{pattern} matches {len(found)} times in:\n{text}"
+    return found[0]
+
+
+def _cuobjdump(option: str, cubin: Path) -> str:
+    command = [triton.knobs.nvidia.cuobjdump.path, option, str(cubin)]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
