@@ -14,7 +14,7 @@ MAX_MODEL_LEN = 32_768
 def student(save_student, tmp_path_factory):
     """Two layers, two heads: attention over 32k tokens in seconds."""
     config = LlamaConfig(
-        vocab_size=257,
+        vocab_size=261,
         hidden_size=64,
         intermediate_size=96,
         num_hidden_layers=2,
@@ -22,7 +22,6 @@ def student(save_student, tmp_path_factory):
         num_key_value_heads=1,
         max_position_embeddings=MAX_MODEL_LEN,
         initializer_range=0.1,
-        eos_token_id=256,
     )
     return save_student(config, tmp_path_factory.mktemp("student"))
 
