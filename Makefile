@@ -56,7 +56,7 @@ format: setup  ## let ruff rewrite what it can
 	$(BIN)/ruff format .
 
 bench: setup  ## time the kernel on this machine and write benchmarks/results/
-	$(BIN)/rsr bench kernel
+	$(BIN)/rsr bench kernel --csv benchmarks/results/kernel_$(ACCELERATOR).csv
 
 clean:  ## remove what setup, tests and the demonstration made
 	rm -rf $(VENV) build demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -4,20 +4,24 @@ What is timed, and how, is in `bench_kernel` and its harness.
 """
 
 import csv
-import html
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, get_args
 
 import click
-import torch
 from rich.console import Console
 from rich.table import Table
 
+from rsr.engine.config import Dtype
 from rsr.jobs.bench_engine import engine
-from rsr.jobs.bench_kernel import DTYPES, BenchRow, bench_kernel
 from rsr.jobs.bench_shapes import DEFAULT_PRESETS, PRESETS
+
+if TYPE_CHECKING:
+    import torch
+
+    from rsr.jobs.bench_kernel import BenchRow
 
 PLOT_SUFFIXES = (".html", ".png")
 
@@ -45,7 +49,7 @@ bench.add_command(engine)
     "--dtype",
     "dtypes",
     multiple=True,
-    type=click.Choice(list(DTYPES)),
+    type=click.Choice([dtype for dtype in get_args(Dtype) if dtype != "auto"]),
     default=("bfloat16",),
     show_default=True,
     help="Dtype of hidden states and weights; may be repeated.",
@@ -81,6 +85,9 @@ def kernel(
     """
     if plot_path is not None and plot_path.suffix not in PLOT_SUFFIXES:
         raise click.UsageError(f"--plot must end in {' or '.join(PLOT_SUFFIXES)}, got {plot_path}")
+    # torch takes seconds to import: `rsr --help` should not wait for it.
+    from rsr.jobs.bench_kernel import bench_kernel
+
     chosen = _device(device)
     console = Console(stderr=True)
     rows: list[BenchRow] = []
@@ -103,7 +110,9 @@ def kernel(
         context.exit(1)
 
 
-def _device(name: str | None) -> torch.device:
+def _device(name: str | None) -> "torch.device":
+    import torch
+
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(0, device=device)
@@ -114,7 +123,7 @@ def _device(name: str | None) -> torch.device:
     return device
 
 
-def _table(rows: Sequence[BenchRow]) -> Table:
+def _table(rows: Sequence["BenchRow"]) -> Table:
     first = rows[0]
     table = Table(title=f"{first.device}, {first.num_threads} threads, torch {first.torch_version}")
     table.add_column("head")
@@ -139,10 +148,10 @@ def _table(rows: Sequence[BenchRow]) -> Table:
     return table
 
 
-def _write_csv(rows: Sequence[BenchRow], path: Path) -> None:
+def _write_csv(rows: Sequence["BenchRow"], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(BenchRow)])
+        writer = csv.DictWriter(file, list(asdict(rows[0])))
         writer.writeheader()
         for row in rows:
             values = asdict(row)
@@ -151,48 +160,18 @@ def _write_csv(rows: Sequence[BenchRow], path: Path) -> None:
             )
 
 
-def _plot(rows: Sequence[BenchRow], path: Path) -> None:
-    """Bars of the median time, one group per head; HTML needs nothing, PNG needs matplotlib."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    timed = [row for row in rows if row.time_ms_p50 is not None]
-    if path.suffix == ".html":
-        path.write_text(_plot_html(timed))
-        return
+def _plot(rows: Sequence["BenchRow"], path: Path) -> None:
+    """Bars of the median time, one panel per head, with 20th and 80th percentile."""
     try:
-        from matplotlib.figure import Figure
+        import altair as alt
     except ImportError:
-        raise click.UsageError("--plot to .png needs matplotlib; .html needs nothing") from None
-    figure = Figure(figsize=(9, 0.35 * len(timed) + 1), layout="constrained")
-    axes = figure.subplots()
-    axes.barh([f"{row.operation}, {row.preset}" for row in timed], [r.time_ms_p50 for r in timed])
-    axes.invert_yaxis()
-    axes.set_xlabel("milliseconds, median")
-    figure.savefig(path)
-
-
-def _plot_html(rows: Sequence[BenchRow]) -> str:
-    longest: dict[tuple[str, str], float] = {}
-    for row in rows:
-        head = (row.preset, row.dtype)
-        longest[head] = max(longest.get(head, 0.0), row.time_ms_p50 or 0.0)
-    parts = []
-    for head, longest_ms in longest.items():
-        parts.append(f"<h2>{html.escape(' '.join(head))}</h2><table>")
-        for row in rows:
-            if (row.preset, row.dtype) != head or row.time_ms_p50 is None:
-                continue
-            width = 100 * row.time_ms_p50 / longest_ms
-            parts.append(
-                f"<tr><td>{html.escape(row.operation)}<td class=bar>"
-                f"<div style='width:{width:.1f}%'></div><td>{row.time_ms_p50:,.1f} ms"
-            )
-        parts.append("</table>")
-    style = (
-        "body{font:14px sans-serif;margin:2em}table{width:100%}td{white-space:nowrap}"
-        ".bar{width:70%}.bar div{background:#4477aa;height:1em}"
-    )
-    title = html.escape(rows[0].device if rows else "")
-    return (
-        "<!doctype html><meta charset=utf-8><title>rank kernel</title>"
-        f"<style>{style}</style><h1>Rank kernel on {title}: median time</h1>{''.join(parts)}"
-    )
+        raise click.UsageError("--plot needs altair: pip install 'rsr-engine[demo]'") from None
+    timed = [row for row in rows if row.time_ms_p50 is not None]
+    values = [asdict(row) | {"head": f"{row.preset}, {row.dtype}"} for row in timed]
+    operation = alt.Y("operation:N", sort=None, title=None)
+    base = alt.Chart(alt.Data(values=values)).encode(y=operation)
+    bars = base.mark_bar(color="#0072b2").encode(x=alt.X("time_ms_p50:Q", title="median, ms"))
+    spread = base.mark_rule().encode(x="time_ms_p20:Q", x2="time_ms_p80:Q")
+    chart = (bars + spread).facet(row=alt.Row("head:N", title=None)).resolve_scale(x="independent")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    chart.properties(title=f"Rank kernel on {timed[0].device}" if timed else "").save(path)

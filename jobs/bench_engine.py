@@ -11,16 +11,14 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 import click
-import torch
 from rich.console import Console
 from rich.table import Table
 
 from rsr.engine.config import Dtype, PrefixReuse, ScorerConfig
 from rsr.engine.metrics import rank_surprisal_ratio
-from rsr.engine.student import open_student
 from rsr.engine.trajectory import Trajectory
 from rsr.jobs.bench_engine_runs import (
     LIMIT,
@@ -34,7 +32,6 @@ from rsr.jobs.bench_engine_runs import (
     open_way,
     run_way,
 )
-from rsr.jobs.bench_engine_verify import Verification, verify
 from rsr.jobs.errors import UsageError
 from rsr.jobs.shards import (
     TrajectoryColumns,
@@ -44,6 +41,9 @@ from rsr.jobs.shards import (
     open_parquet,
     read_trajectories,
 )
+
+if TYPE_CHECKING:
+    from rsr.jobs.bench_engine_verify import Verification
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +93,8 @@ def join_rows(trajectories: Sequence[Trajectory], min_characters: int) -> list[T
 
 def bench_engine(workload: Workload, num_rounds: int) -> list[EngineRow]:
     """Time every way over the workload, in turns, after one round that is not timed."""
+    from rsr.engine.student import open_student
+
     ways = [LIMIT, OURS, STOCK]
     if workload.published_folder is not None:
         ways.append(PUBLISHED)
@@ -113,6 +115,8 @@ def bench_engine(workload: Workload, num_rounds: int) -> list[EngineRow]:
 def _row(
     way: str, workload: Workload, num_tokens: int, rounds: Sequence[dict[str, Outcome]]
 ) -> EngineRow:
+    import torch
+
     time_s = statistics.median(outcomes[way].time_s for outcomes in rounds)
     last = rounds[-1]
     rsr_difference, surprisal_difference = _largest_differences(last[way].sums, last[OURS].sums)
@@ -236,6 +240,10 @@ def engine(
     as_json: bool,
 ) -> None:
     """Time whole-trajectory scoring beside a bare vLLM prefill, which is the limit."""
+    # Seconds of imports that `rsr --help` must not wait for.
+    from rsr.engine.student import open_student
+    from rsr.jobs.bench_engine_verify import verify
+
     try:
         trajectories = read_rows(input_path, max_rows)
         config = open_student(
@@ -269,7 +277,7 @@ def engine(
     Console().print(_table(rows))
 
 
-def _verification_text(verification: Verification) -> str:
+def _verification_text(verification: "Verification") -> str:
     return (
         f"{verification.num_rows} rows, {verification.num_tokens} tokens against transformers in "
         f"float32: {verification.num_equal_ranks} ranks equal, largest |Δ surprisal| "

@@ -18,8 +18,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-import torch
-
 from rsr.engine.config import ScorerConfig
 from rsr.engine.metrics import DEFAULT_RANK_CLIP, TrajectoryScore
 from rsr.engine.trajectory import Trajectory
@@ -99,6 +97,8 @@ def run_way(way: str) -> Outcome:
 
 def _peak_rss_mib() -> float:
     """Largest resident memory of this process so far; on a GPU what torch has reserved there."""
+    import torch
+
     if torch.cuda.is_initialized():
         return torch.cuda.max_memory_reserved() / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -141,6 +141,7 @@ def _open_stock(workload: Workload) -> Run:
 
 def _open_published(workload: Workload) -> Run:
     """`infer_dataset` and `compute_sample_metrics` of the authors' `rsr_cal.py`, as it stands."""
+    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     config, folder = workload.config, workload.published_folder

@@ -25,6 +25,7 @@ from rsr.engine.config import (
     ScorerKind,
 )
 from rsr.engine.metrics import DEFAULT_RANK_CLIP
+from rsr.jobs.bench import bench
 from rsr.jobs.demo import DemoOptions, demo_report_json, print_demo_report, report_demo, score_demo
 from rsr.jobs.demo_trajectories import DEFAULT_NUM_PROBLEMS
 from rsr.jobs.errors import Interrupted, UsageError
@@ -353,6 +354,9 @@ def demo(output: Path, seed: int, num_problems: int, as_json: bool, verbose: boo
         if report:
             print_demo_report(report, Console())
     sys.exit(EXIT_FAILURES if result.failures else 0)
+
+
+main.add_command(bench)
 
 
 def _configure_logging(verbose: bool) -> None:
