@@ -309,7 +309,9 @@ _replaced: dict[str, Any] = {}
 def register_scoring_model(architecture: str) -> None:
     """Replace `architecture` in vLLM's registry by a scoring subclass of its own class."""
     if architecture not in _replaced:
-        entry = ModelRegistry.models[architecture]
+        entry = ModelRegistry.models.get(architecture)
+        if entry is None:
+            raise RuntimeError(f"this vLLM has no architecture named {architecture!r}")
         ModelRegistry.register_model(architecture, _scoring_class(entry.load_model_cls()))
         _replaced[architecture] = entry
 

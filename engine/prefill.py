@@ -23,7 +23,13 @@ from rsr.engine.student import Student
 logger = logging.getLogger(__name__)
 
 TESTED_VLLM = ((0, 32), (0, 33))
-"""First and last vLLM minor version whose interfaces this file and `pooler.py` fit."""
+"""First and last vLLM minor version whose interfaces this file and `pooler.py` fit.
+
+0.32.0 runs the tests. Of 0.33.0, whose wheel is for GPUs, the sources were compared: every name
+these two files import, call, override or set is there, with the same parameters; logits
+processor, pooler base class, pooling metadata and vLLM's second model runner's pooling are
+unchanged.
+"""
 
 CPU_KV_CACHE_BYTES = 2 << 30
 """Holds 16k tokens of an 8B model. Pages never written cost nothing, but vLLM wants them free."""
@@ -146,19 +152,30 @@ class StockPrefill:
 
         vLLM takes no prompt token from a prefix cache that it has to score.
         """
-        from vllm import SamplingParams
-
-        if not requests:
-            return []
-        outputs = self._llm.generate(
-            [{"prompt_token_ids": r.token_ids} for r in requests],
-            SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False),
-            use_tqdm=False,
-        )
+        outputs = self._generate(requests, prompt_logprobs=0)
         return [
             _prompt_logprobs_rows(request, output.prompt_logprobs)
             for request, output in zip(requests, outputs, strict=True)
         ]
+
+    def run_unscored(self, requests: Sequence[PrefillRequest]) -> None:
+        """Prefill and nothing else: the least that any scorer on vLLM takes."""
+        self._generate(requests, prompt_logprobs=None)
+
+    def _generate(
+        self, requests: Sequence[PrefillRequest], *, prompt_logprobs: int | None
+    ) -> list[Any]:
+        from vllm import SamplingParams
+
+        if not requests:
+            return []
+        return self._llm.generate(
+            [{"prompt_token_ids": r.token_ids} for r in requests],
+            SamplingParams(
+                temperature=0.0, max_tokens=1, prompt_logprobs=prompt_logprobs, detokenize=False
+            ),
+            use_tqdm=False,
+        )
 
     def forget_prefixes(self) -> None:
         """Nothing is remembered."""
@@ -182,8 +199,12 @@ def _open_vllm(student: Student, *, scoring_architectures: Sequence[str], **sett
     """A `vllm.LLM` whose processes have a scoring model class for the architectures named."""
     config = student.config
     _set_environment()
-    import vllm
-
+    try:
+        import vllm
+    except ImportError as error:
+        raise RuntimeError(
+            f"vLLM cannot be imported ({error}); install rsr-engine[gpu] or rsr-engine[cpu]"
+        ) from error
     _check_version(vllm.__version__)
     vllm_plugin.choose(scoring_architectures)
     with _cores_divided_among(config.tensor_parallel_size):

@@ -1,4 +1,7 @@
-"""`rsr bench`: parse, run, print. What is timed, and how, is in `bench_kernel` and its harness."""
+"""`rsr bench`: parse, run, print. `bench engine` is in `bench_engine`.
+
+What is timed, and how, is in `bench_kernel` and its harness.
+"""
 
 import csv
 import json
@@ -12,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rsr.engine.config import Dtype
+from rsr.jobs.bench_engine import engine
 from rsr.jobs.bench_shapes import DEFAULT_PRESETS, PRESETS
 
 if TYPE_CHECKING:
@@ -25,6 +29,9 @@ PLOT_SUFFIXES = (".html", ".png")
 @click.group()
 def bench() -> None:
     """Measure this machine."""
+
+
+bench.add_command(engine)
 
 
 @bench.command()

@@ -1,22 +1,20 @@
-"""Checkpoints small enough to be made in a test: random weights, a byte for a token."""
+"""Students of any architecture made on the spot, and transformers to hold their scores against."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PretrainedConfig,
-    PreTrainedTokenizerFast,
 )
 
 from rsr.engine import Trajectory, TrajectoryScore
-
-END_OF_TEXT = "<|endoftext|>"
 
 MAX_SURPRISAL_ERROR_NATS = 1e-4
 MAX_LOGIT_ERROR = 1e-4
@@ -28,17 +26,8 @@ SaveStudent = Callable[[PretrainedConfig, Path], Path]
 AssertLikeTransformers = Callable[[Path, Sequence[Trajectory], Sequence[TrajectoryScore]], None]
 
 
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """256 byte tokens and one control token; no merges, so text and tokens have one length."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Tokenizer(models.BPE({letter: i for i, letter in enumerate(alphabet)}, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    backend.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=END_OF_TEXT)
-
-
 @pytest.fixture(scope="session")
-def save_student() -> SaveStudent:
+def save_student(make_tokenizer: Callable[..., Any]) -> SaveStudent:
     """Saves a random float32 checkpoint of a configuration, with a byte tokenizer, in a folder."""
 
     def save(config: PretrainedConfig, folder: Path) -> Path:
@@ -49,7 +38,7 @@ def save_student() -> SaveStudent:
             if parameter.ndim == 1:
                 parameter.data += 0.2 * torch.randn_like(parameter)
         model.save_pretrained(folder)
-        byte_tokenizer().save_pretrained(folder)
+        make_tokenizer(chat_template=None).save_pretrained(folder)
         return folder
 
     return save
@@ -62,9 +51,11 @@ def assert_like_transformers() -> AssertLikeTransformers:
     def check(
         folder: Path, trajectories: Sequence[Trajectory], scores: Sequence[TrajectoryScore]
     ) -> None:
-        # Its default attention leaves out Gemma 2's soft cap on attention scores.
+        # The usual implementation leaves out Gemma 2's soft cap on attention scores; the eager one
+        # forms them all.
+        attention = "eager" if AutoConfig.from_pretrained(folder).model_type == "gemma2" else "sdpa"
         model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, attn_implementation="eager"
+            folder, dtype=torch.float32, attn_implementation=attention
         ).eval()
         tokenizer = AutoTokenizer.from_pretrained(folder)
         decided = []

@@ -11,7 +11,7 @@ from rsr.engine import Scorer, ScorerConfig, Trajectory
 
 pytestmark = pytest.mark.vllm
 
-VOCAB_SIZE = 257
+VOCAB_SIZE = 261
 """Of the byte tokenizer; vLLM pads a head to a multiple of 64 rows, here to 320."""
 
 SMALL = {
@@ -25,8 +25,6 @@ SMALL = {
     # Ten times the usual: logits spread over several nats, as a trained model's do.
     "initializer_range": 0.2,
     "pad_token_id": None,
-    "bos_token_id": None,
-    "eos_token_id": 256,
 }
 
 # The name of a transformers configuration class, and what its model's head is about.

@@ -8,9 +8,9 @@ from rsr.engine import Scorer, ScorerConfig, Trajectory
 
 pytestmark = pytest.mark.vllm
 
-# 257 tokens, padded to 320: the second rank's half of the head is mostly padding.
+# 261 tokens, padded to 320: the second rank's half of the head is mostly padding.
 CONFIG = LlamaConfig(
-    vocab_size=257,
+    vocab_size=261,
     hidden_size=64,
     intermediate_size=96,
     num_hidden_layers=2,
@@ -19,7 +19,6 @@ CONFIG = LlamaConfig(
     max_position_embeddings=256,
     initializer_range=0.2,
     tie_word_embeddings=False,
-    eos_token_id=256,
 )
 TRAJECTORIES = (
     Trajectory(text="Seven apples cost 21 coins, so one apple costs 3 coins. " * 4),

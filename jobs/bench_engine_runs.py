@@ -1,0 +1,189 @@
+"""The ways to score that `rsr bench engine` times: ours, vLLM's, the authors', and the limit.
+
+Each lives in a process of its own, with its own model, and waits to be told to run: so rounds can
+be interleaved, and peak memory is one way's alone. Knows nothing of tables or options.
+"""
+
+import json
+import multiprocessing
+import os
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from rsr.engine.config import ScorerConfig
+from rsr.engine.metrics import DEFAULT_RANK_CLIP, TrajectoryScore
+from rsr.engine.trajectory import Trajectory
+
+LIMIT, OURS, STOCK, PUBLISHED = "bare prefill", "rsr", "prompt_logprobs", "published script"
+
+T = TypeVar("T")
+Sums = tuple[float, float, int]
+"""Σ clipped rank, Σ surprisal in nats, and how many tokens, of one trajectory."""
+Run = Callable[[], list[Sums] | None]
+"""Goes through all trajectories once; None where nothing is scored."""
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What every way gets.
+
+    published_folder: the authors' checkout. batch_size: of their script, in rows.
+    """
+
+    config: ScorerConfig
+    trajectories: Sequence[Trajectory]
+    published_folder: Path | None = None
+    batch_size: int = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One round: sums are None for the limit, which scores nothing."""
+
+    time_s: float
+    peak_rss_mib: float
+    sums: list[Sums] | None
+
+
+class ChildProcess:
+    """A process of its own in which functions are called; what they raise is raised here.
+
+    Its standard output goes to standard error: libraries print, and results are printed here.
+    """
+
+    def __init__(self) -> None:
+        self._executor = ProcessPoolExecutor(
+            1, multiprocessing.get_context("spawn"), initializer=_redirect_stdout
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self._executor.shutdown(cancel_futures=True)
+
+    def call(self, function: Callable[..., T], *arguments: Any) -> T:
+        """`function(*arguments)`, which must be picklable, as must be what comes back."""
+        return self._executor.submit(function, *arguments).result()
+
+
+def _redirect_stdout() -> None:
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+
+
+_opened: dict[str, Run] = {}
+"""In a child process, its way with the model loaded."""
+
+
+def open_way(way: str, workload: Workload) -> None:
+    """Load the model, in seconds to minutes; to be called once in a process."""
+    _opened[way] = _OPENERS[way](workload)
+
+
+def run_way(way: str) -> Outcome:
+    """Go through the workload once."""
+    start = time.perf_counter()
+    sums = _opened[way]()
+    return Outcome(time.perf_counter() - start, _peak_rss_mib(), sums)
+
+
+def _peak_rss_mib() -> float:
+    """Largest resident memory of this process so far; on a GPU what torch has reserved there."""
+    import torch
+
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_reserved() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _open_limit(workload: Workload) -> Run:
+    from rsr.engine.prefill import PrefillRequest, StockPrefill
+    from rsr.engine.student import open_student
+
+    student = open_student(workload.config)
+    encoder = student.encoder()
+    encoded = [encoder.encode(t) for t in workload.trajectories]
+    requests = [PrefillRequest(e.token_ids, e.spans) for e in encoded if e.status.is_scored]
+    prefill = StockPrefill(student)
+
+    def run() -> None:
+        prefill.run_unscored(requests)
+
+    return run
+
+
+def _open_scorer(config: ScorerConfig, trajectories: Sequence[Trajectory]) -> Run:
+    from rsr.engine.scorer import Scorer
+
+    scorer = Scorer(config)
+    return lambda: [_sums(score) for score in scorer.score(trajectories)]
+
+
+def _sums(score: TrajectoryScore) -> Sums:
+    return score.rank_sum, score.surprisal_sum_nats, score.num_tokens
+
+
+def _open_ours(workload: Workload) -> Run:
+    return _open_scorer(workload.config, workload.trajectories)
+
+
+def _open_stock(workload: Workload) -> Run:
+    return _open_scorer(replace(workload.config, scorer="prompt-logprobs"), workload.trajectories)
+
+
+def _open_published(workload: Workload) -> Run:
+    """`infer_dataset` and `compute_sample_metrics` of the authors' `rsr_cal.py`, as it stands."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    config, folder = workload.config, workload.published_folder
+    assert folder is not None
+    sys.path.insert(0, str(folder))
+    published = import_module("rsr_cal")
+    tokenizer = AutoTokenizer.from_pretrained(config.model)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = AutoModelForCausalLM.from_pretrained(config.model, dtype=config.dtype)
+    model.to(device).eval()
+    rows = Path(tempfile.mkdtemp(prefix="rsr-bench-")) / "rows.jsonl"
+    with rows.open("w", encoding="utf-8") as file:
+        for index, trajectory in enumerate(workload.trajectories):
+            messages = [dict(message) for message in trajectory.messages or ()]
+            file.write(json.dumps({"id": index, "messages": messages}) + "\n")
+
+    def run() -> list[Sums]:
+        samples = published.infer_dataset(
+            model,
+            tokenizer,
+            rows,
+            workload.batch_size,
+            max_model_len=config.max_model_len,
+            rank_clip_r=DEFAULT_RANK_CLIP,
+        )
+        _, metrics = published.compute_sample_metrics(samples, rank_clip_r=DEFAULT_RANK_CLIP)
+        sums: list[Sums] = [(0.0, 0.0, 0)] * len(workload.trajectories)
+        for row in metrics:
+            count = row["resp_token_length"]
+            sums[row["sample_id"]] = (
+                row["avg_rank_clip"] * count,
+                row["avg_surprisal"] * count,
+                count,
+            )
+        return sums
+
+    return run
+
+
+_OPENERS: dict[str, Callable[[Workload], Run]] = {
+    LIMIT: _open_limit,
+    OURS: _open_ours,
+    STOCK: _open_stock,
+    PUBLISHED: _open_published,
+}
