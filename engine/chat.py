@@ -90,7 +90,8 @@ class TrajectoryEncoder:
     """Turns trajectories into what the student reads, one at a time; holds no state between.
 
     With a chat template, `prompt` + `response` are a user's and an assistant's turn; without,
-    they are joined as plain text. `text` is plain text always.
+    they are joined as plain text. `text` is plain text always. A tokenizer may know more tokens
+    than the model: a row with one at or beyond `vocab_size` is refused.
     """
 
     def __init__(
@@ -99,12 +100,14 @@ class TrajectoryEncoder:
         *,
         chat_template: str | None,
         max_model_len: int,
+        vocab_size: int | None = None,
         truncate: bool = True,
         score_end_of_turn: bool = False,
     ) -> None:
         self._tokenizer = _untrimmed_backend(tokenizer)
         self._template = None if chat_template is None else ChatTemplate(tokenizer, chat_template)
         self._max_model_len = max_model_len
+        self._vocab_size = vocab_size
         self._truncate = truncate
         self._score_end_of_turn = score_end_of_turn
 
@@ -171,7 +174,13 @@ class TrajectoryEncoder:
         return EncodedTrajectory(token_ids=list(encoding.ids), spans=spans)
 
     def _fit(self, encoded: EncodedTrajectory) -> EncodedTrajectory:
-        """Hold a sequence to `max_model_len`, by cutting or by refusing it."""
+        """Hold a sequence to the student's vocabulary and to `max_model_len`."""
+        largest = max(encoded.token_ids, default=0)
+        if self._vocab_size is not None and largest >= self._vocab_size:
+            # vLLM would refuse all requests beside it.
+            raise BadMessagesError(
+                f"token {largest} is beyond the student's vocabulary of {self._vocab_size}"
+            )
         num_tokens, limit = len(encoded.token_ids), self._max_model_len
         if num_tokens <= limit:
             return encoded

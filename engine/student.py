@@ -23,12 +23,13 @@ class Student:
     """A usable checkpoint.
 
     config: as given, with dtype and max_model_len resolved. chat_template: Jinja text, or None.
-    max_model_len: in tokens.
+    max_model_len, vocab_size: in tokens.
     """
 
     config: ScorerConfig
     architectures: list[str]
     max_model_len: int
+    vocab_size: int
     tokenizer: PreTrainedTokenizerBase
     chat_template: str | None
     fingerprint: dict[str, Any]
@@ -38,6 +39,7 @@ class Student:
             self.tokenizer,
             chat_template=self.chat_template,
             max_model_len=self.max_model_len,
+            vocab_size=self.vocab_size,
             truncate=self.config.on_long == "truncate",
             score_end_of_turn=self.config.score_end_of_turn,
         )
@@ -64,6 +66,7 @@ def open_student(config: ScorerConfig) -> Student:
         config=replace(config, dtype=dtype, max_model_len=max_model_len),
         architectures=list(loaded.architectures),
         max_model_len=max_model_len,
+        vocab_size=loaded.get_text_config().vocab_size,
         tokenizer=tokenizer,
         chat_template=template,
         fingerprint=_fingerprint(config, loaded, tokenizer, template),

@@ -243,6 +243,18 @@ def test_long_rows_are_cut_or_refused_as_told(make_encoder):
     assert prompt_only.encode(Trajectory(messages=messages)).status is Status.TOO_LONG
 
 
+def test_token_that_the_model_does_not_have_is_refused(make_encoder):
+    encoder, _ = make_encoder()
+    encoded = encoder.encode(Trajectory(messages=[USER, ANSWER]))
+    largest = max(encoded.token_ids)
+    small, _ = make_encoder(vocab_size=largest)
+    refused = small.encode(Trajectory(messages=[USER, ANSWER]))
+    assert refused.status is Status.BAD_MESSAGES
+    assert f"token {largest} is beyond" in refused.detail
+    enough, _ = make_encoder(vocab_size=largest + 1)
+    assert enough.encode(Trajectory(messages=[USER, ANSWER])) == encoded
+
+
 plain_text = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 
 
