@@ -13,7 +13,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -124,9 +124,11 @@ def run_score(options: ScoreOptions, progress: Progress, stop: StopRequest) -> S
     output = OutputFolder(options.output)
     _check_places(options, inputs)
     manifest = output.read_manifest()
-    with _kept_as_it_was(output), output.lock():
-        plan = _prepare(options, inputs, output, manifest)
-    with output.lock():
+    with ExitStack() as held:
+        with _kept_as_it_was(output):
+            # One lock from the first look to the last file: no other run may come in between.
+            held.enter_context(output.lock())
+            plan = _prepare(options, inputs, output, manifest)
         return _execute(options, plan, progress, stop)
 
 
