@@ -1,9 +1,9 @@
 """Whole-trajectory scoring beside its limit: `python benchmarks/bench_engine.py --help`.
 
-The same command as `rsr bench engine`, whose code is `rsr.jobs.bench_engine`.
+The same command as `rsr bench engine`, whose code is `rsr.jobs.bench.engine`.
 """
 
-from rsr.jobs.bench_engine import engine
+from rsr.jobs.bench.engine import engine
 
 if __name__ == "__main__":
     engine()

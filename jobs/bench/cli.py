@@ -1,6 +1,6 @@
-"""`rsr bench`: parse, run, print. `bench engine` is in `bench_engine`.
+"""`rsr bench`: parse, run, print. `bench engine` is in `engine.py`.
 
-What is timed, and how, is in `bench_kernel` and its harness.
+What is timed, and how, is in `kernel.py` and `harness.py`.
 """
 
 import csv
@@ -15,13 +15,13 @@ from rich.console import Console
 from rich.table import Table
 
 from rsr.engine.config import Dtype
-from rsr.jobs.bench_engine import engine
-from rsr.jobs.bench_shapes import DEFAULT_PRESETS, PRESETS
+from rsr.jobs.bench.engine import engine
+from rsr.jobs.bench.shapes import DEFAULT_PRESETS, PRESETS
 
 if TYPE_CHECKING:
     import torch
 
-    from rsr.jobs.bench_kernel import BenchRow
+    from rsr.jobs.bench.kernel import BenchRow
 
 PLOT_SUFFIXES = (".html", ".png")
 
@@ -86,7 +86,7 @@ def kernel(
     if plot_path is not None and plot_path.suffix not in PLOT_SUFFIXES:
         raise click.UsageError(f"--plot must end in {' or '.join(PLOT_SUFFIXES)}, got {plot_path}")
     # torch takes seconds to import: `rsr --help` should not wait for it.
-    from rsr.jobs.bench_kernel import bench_kernel
+    from rsr.jobs.bench.kernel import bench_kernel
 
     chosen = _device(device)
     console = Console(stderr=True)
@@ -162,10 +162,8 @@ def _write_csv(rows: Sequence["BenchRow"], path: Path) -> None:
 
 def _plot(rows: Sequence["BenchRow"], path: Path) -> None:
     """Bars of the median time, one panel per head, with 20th and 80th percentile."""
-    try:
-        import altair as alt
-    except ImportError:
-        raise click.UsageError("--plot needs altair: pip install 'rsr-engine[demo]'") from None
+    import altair as alt
+
     timed = [row for row in rows if row.time_ms_p50 is not None]
     values = [asdict(row) | {"head": f"{row.preset}, {row.dtype}"} for row in timed]
     operation = alt.Y("operation:N", sort=None, title=None)

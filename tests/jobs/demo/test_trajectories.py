@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rsr.jobs.demo_trajectories import (
+from rsr.jobs.demo.trajectories import (
     DEFAULT_NUM_PROBLEMS,
     TEACHERS,
     TEMPLATES,

@@ -38,7 +38,7 @@ def demo_student() -> Path:
     target = _cache_folder() / "students" / f"smollm2-135m-instruct-{version}"
     if target.is_dir():
         return target
-    require_demo_extra("accelerate", "gguf")
+    _require_demo_extra("accelerate", "gguf")
     try:
         with _lock(target.with_name(f".{target.name}.lock")):
             if not target.is_dir():
@@ -48,7 +48,7 @@ def demo_student() -> Path:
     return target
 
 
-def require_demo_extra(*modules: str) -> None:
+def _require_demo_extra(*modules: str) -> None:
     """Raises `UsageError` if one of these modules, all of the extra `demo`, is missing."""
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if missing:

@@ -1,8 +1,8 @@
 """The demonstration: made-up trajectories, a real student, the ordinary scoring job.
 
-    FOLDER/trajectories.parquet         what `demo_trajectories.py` makes up
+    FOLDER/trajectories.parquet         what `trajectories.py` makes up
     FOLDER/scored/trajectories.parquet  the same with score columns
-    FOLDER/picture.svg                  what `demo_picture.py` draws of them
+    FOLDER/picture.svg                  what `picture.py` draws of them
 
 Knows the order of the steps, and what is worth telling of the result.
 """
@@ -20,8 +20,8 @@ from rich.text import Text
 
 from rsr.engine.config import ScorerConfig
 from rsr.engine.metrics import DatasetRsr
-from rsr.jobs.demo_student import demo_student, require_demo_extra
-from rsr.jobs.demo_trajectories import DEFAULT_NUM_PROBLEMS, demo_trajectories
+from rsr.jobs.demo.student import demo_student
+from rsr.jobs.demo.trajectories import DEFAULT_NUM_PROBLEMS, demo_trajectories
 from rsr.jobs.errors import UsageError
 from rsr.jobs.files import atomic_path
 from rsr.jobs.interrupt import StopRequest
@@ -107,7 +107,6 @@ def score_demo(options: DemoOptions, progress: Progress, stop: StopRequest) -> S
     Raises `UsageError` if something of the extra `demo` is missing, or if the folder cannot be
     written or holds files of these names that are not ours; `Interrupted` when `stop` says so.
     """
-    require_demo_extra("altair", "vl_convert")
     _require_replaceable(options.trajectories)
     student = demo_student()
     stop.check()
@@ -128,8 +127,8 @@ def score_demo(options: DemoOptions, progress: Progress, stop: StopRequest) -> S
 
 def report_demo(options: DemoOptions) -> DemoReport:
     """What a finished `score_demo` has to tell; draws its picture, too."""
-    # Not at the top: the other commands work without the extra `demo`.
-    from rsr.jobs.demo_picture import draw
+    # Altair takes a second to import: `rsr --help` should not wait for it.
+    from rsr.jobs.demo.picture import draw
 
     rows = pl.read_parquet(options.scored / options.trajectories.name)
     scored = rows.drop_nulls("rsr").sort("rsr", "id")

@@ -2,7 +2,7 @@
 
 All ways get the same rows and the same model in one run, in turns, because a shared machine is
 never quiet: ratios mean something where times do not. What each way does is in
-`bench_engine_runs.py`.
+`engine_runs.py`.
 """
 
 import json
@@ -20,7 +20,7 @@ from rich.table import Table
 from rsr.engine.config import Dtype, PrefixReuse, ScorerConfig
 from rsr.engine.metrics import rank_surprisal_ratio
 from rsr.engine.trajectory import Trajectory
-from rsr.jobs.bench_engine_runs import (
+from rsr.jobs.bench.engine_runs import (
     LIMIT,
     OURS,
     PUBLISHED,
@@ -43,7 +43,7 @@ from rsr.jobs.shards import (
 )
 
 if TYPE_CHECKING:
-    from rsr.jobs.bench_engine_verify import Verification
+    from rsr.jobs.bench.engine_verify import Verification
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,7 +242,7 @@ def engine(
     """Time whole-trajectory scoring beside a bare vLLM prefill, which is the limit."""
     # Seconds of imports that `rsr --help` must not wait for.
     from rsr.engine.student import open_student
-    from rsr.jobs.bench_engine_verify import verify
+    from rsr.jobs.bench.engine_verify import verify
 
     try:
         trajectories = read_rows(input_path, max_rows)

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from rsr.jobs.bench_harness import measure
-from rsr.jobs.bench_shapes import HeadShape
+from rsr.jobs.bench.harness import measure
+from rsr.jobs.bench.shapes import HeadShape
 from rsr.kernels import RankLogprob, rank_logprob, tiled
 
 logger = logging.getLogger(__name__)

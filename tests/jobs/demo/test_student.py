@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rsr.jobs.demo_student import PACKAGE, demo_student
+from rsr.jobs.demo.student import PACKAGE, demo_student
 from rsr.jobs.errors import UsageError
 
 
@@ -36,7 +36,7 @@ def weights_file(tmp_path, monkeypatch) -> Path:
     file = tmp_path / "package" / "broken.gguf"
     file.parent.mkdir()
     file.write_bytes(b"not GGUF")
-    monkeypatch.setattr("rsr.jobs.demo_student._find_package", lambda: (file, "9.9"))
+    monkeypatch.setattr("rsr.jobs.demo.student._find_package", lambda: (file, "9.9"))
     return file
 
 

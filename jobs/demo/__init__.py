@@ -1,0 +1,1 @@
+"""The demonstration: made-up trajectories, a real student, and a picture."""

@@ -1,0 +1,1 @@
+"""Which teacher, and why: tables, statistics and a report over scored trajectories."""

@@ -1,0 +1,1 @@
+"""Which rows: filter a scored corpus, select trajectories per problem."""
