@@ -5,13 +5,15 @@ What is timed, and how, is in `kernel.py` and `harness.py`.
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from rsr.engine.config import Dtype
@@ -101,7 +103,13 @@ def kernel(
     if as_json:
         click.echo(json.dumps({"rows": [asdict(row) for row in rows]}))
     else:
-        Console().print(_table(rows))
+        stdout = Console()
+        stdout.print(
+            f"{rows[0].device}, {rows[0].num_threads} threads, torch {rows[0].torch_version}"
+        )
+        for table in _tables(rows):
+            stdout.print()
+            stdout.print(table)
     if csv_path is not None:
         _write_csv(rows, csv_path)
     if plot_path is not None:
@@ -123,29 +131,32 @@ def _device(name: str | None) -> "torch.device":
     return device
 
 
-def _table(rows: Sequence["BenchRow"]) -> Table:
-    first = rows[0]
-    table = Table(title=f"{first.device}, {first.num_threads} threads, torch {first.torch_version}")
-    table.add_column("head")
-    table.add_column("operation")
-    for column in ("ms p50", "p20–p80", "tokens/s", "TFLOP/s", "of GEMM", "extra MiB"):
-        table.add_column(column, justify="right")
-    for row in rows:
-        head = f"{row.preset} {row.dtype} {row.num_tokens}×{row.hidden_size}×{row.vocab_size}"
-        if row.time_ms_p50 is None:
-            table.add_row(head, row.operation, f"[red]not timed: {row.failed_check}")
-            continue
-        table.add_row(
-            head,
-            row.operation,
-            f"{row.time_ms_p50:,.1f}",
-            f"{row.time_ms_p20:,.1f}–{row.time_ms_p80:,.1f}",
-            f"{row.tokens_per_s:,.0f}",
-            f"{row.tflop_per_s:.3f}",
-            f"{row.share_of_gemm:.0%}",
-            f"{row.peak_extra_mib:,.0f}",
-        )
-    return table
+def _tables(rows: Sequence["BenchRow"]) -> Iterator[Table]:
+    """One table per head: what is compared stands together."""
+    for (preset, dtype), group in groupby(rows, key=lambda row: (row.preset, row.dtype)):
+        of_head = list(group)
+        first = of_head[0]
+        shape = f"{first.num_tokens:,} × {first.hidden_size:,} × {first.vocab_size:,}"
+        table = Table(title=f"{preset}, {dtype}, {shape}", title_justify="left", box=None)
+        table.add_column("operation", no_wrap=True)
+        for column in ("ms p50", "p20–p80", "tokens/s", "TFLOP/s", "of GEMM", "extra MiB"):
+            table.add_column(column, justify="right")
+        for row in of_head:
+            table.add_row(row.operation, *_cells(row))
+        yield table
+
+
+def _cells(row: "BenchRow") -> list[str]:
+    if row.time_ms_p50 is None:
+        return [f"[red]not timed: {escape(str(row.failed_check))}"]
+    return [
+        f"{row.time_ms_p50:,.1f}",
+        f"{row.time_ms_p20:,.0f}–{row.time_ms_p80:,.0f}",
+        f"{row.tokens_per_s:,.0f}",
+        f"{row.tflop_per_s:.3f}",
+        f"{row.share_of_gemm:.0%}",
+        f"{row.peak_extra_mib:,.0f}",
+    ]
 
 
 def _write_csv(rows: Sequence["BenchRow"], path: Path) -> None:
