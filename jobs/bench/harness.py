@@ -29,11 +29,12 @@ def measure(
     calls: Mapping[str, Callable[[], object]], device: torch.device, num_repetitions: int
 ) -> dict[str, Measurement]:
     """Measure calls that have been made once before; results are dropped as they are made."""
-    memory = {name: _peak_extra_mib(call, device) for name, call in calls.items()}
     times_ms: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(num_repetitions):
         for name, call in calls.items():
             times_ms[name].append(_time_ms(call, device))
+    # Last, since the allocator is slower afterwards.
+    memory = {name: _peak_extra_mib(call, device) for name, call in calls.items()}
     measurements = {}
     for name, times in times_ms.items():
         quantiles = torch.tensor(times, dtype=torch.float64).quantile(
@@ -65,8 +66,7 @@ def _peak_extra_mib(call: Callable[[], object], device: torch.device) -> float:
         torch.cuda.reset_peak_memory_stats(device)
         call()
         return (torch.cuda.max_memory_allocated(device) - before) / 2**20
-    # Freed memory that the allocator keeps would hide what the next call needs.
-    _release_freed_memory()
+    _keep_no_freed_memory()
     with _ResidentPeak() as resident:
         call()
     return resident.extra_bytes / 2**20
@@ -96,11 +96,20 @@ class _ResidentPeak:
 
 
 def _resident_bytes() -> int:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * 4096
+    """Anonymous memory only: pages of libraries come and go as the kernel pleases."""
+    status = Path("/proc/self/status").read_text()
+    (line,) = (line for line in status.splitlines() if line.startswith("RssAnon:"))
+    return int(line.split()[1]) * 1024
 
 
-def _release_freed_memory() -> None:
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's alone
-    if trim is not None:
-        trim(0)
+def _keep_no_freed_memory() -> None:
+    """Have glibc give back what is freed, at once: kept, it hides what the next call needs, and
+    piles up to 64 MiB of what the last one did not.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):  # glibc's alone
+        libc.mallopt(_M_MMAP_THRESHOLD, 128 << 10)
+        libc.malloc_trim(0)
+
+
+_M_MMAP_THRESHOLD = -3  # malloc.h
