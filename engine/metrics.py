@@ -7,8 +7,10 @@ Knows nothing of models; a rank here is 1 + the number of strictly likelier toke
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rsr.engine.trajectory import Status, TokenScores
 
@@ -78,10 +80,53 @@ def rank_surprisal_ratio(
     return rank_sum / max(surprisal_sum_nats, MIN_SURPRISAL_SUM_NATS)
 
 
-def clipped_rank_sum(ranks: np.ndarray, rank_clip: int | None) -> float:
-    """Σ min(rank, rank_clip) over (T,) integer ranks; None leaves them unclipped."""
-    clipped = ranks if rank_clip is None else np.minimum(ranks, rank_clip)
-    return float(clipped.sum(dtype=np.float64))
+TERMS = ("rank", "surprisal_nats", "entropy_nats", *STORED_RANK_CLIPS)
+"""What a trajectory's sums are sums of, in the order of `token_terms`."""
+
+
+def token_terms(ranks: Any, logprobs: Any, entropies: Any, rank_clip: int | None) -> list[Any]:
+    """Each of `TERMS` for each token: (T,) NumPy arrays or torch tensors, as they were given."""
+    return [
+        _clipped(ranks, rank_clip),
+        -logprobs,
+        entropies,
+        *(_clipped(ranks, clip) for clip in STORED_RANK_CLIPS.values()),
+    ]
+
+
+def _clipped(ranks: Any, rank_clip: int | None) -> Any:
+    return ranks if rank_clip is None else ranks.clip(max=rank_clip)
+
+
+def sum_terms(
+    ranks: NDArray[Any], logprobs: NDArray[Any], entropies: NDArray[Any], rank_clip: int | None
+) -> NDArray[np.float64]:
+    """(len(TERMS),) sums over (T,) tokens."""
+    terms = token_terms(ranks, logprobs, entropies, rank_clip)
+    return np.array([term.sum(dtype=np.float64) for term in terms])
+
+
+def trajectory_score(
+    sums: NDArray[np.float64],
+    num_tokens: int,
+    *,
+    status: Status = Status.OK,
+    rank_clip: int | None = DEFAULT_RANK_CLIP,
+    tokens: TokenScores | None = None,
+) -> TrajectoryScore:
+    """A trajectory's score from the sums of its tokens' `TERMS`; NaN entropy is none."""
+    rank_sum, surprisal_sum_nats, entropy_sum_nats, *rank_sums = sums.tolist()
+    return TrajectoryScore(
+        status=status,
+        rank_clip=rank_clip,
+        num_tokens=num_tokens,
+        rank_sum=rank_sum,
+        # −0.0 would print as a surprisal below zero.
+        surprisal_sum_nats=surprisal_sum_nats + 0.0,
+        entropy_sum_nats=None if np.isnan(entropy_sum_nats) else entropy_sum_nats,
+        rank_sums=dict(zip(STORED_RANK_CLIPS, rank_sums, strict=True)),
+        tokens=tokens,
+    )
 
 
 def score_tokens(
@@ -92,18 +137,11 @@ def score_tokens(
     keep_tokens: bool = False,
 ) -> TrajectoryScore:
     """Reduce one trajectory's token scores to its sums."""
-    has_entropy = not np.isnan(tokens.entropies).any()
-    return TrajectoryScore(
+    return trajectory_score(
+        sum_terms(tokens.ranks, tokens.logprobs, tokens.entropies, rank_clip),
+        len(tokens.ranks),
         status=status,
         rank_clip=rank_clip,
-        num_tokens=len(tokens.ranks),
-        rank_sum=clipped_rank_sum(tokens.ranks, rank_clip),
-        # −0.0 would print as a surprisal below zero.
-        surprisal_sum_nats=float(-tokens.logprobs.sum(dtype=np.float64)) + 0.0,
-        entropy_sum_nats=float(tokens.entropies.sum(dtype=np.float64)) if has_entropy else None,
-        rank_sums={
-            name: clipped_rank_sum(tokens.ranks, clip) for name, clip in STORED_RANK_CLIPS.items()
-        },
         tokens=tokens if keep_tokens else None,
     )
 

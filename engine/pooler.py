@@ -3,14 +3,15 @@
 A checkpoint's architecture is re-registered under its own name as a subclass that is a pooling
 model and keeps its LM head. The name stays, because vLLM keys model-specific settings by it.
 The pooler sees every chunk of every prefill step, sends the rows that predict scored tokens
-through `rsr.kernels`, and keeps a few floats a token until the prompt is through.
+through `rsr.kernels`, and keeps a few floats a token until the prompt is through. What leaves the
+worker are a trajectory's sums, and single tokens only where a request asks for them.
 
 Together with `prefill.py` this is the only place that names vLLM. Knows nothing of trajectories
 or chat templates: a request brings its scored spans along.
 """
 
 import functools
-from collections.abc import Set
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,17 +26,22 @@ from vllm.model_executor.models.registry import ModelRegistry
 from vllm.tasks import PoolingTask
 from vllm.v1.pool.metadata import PoolingMetadata
 
+from rsr.engine import metrics
 from rsr.engine.config import LogitsDtype
 from rsr.kernels import RankLogprob, VocabShard, VocabStats
 
 POOLING_TASK: PoolingTask = "token_classify"
 SPANS_KEY = "rsr_spans"
 """In `PoolingParams.extra_kwargs`: half-open [start, end) ranges of scored positions."""
+DETAIL_END_KEY = "rsr_detail_end"
+"""Likewise: scored positions before it come back one by one, those from it on as sums."""
 OPTIONS_KEY = "rsr"
-"""In `VllmConfig.additional_config`: `logits_dtype` and `entropy` of `ScorerConfig`."""
+"""In `VllmConfig.additional_config`: what `ScoringPooler` takes of `ScorerConfig`."""
 
-OUTPUT_COLUMNS = ("position", "rank", "logprob", "entropy")
-"""Columns of a request's (T, 4) float32 output; positions and ranks are exact below 2**24."""
+TOKEN_COLUMNS = ("position", "rank", "logprob", "entropy")
+"""Of one scored token; positions and ranks are exact in float32 below 2**24."""
+SUM_COLUMNS = ("num_tokens", "position", *metrics.TERMS)
+"""Sums over scored tokens. That of positions tells a lost or repeated token from none."""
 
 
 class HeadNotPlainError(RuntimeError):
@@ -196,10 +202,11 @@ class _HeadCall(BaseException):
 class ScoringPooler(Pooler):
     """Scores each scheduled chunk at once; hidden states are never kept between chunks."""
 
-    def __init__(self, head_reader: HeadReader, *, entropy: bool) -> None:
+    def __init__(self, head_reader: HeadReader, *, entropy: bool, rank_clip: int | None) -> None:
         super().__init__()
         self.head_reader = head_reader
         self._entropy = entropy
+        self._rank_clip = rank_clip
 
     def get_supported_tasks(self) -> Set[PoolingTask]:
         return {POOLING_TASK}
@@ -210,10 +217,11 @@ class ScoringPooler(Pooler):
     def forward(
         self, hidden_states: torch.Tensor, pooling_metadata: PoolingMetadata
     ) -> list[torch.Tensor | None]:
-        """(tokens of this step, D) to a (T, 4) `OUTPUT_COLUMNS` tensor per finished request.
+        """(tokens of this step, D) to one flat float64 tensor per finished request.
 
-        Positions that a prefix cache supplied were never computed, so their rows are absent;
-        the caller compares `position` with what it asked for.
+        It holds `SUM_COLUMNS` over the scored positions from the request's detail end on, then
+        `TOKEN_COLUMNS` of each one before it. Positions that a prefix cache supplied were never
+        computed, so they are in neither; the caller compares with what it asked for.
         """
         cursor = pooling_metadata.get_pooling_cursor()
         chunks = [
@@ -227,25 +235,51 @@ class ScoringPooler(Pooler):
         ]
         token_ids = pooling_metadata.get_prompt_token_ids_cpu()
         scores = self._score(hidden_states, chunks, token_ids)
-        outputs: list[torch.Tensor | None] = []
+        finished: list[_ScoredRows] = []
         states = pooling_metadata.pooling_states
-        finished = cursor.get_finished_mask()
-        for chunk, state, part, is_finished in zip(chunks, states, scores, finished, strict=True):
+        is_finished = cursor.get_finished_mask()
+        for chunk, state, part, is_last in zip(chunks, states, scores, is_finished, strict=True):
             # A preempted request starts over: what it scored from here on is scored again.
-            kept = [p[p[:, 0] <= chunk.start] for p in state.hidden_states_cache]
+            kept = [rows.before(chunk.start + 1) for rows in state.hidden_states_cache]
             state.hidden_states_cache = [*kept, part]
-            outputs.append(torch.cat(state.hidden_states_cache) if is_finished else None)
-            if is_finished:
+            if is_last:
+                finished.append(_ScoredRows.join(state.hidden_states_cache))
                 state.clean()
-        return outputs
+        detail_ends = [c.detail_end for c, last in zip(chunks, is_finished, strict=True) if last]
+        outputs = iter(self._reduce(finished, detail_ends))
+        return [next(outputs) if is_last else None for is_last in is_finished]
+
+    def _reduce(
+        self, finished: list["_ScoredRows"], detail_ends: list[int]
+    ) -> Iterator[torch.Tensor]:
+        """What leaves the worker, for each finished request; one reduction for all of them."""
+        if not finished:
+            return
+        fronts = [rows.before(end) for rows, end in zip(finished, detail_ends, strict=True)]
+        rests = [
+            rows.values[len(front.values) :] for rows, front in zip(finished, fronts, strict=True)
+        ]
+        values = torch.cat(rests)
+        position, rank, logprob, entropy = values.double().unbind(dim=1)
+        terms = metrics.token_terms(rank, logprob, entropy, self._rank_clip)
+        lengths = torch.tensor([len(rest) for rest in rests], device=values.device)
+        sums = torch.segment_reduce(
+            torch.stack([torch.ones_like(position), position, *terms], dim=1),
+            "sum",
+            lengths=lengths,
+            initial=0,
+            unsafe=True,  # the checks would wait for the device
+        )
+        for row, front in zip(sums, fronts, strict=True):
+            yield torch.cat([row, front.values.double().flatten()])
 
     def _score(
         self,
         hidden_states: torch.Tensor,
         chunks: list["_Chunk"],
         token_ids: list[torch.Tensor],
-    ) -> list[torch.Tensor]:
-        """One head pass over all chunks' scored rows; a (T_i, 4) tensor for each chunk."""
+    ) -> list["_ScoredRows"]:
+        """One head pass over all chunks' scored rows."""
         device = hidden_states.device
         offset, rows, targets = 0, [], []
         for chunk, ids in zip(chunks, token_ids, strict=True):
@@ -255,8 +289,8 @@ class ScoringPooler(Pooler):
             offset += chunk.num_tokens
         positions = torch.cat([chunk.positions for chunk in chunks])
         if not len(positions):
-            empty = torch.empty(0, len(OUTPUT_COLUMNS), device=device)
-            return [empty] * len(chunks)
+            empty = torch.empty(0, len(TOKEN_COLUMNS), device=device)
+            return [_ScoredRows(chunk.positions, empty) for chunk in chunks]
         scored = hidden_states[torch.cat(rows).to(device, non_blocking=True)]
         scored, head = self.head_reader.prepare(scored)
         result = head.score(
@@ -266,7 +300,32 @@ class ScoringPooler(Pooler):
         if entropy is None:
             entropy = torch.full_like(result.logprob, float("nan"))
         columns = (positions.to(device).float(), result.rank.float(), result.logprob, entropy)
-        return list(torch.stack(columns, dim=1).split([len(c.positions) for c in chunks]))
+        parts = torch.stack(columns, dim=1).split([len(c.positions) for c in chunks])
+        return [_ScoredRows(c.positions, part) for c, part in zip(chunks, parts, strict=True)]
+
+
+@dataclass(frozen=True, slots=True)
+class _ScoredRows:
+    """Scored tokens of one request.
+
+    positions: (T,) int64, ascending, on the CPU: to count them there keeps the device busy.
+    values: (T, 4) float32 `TOKEN_COLUMNS` on the device.
+    """
+
+    positions: torch.Tensor
+    values: torch.Tensor
+
+    def before(self, end: int) -> "_ScoredRows":
+        """Those at positions before `end`."""
+        num_kept = int((self.positions < end).sum())
+        return _ScoredRows(self.positions[:num_kept], self.values[:num_kept])
+
+    @classmethod
+    def join(cls, parts: list["_ScoredRows"]) -> "_ScoredRows":
+        return cls(
+            torch.cat([part.positions for part in parts]),
+            torch.cat([part.values for part in parts]),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,24 +334,27 @@ class _Chunk:
 
     start: position of its first token. num_tokens: how many are in this step.
     positions: (T,) int64 positions of the scored tokens that this step's hidden states predict.
+    detail_end: scored positions before it are wanted one by one.
     """
 
     start: int
     num_tokens: int
     positions: torch.Tensor
+    detail_end: int
 
     @classmethod
     def of(cls, extra: dict[str, Any] | None, seq_len: int, num_tokens: int) -> "_Chunk":
         start = seq_len - num_tokens
         # vLLM's warm-up runs the pooler with requests that are not ours.
-        spans = (extra or {}).get(SPANS_KEY, ())
+        extra = extra or {}
+        spans = extra.get(SPANS_KEY, ())
         parts = [
             torch.arange(first, last)
             for span_start, span_end in spans
             if (first := max(span_start, start + 1)) < (last := min(span_end, seq_len + 1))
         ]
         positions = torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64)
-        return cls(start, num_tokens, positions)
+        return cls(start, num_tokens, positions, extra.get(DETAIL_END_KEY, 0))
 
 
 class ScoringModelMixin:
@@ -328,7 +390,9 @@ def _scoring_class(original: type[nn.Module]) -> type[nn.Module]:
             super().__init__(vllm_config=vllm_config, prefix=prefix)
             options = vllm_config.additional_config[OPTIONS_KEY]
             reader = HeadReader(self, options["logits_dtype"])
-            self.pooler = ScoringPooler(reader, entropy=options["entropy"])
+            self.pooler = ScoringPooler(
+                reader, entropy=options["entropy"], rank_clip=options["rank_clip"]
+            )
 
     ScoringModel.__name__ = ScoringModel.__qualname__ = f"Scoring{original.__name__}"
     return ScoringModel

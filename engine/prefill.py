@@ -2,11 +2,12 @@
 
 Two engines with one interface: `Prefill` scores inside the worker, `StockPrefill` has vLLM do
 it. Together with `pooler.py` this is the only place that names vLLM. Knows nothing of
-trajectories: a request is token ids and the spans to score, an answer is an array.
+trajectories: a request is token ids and the spans to score, an answer is numbers.
 """
 
 import logging
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rsr.engine import vllm_plugin
+from rsr.engine import metrics, vllm_plugin
 from rsr.engine.config import ScorerConfig
 from rsr.engine.prefix_reuse import BLOCK_SIZE
 from rsr.engine.student import Student
@@ -41,10 +42,27 @@ class UnsupportedHeadError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class PrefillRequest:
-    """token_ids: the whole sequence. spans: half-open [start, end) ranges of positions ≥ 1."""
+    """token_ids: the whole sequence. spans: half-open [start, end) ranges of positions ≥ 1.
+
+    detail_end: scored positions before it come back one by one, those from it on only as sums.
+    """
 
     token_ids: list[int]
     spans: list[tuple[int, int]]
+    detail_end: int = sys.maxsize
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillScores:
+    """tokens: (T, 4) float64 rows of `TOKEN_COLUMNS`, one for each scored position before the
+    request's detail end. num_rest, rest_position_sum: how many scored positions there are from
+    it on, and their sum. rest_sums: over these, sums of `metrics.TERMS`.
+    """
+
+    tokens: NDArray[np.float64]
+    num_rest: int
+    rest_position_sum: int
+    rest_sums: NDArray[np.float64]
 
 
 class Prefill:
@@ -61,7 +79,11 @@ class Prefill:
             runner="pooling",
             max_model_len=student.max_model_len,
             additional_config={
-                "rsr": {"logits_dtype": config.logits_dtype, "entropy": config.entropy}
+                "rsr": {
+                    "logits_dtype": config.logits_dtype,
+                    "entropy": config.entropy,
+                    "rank_clip": config.rank_clip,
+                }
             },
             worker_extension_cls="rsr.engine.pooler.ScoringWorker",
             **_prefix_cache_settings(config),
@@ -74,15 +96,15 @@ class Prefill:
 
     def score(
         self, requests: Sequence[PrefillRequest], *, reuse_prefixes: bool = False
-    ) -> list[NDArray[np.float32]]:
-        """A (T, 4) array of `pooler.OUTPUT_COLUMNS` for each request, in the given order.
+    ) -> list[PrefillScores]:
+        """Scores for each request, in the given order.
 
-        With `reuse_prefixes`, rows at the front are missing where a prefix that an earlier
-        request computed covers scored positions.
+        With `reuse_prefixes`, positions at the front are missing where a prefix that an earlier
+        request computed covers scored ones.
         """
         from vllm import PoolingParams
 
-        from rsr.engine.pooler import POOLING_TASK, SPANS_KEY
+        from rsr.engine.pooler import DETAIL_END_KEY, POOLING_TASK, SPANS_KEY
 
         if not requests:
             return []
@@ -91,7 +113,7 @@ class Prefill:
             pooling_params=[
                 PoolingParams(
                     task=POOLING_TASK,
-                    extra_kwargs={SPANS_KEY: r.spans},
+                    extra_kwargs={SPANS_KEY: r.spans, DETAIL_END_KEY: r.detail_end},
                     skip_reading_prefix_cache=not reuse_prefixes,
                 )
                 for r in requests
@@ -99,7 +121,7 @@ class Prefill:
             pooling_task=POOLING_TASK,
             use_tqdm=False,
         )
-        return [output.outputs.data.numpy() for output in outputs]
+        return [_unpack(output.outputs.data.numpy()) for output in outputs]
 
     def forget_prefixes(self) -> None:
         """Empty the prefix cache, so that what comes next does not depend on what came before."""
@@ -137,6 +159,7 @@ class StockPrefill:
     def __init__(self, student: Student) -> None:
         # A request must leave room for a token to generate; that token is never fed back.
         os.environ.setdefault("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "1")
+        self._rank_clip = student.config.rank_clip
         self._llm = _open_vllm(
             student,
             scoring_architectures=[],
@@ -147,16 +170,26 @@ class StockPrefill:
 
     def score(
         self, requests: Sequence[PrefillRequest], *, reuse_prefixes: bool = False
-    ) -> list[NDArray[np.float32]]:
-        """As `Prefill.score`; the entropy column is NaN, and no row is ever missing.
+    ) -> list[PrefillScores]:
+        """As `Prefill.score`; the entropy column is NaN, and no position is ever missing.
 
         vLLM takes no prompt token from a prefix cache that it has to score.
         """
         outputs = self._generate(requests, prompt_logprobs=0)
         return [
-            _prompt_logprobs_rows(request, output.prompt_logprobs)
+            self._reduce(request, _prompt_logprobs_rows(request, output.prompt_logprobs))
             for request, output in zip(requests, outputs, strict=True)
         ]
+
+    def _reduce(self, request: PrefillRequest, rows: NDArray[np.float64]) -> PrefillScores:
+        is_rest = rows[:, 0] >= request.detail_end
+        positions, *values = rows[is_rest].T
+        return PrefillScores(
+            tokens=rows[~is_rest],
+            num_rest=len(positions),
+            rest_position_sum=int(positions.sum()),
+            rest_sums=metrics.sum_terms(*values, self._rank_clip),
+        )
 
     def run_unscored(self, requests: Sequence[PrefillRequest]) -> None:
         """Prefill and nothing else: the least that any scorer on vLLM takes."""
@@ -185,14 +218,27 @@ class StockPrefill:
         _close_vllm(self._llm)
 
 
-def _prompt_logprobs_rows(request: PrefillRequest, prompt_logprobs: Any) -> NDArray[np.float32]:
-    """vLLM's mapping of token to Logprob at each position, as rows of `pooler.OUTPUT_COLUMNS`."""
+def _unpack(flat: NDArray[np.float64]) -> PrefillScores:
+    """What `ScoringPooler.forward` gives for one request."""
+    from rsr.engine.pooler import SUM_COLUMNS, TOKEN_COLUMNS
+
+    num_rest, rest_position_sum, *rest_sums = flat[: len(SUM_COLUMNS)]
+    return PrefillScores(
+        tokens=flat[len(SUM_COLUMNS) :].reshape(-1, len(TOKEN_COLUMNS)),
+        num_rest=int(num_rest),
+        rest_position_sum=int(rest_position_sum),
+        rest_sums=np.array(rest_sums),
+    )
+
+
+def _prompt_logprobs_rows(request: PrefillRequest, prompt_logprobs: Any) -> NDArray[np.float64]:
+    """vLLM's mapping of token to Logprob at each position, as rows of `pooler.TOKEN_COLUMNS`."""
     rows = []
     for start, end in request.spans:
         for position in range(start, end):
             entry = prompt_logprobs[position][request.token_ids[position]]
             rows.append((position, entry.rank, entry.logprob, float("nan")))
-    return np.asarray(rows, dtype=np.float32)
+    return np.asarray(rows, dtype=np.float64)
 
 
 def _open_vllm(student: Student, *, scoring_architectures: Sequence[str], **settings: Any) -> Any:

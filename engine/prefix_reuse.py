@@ -9,9 +9,11 @@ very same tokens before them, hence the very same scores.
 Pure bookkeeping over token ids and arrays: knows nothing of vLLM.
 """
 
+import sys
 from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,27 +54,53 @@ def wave_order(batch: Sequence[EncodedTrajectory]) -> list[int]:
     return [index for _, index in sorted(waves)]
 
 
-def scored_positions(encoded: EncodedTrajectory) -> NDArray[np.int64]:
-    """(T,) positions that must come back scored."""
-    return np.concatenate([np.arange(start, end) for start, end in encoded.spans])
+def scored_positions(encoded: EncodedTrajectory, end: int = sys.maxsize) -> NDArray[np.int64]:
+    """(T,) positions before `end` that must come back scored."""
+    parts = [np.arange(first, last) for first, last in encoded.spans_before(end)]
+    return np.concatenate([*parts, np.empty(0, dtype=np.int64)])
+
+
+def shared_ends(batch: Sequence[EncodedTrajectory]) -> list[int]:
+    """For each, the end of what a cached prefix may leave unscored, or a sibling may need.
+
+    That is one more than the longest token prefix it shares with any other: the last hidden
+    state of a cached prefix predicts the token after it.
+    """
+    ends = [0] * len(batch)
+    by_tokens = sorted(range(len(batch)), key=lambda i: batch[i].token_ids)
+    # The longest prefix that one shares with any other, it shares with a neighbour.
+    for left, right in pairwise(by_tokens):
+        end = _num_shared(batch[left].token_ids, batch[right].token_ids) + 1
+        ends[left], ends[right] = max(ends[left], end), max(ends[right], end)
+    return ends
+
+
+def _num_shared(left: list[int], right: list[int]) -> int:
+    """The length of the longest common prefix."""
+    pairs = enumerate(zip(left, right, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(left), len(right)))
 
 
 def fill_from_siblings(
-    batch: Sequence[EncodedTrajectory], arrays: list[NDArray[np.float32]], order: Sequence[int]
+    batch: Sequence[EncodedTrajectory],
+    arrays: list[NDArray[np.float64]],
+    order: Sequence[int],
+    detail_ends: Sequence[int],
 ) -> dict[int, int]:
     """Complete `arrays` in place where a sibling has the missing scores.
 
-    batch: what was asked for. arrays: for each, (T, ...) rows whose first column is the position;
-    rows may be missing at the front. order: in which the requests ran, so that a row filled from
-    its elder can in turn fill its younger. Returns, for each index that no sibling completes,
-    the position after its last missing one. There are such: the last hidden state of a cached
-    prefix predicts a token in which siblings may differ.
+    batch: what was asked for. arrays: for each, (T, ...) rows whose first column is the position,
+    of scored positions before its detail end, which is at least its shared end; rows may be
+    missing at the front. order: in which the requests ran, so that a row filled from its elder
+    can in turn fill its younger. Returns, for each index that no sibling completes, the position
+    after its last missing one. There are such: the last hidden state of a cached prefix predicts
+    a token in which siblings may differ.
     """
     by_tokens = sorted(range(len(batch)), key=lambda i: batch[i].token_ids)
     sorted_ids = [batch[i].token_ids for i in by_tokens]
     gaps = {}
     for index in order:
-        expected = scored_positions(batch[index])
+        expected = scored_positions(batch[index], detail_ends[index])
         missing = expected[: len(expected) - len(arrays[index])]
         if not len(missing):
             continue

@@ -5,18 +5,25 @@ Knows the order of the steps (encode, prefill, reduce) and none of their insides
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rsr.engine.config import ScorerConfig, ScorerKind
-from rsr.engine.metrics import TrajectoryScore, score_tokens
-from rsr.engine.prefill import Prefill, PrefillRequest, StockPrefill, UnsupportedHeadError
+from rsr.engine.metrics import TrajectoryScore, sum_terms, trajectory_score
+from rsr.engine.prefill import (
+    Prefill,
+    PrefillRequest,
+    PrefillScores,
+    StockPrefill,
+    UnsupportedHeadError,
+)
 from rsr.engine.prefix_reuse import (
     MIN_SHARED_FRACTION,
     fill_from_siblings,
     scored_positions,
+    shared_ends,
     shared_fraction,
     wave_order,
 )
@@ -66,29 +73,31 @@ class Scorer:
         """
         encoded = [self._encoder.encode(trajectory) for trajectory in trajectories]
         usable = [index for index, e in enumerate(encoded) if e.status.is_scored]
-        arrays = self._score_tokens([encoded[index] for index in usable])
-        by_index = dict(zip(usable, arrays, strict=True))
+        scores = self._prefill_all([encoded[index] for index in usable])
+        by_index = dict(zip(usable, scores, strict=True))
         return [
-            self._reduce(e, by_index[index])
+            by_index[index]
             if index in by_index
             else TrajectoryScore(e.status, rank_clip=self.config.rank_clip, detail=e.detail)
             for index, e in enumerate(encoded)
         ]
 
-    def _score_tokens(self, batch: list[EncodedTrajectory]) -> list[NDArray[np.float32]]:
-        """A (T, 4) array of `pooler.OUTPUT_COLUMNS` for each, every scored position present."""
+    def _prefill_all(self, batch: list[EncodedTrajectory]) -> list[TrajectoryScore]:
+        """The score of each, every scored position present."""
         reuse = self.config.prefix_reuse == "on" or (
             self.config.prefix_reuse == "auto" and shared_fraction(batch) >= MIN_SHARED_FRACTION
         )
         order = wave_order(batch) if reuse else list(range(len(batch)))
+        detail_ends = self._detail_ends(batch, reuse)
         if reuse:
             self._prefill.forget_prefixes()
         results = self._prefill.score(
-            [PrefillRequest(batch[i].token_ids, batch[i].spans) for i in order],
+            [PrefillRequest(batch[i].token_ids, batch[i].spans, detail_ends[i]) for i in order],
             reuse_prefixes=reuse,
         )
-        arrays = [result for _, result in sorted(zip(order, results, strict=True), key=_first)]
-        gaps = fill_from_siblings(batch, arrays, order)
+        scores = [result for _, result in sorted(zip(order, results, strict=True), key=_first)]
+        arrays = [score.tokens for score in scores]
+        gaps = fill_from_siblings(batch, arrays, order, detail_ends)
         # The tokens up to the gap's end are enough: what comes after it is scored already.
         filled = self._prefill.score(
             [
@@ -97,25 +106,44 @@ class Scorer:
             ]
         )
         for index, front in zip(gaps, filled, strict=True):
-            arrays[index] = np.concatenate([front, arrays[index]])
-        return arrays
+            arrays[index] = np.concatenate([front.tokens, arrays[index]])
+        return [
+            self._reduce(encoded, replace(score, tokens=tokens), end)
+            for encoded, score, tokens, end in zip(batch, scores, arrays, detail_ends, strict=True)
+        ]
 
-    def _reduce(self, encoded: EncodedTrajectory, array: NDArray[np.float32]) -> TrajectoryScore:
-        positions, ranks, logprobs, entropies = array.T
+    def _detail_ends(self, batch: list[EncodedTrajectory], reuse: bool) -> list[int]:
+        """Up to where each one's tokens are wanted one by one: by the user, or by its siblings."""
+        if self.config.token_scores:
+            return [len(encoded.token_ids) for encoded in batch]
+        return shared_ends(batch) if reuse else [0] * len(batch)
+
+    def _reduce(
+        self, encoded: EncodedTrajectory, scores: PrefillScores, detail_end: int
+    ) -> TrajectoryScore:
+        positions, ranks, logprobs, entropies = scores.tokens.T
         expected = scored_positions(encoded)
+        front, rest = expected[expected < detail_end], expected[expected >= detail_end]
         # A lost token would be a wrong score that looks right.
-        assert np.array_equal(positions, expected), "the engine lost or reordered scored tokens"
-        tokens = TokenScores(
-            token_ids=np.asarray(encoded.token_ids, dtype=np.int32)[expected],
-            ranks=ranks.astype(np.int32),
-            logprobs=logprobs,
-            entropies=entropies,
+        assert np.array_equal(positions, front), "the engine lost or reordered scored tokens"
+        assert (len(rest), rest.sum()) == (scores.num_rest, scores.rest_position_sum), (
+            "the engine lost or repeated scored tokens"
         )
-        return score_tokens(
-            tokens,
+        tokens = None
+        if self.config.token_scores:
+            tokens = TokenScores(
+                token_ids=np.asarray(encoded.token_ids, dtype=np.int32)[expected],
+                ranks=ranks.astype(np.int32),
+                logprobs=logprobs.astype(np.float32),
+                entropies=entropies.astype(np.float32),
+            )
+        rank_clip = self.config.rank_clip
+        return trajectory_score(
+            scores.rest_sums + sum_terms(ranks, logprobs, entropies, rank_clip),
+            len(expected),
             status=encoded.status,
-            rank_clip=self.config.rank_clip,
-            keep_tokens=self.config.token_scores,
+            rank_clip=rank_clip,
+            tokens=tokens,
         )
 
 
@@ -133,5 +161,5 @@ def _open_prefill(student: Student) -> Prefill | StockPrefill:
     return StockPrefill(student)
 
 
-def _first(pair: tuple[int, NDArray[np.float32]]) -> int:
+def _first(pair: tuple[int, PrefillScores]) -> int:
     return pair[0]

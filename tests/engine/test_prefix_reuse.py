@@ -8,6 +8,7 @@ from rsr.engine.prefix_reuse import (
     BLOCK_SIZE,
     fill_from_siblings,
     scored_positions,
+    shared_ends,
     shared_fraction,
     wave_order,
 )
@@ -40,6 +41,13 @@ def test_shared_fraction_counts_whole_blocks_of_later_siblings():
     assert shared_fraction([trajectory([1], [2]), trajectory([2], [2])]) == 0.0
 
 
+def test_shared_ends_reach_one_token_beyond_the_longest_common_prefix():
+    batch = [trajectory([1, 2], r) for r in ([5, 6, 7], [5, 6, 8], [9])]
+    alone = trajectory([3], [1, 2, 5])
+    assert shared_ends([*batch, alone]) == [5, 5, 3, 1]
+    assert shared_ends([alone]) == [0]
+
+
 @given(
     st.lists(
         st.tuples(st.integers(0, 1), st.lists(st.integers(0, 1), min_size=1, max_size=12)),
@@ -52,6 +60,7 @@ def test_every_gap_is_filled_right_or_named(rows, block):
     """A cache of whole blocks, as vLLM's: position p is unscored if p − 1 lies in a hit."""
     batch = [trajectory([prompt] * 3, response) for prompt, response in rows]
     order = wave_order(batch)
+    ends = shared_ends(batch)
     cached: set[tuple[int, ...]] = set()
     arrays = [full_scores(encoded) for encoded in batch]
     for index in order:
@@ -63,10 +72,14 @@ def test_every_gap_is_filled_right_or_named(rows, block):
                 break
             hit = len(prefix)
         cached.update(blocks)
-        arrays[index] = arrays[index][arrays[index][:, 0] > hit]
-    gaps = fill_from_siblings(batch, arrays, order)
+        positions = arrays[index][:, 0]
+        unscored = positions <= hit
+        assert not unscored[positions >= ends[index]].any(), "what is lost must be asked for"
+        arrays[index] = arrays[index][~unscored & (positions < ends[index])]
+    gaps = fill_from_siblings(batch, arrays, order, ends)
     for index, encoded in enumerate(batch):
         expected = full_scores(encoded)
+        expected = expected[expected[:, 0] < ends[index]]
         if index in gaps:
             missing = expected[: len(expected) - len(arrays[index])]
             assert gaps[index] == missing[-1, 0] + 1

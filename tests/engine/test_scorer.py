@@ -1,0 +1,73 @@
+"""The front door: what it gives does not depend on what else is asked for, or on how it ran."""
+
+import numpy as np
+import pytest
+
+from rsr.engine import Scorer, ScorerConfig, Trajectory
+from rsr.engine.metrics import score_tokens
+from rsr.engine.prefix_reuse import BLOCK_SIZE
+
+# One byte is one token here. Responses share whole blocks with their siblings', and one of them
+# ends its common part at the very end of a block, where no sibling has the score that is missing.
+PROMPT = "A crate holds twelve jars, and a shelf holds nine crates. How many jars? " * 2
+SHARED = "Nine crates of twelve jars each: " * 4
+AT_BLOCK_END = SHARED[: -((len(PROMPT) + len(SHARED)) % BLOCK_SIZE)]
+ROWS = [
+    Trajectory(prompt=PROMPT, response=response)
+    for response in (
+        SHARED + "108.",
+        SHARED + "9 × 12 = 108, so 108 jars.",
+        AT_BLOCK_END + "?",
+        AT_BLOCK_END + "!",
+        "108",
+    )
+] + [Trajectory(prompt="Two and two?", response=" Four."), Trajectory(prompt="Alone", response="")]
+
+
+def config(student, **settings):
+    return ScorerConfig(
+        model=str(student),
+        dtype="float32",
+        chat_template="none",
+        # Every row goes through several steps.
+        max_num_batched_tokens=96,
+        **settings,
+    )
+
+
+@pytest.mark.vllm
+@pytest.mark.parametrize("prefix_reuse", ["off", "on"])
+def test_sums_formed_in_the_worker_are_those_of_the_tokens(tiny_student, prefix_reuse):
+    with Scorer(config(tiny_student, prefix_reuse=prefix_reuse, token_scores=True)) as scorer:
+        with_tokens = scorer.score(ROWS)
+    with Scorer(config(tiny_student, prefix_reuse=prefix_reuse)) as scorer:
+        with_sums = scorer.score(ROWS)
+    for detailed, summed, row in zip(with_tokens, with_sums, ROWS, strict=True):
+        assert summed.status == detailed.status
+        assert summed.tokens is None
+        if not row.response:
+            assert summed.num_tokens == 0
+            continue
+        expected = score_tokens(detailed.tokens)
+        assert summed.num_tokens == expected.num_tokens == len(row.response.encode())
+        assert summed.rank_sums == detailed.rank_sums == expected.rank_sums
+        for sums in (summed, detailed):
+            assert sums.surprisal_sum_nats == pytest.approx(expected.surprisal_sum_nats, rel=1e-9)
+            assert sums.entropy_sum_nats == pytest.approx(expected.entropy_sum_nats, rel=1e-9)
+            assert sums.rsr == pytest.approx(expected.rsr, rel=1e-9)
+
+
+@pytest.mark.vllm
+def test_reuse_and_order_change_last_bits_at_most(tiny_student):
+    with Scorer(config(tiny_student, prefix_reuse="off", token_scores=True)) as scorer:
+        expected = scorer.score(ROWS)
+    with Scorer(config(tiny_student, prefix_reuse="on", token_scores=True)) as scorer:
+        reused = scorer.score(ROWS)
+        backwards = scorer.score(ROWS[::-1])[::-1]
+    for scores in (reused, backwards):
+        for score, truth in zip(scores, expected, strict=True):
+            assert score.status == truth.status
+            if truth.tokens is None:
+                continue
+            np.testing.assert_array_equal(score.tokens.ranks, truth.tokens.ranks)
+            np.testing.assert_allclose(score.tokens.logprobs, truth.tokens.logprobs, atol=2e-5)
