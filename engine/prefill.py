@@ -183,12 +183,12 @@ class StockPrefill:
 
     def _reduce(self, request: PrefillRequest, rows: NDArray[np.float64]) -> PrefillScores:
         is_rest = rows[:, 0] >= request.detail_end
-        positions, *values = rows[is_rest].T
+        positions, ranks, logprobs, entropies = rows[is_rest].T
         return PrefillScores(
             tokens=rows[~is_rest],
             num_rest=len(positions),
             rest_position_sum=int(positions.sum()),
-            rest_sums=metrics.sum_terms(*values, self._rank_clip),
+            rest_sums=metrics.sum_terms(ranks, logprobs, entropies, self._rank_clip),
         )
 
     def run_unscored(self, requests: Sequence[PrefillRequest]) -> None:
