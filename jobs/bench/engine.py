@@ -46,6 +46,9 @@ if TYPE_CHECKING:
     from rsr.jobs.bench.engine_verify import Verification
 
 
+WARM_UP_ROWS = 8
+
+
 @dataclass(frozen=True, slots=True)
 class EngineRow:
     """One way over one workload; times are medians over rounds, differences are from ours.
@@ -92,7 +95,7 @@ def join_rows(trajectories: Sequence[Trajectory], min_characters: int) -> list[T
 
 
 def bench_engine(workload: Workload, num_rounds: int) -> list[EngineRow]:
-    """Time every way over the workload, in turns, after one round that is not timed."""
+    """Time every way over the workload, in turns, after a few rows that are not timed."""
     from rsr.engine.student import open_student
 
     ways = [LIMIT, OURS, STOCK]
@@ -102,9 +105,10 @@ def bench_engine(workload: Workload, num_rounds: int) -> list[EngineRow]:
         children = {way: stack.enter_context(ChildProcess()) for way in ways}
         for way, child in children.items():
             child.call(open_way, way, workload)
-            child.call(run_way, way)
+            child.call(run_way, way, WARM_UP_ROWS)
+        num_rows = len(workload.trajectories)
         rounds = [
-            {way: child.call(run_way, way) for way, child in children.items()}
+            {way: child.call(run_way, way, num_rows) for way, child in children.items()}
             for _ in range(num_rounds)
         ]
     encoder = open_student(workload.config).encoder()
@@ -213,7 +217,7 @@ def _largest_differences(
     type=click.IntRange(1),
     default=3,
     show_default=True,
-    help="Timed rounds; one more before them is not timed.",
+    help="Timed rounds; a few rows before them are not timed.",
 )
 @click.option(
     "--verify",

@@ -27,8 +27,8 @@ LIMIT, OURS, STOCK, PUBLISHED = "bare prefill", "rsr", "prompt_logprobs", "publi
 T = TypeVar("T")
 Sums = tuple[float, float, int]
 """Σ clipped rank, Σ surprisal in nats, and how many tokens, of one trajectory."""
-Run = Callable[[], list[Sums] | None]
-"""Goes through all trajectories once; None where nothing is scored."""
+Run = Callable[[int], list[Sums] | None]
+"""Goes through the first so many trajectories once; None where nothing is scored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +88,10 @@ def open_way(way: str, workload: Workload) -> None:
     _opened[way] = _OPENERS[way](workload)
 
 
-def run_way(way: str) -> Outcome:
-    """Go through the workload once."""
+def run_way(way: str, num_rows: int) -> Outcome:
+    """Go through the workload's first rows once."""
     start = time.perf_counter()
-    sums = _opened[way]()
+    sums = _opened[way](num_rows)
     return Outcome(time.perf_counter() - start, _peak_rss_mib(), sums)
 
 
@@ -111,11 +111,12 @@ def _open_limit(workload: Workload) -> Run:
     student = open_student(workload.config)
     encoder = student.encoder()
     encoded = [encoder.encode(t) for t in workload.trajectories]
-    requests = [PrefillRequest(e.token_ids, e.spans) for e in encoded if e.status.is_scored]
     prefill = StockPrefill(student)
 
-    def run() -> None:
-        prefill.run_unscored(requests)
+    def run(num_rows: int) -> None:
+        prefill.run_unscored(
+            [PrefillRequest(e.token_ids, e.spans) for e in encoded[:num_rows] if e.status.is_scored]
+        )
 
     return run
 
@@ -124,7 +125,7 @@ def _open_scorer(config: ScorerConfig, trajectories: Sequence[Trajectory]) -> Ru
     from rsr.engine.scorer import Scorer
 
     scorer = Scorer(config)
-    return lambda: [_sums(score) for score in scorer.score(trajectories)]
+    return lambda num_rows: [_sums(score) for score in scorer.score(trajectories[:num_rows])]
 
 
 def _sums(score: TrajectoryScore) -> Sums:
@@ -152,13 +153,14 @@ def _open_published(workload: Workload) -> Run:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = AutoModelForCausalLM.from_pretrained(config.model, dtype=config.dtype)
     model.to(device).eval()
+    lines = [
+        json.dumps({"id": index, "messages": [dict(turn) for turn in trajectory.messages or ()]})
+        for index, trajectory in enumerate(workload.trajectories)
+    ]
     rows = Path(tempfile.mkdtemp(prefix="rsr-bench-")) / "rows.jsonl"
-    with rows.open("w", encoding="utf-8") as file:
-        for index, trajectory in enumerate(workload.trajectories):
-            messages = [dict(message) for message in trajectory.messages or ()]
-            file.write(json.dumps({"id": index, "messages": messages}) + "\n")
 
-    def run() -> list[Sums]:
+    def run(num_rows: int) -> list[Sums]:
+        rows.write_text("\n".join(lines[:num_rows]) + "\n", encoding="utf-8")
         samples = published.infer_dataset(
             model,
             tokenizer,
@@ -168,7 +170,7 @@ def _open_published(workload: Workload) -> Run:
             rank_clip_r=DEFAULT_RANK_CLIP,
         )
         _, metrics = published.compute_sample_metrics(samples, rank_clip_r=DEFAULT_RANK_CLIP)
-        sums: list[Sums] = [(0.0, 0.0, 0)] * len(workload.trajectories)
+        sums: list[Sums] = [(0.0, 0.0, 0)] * num_rows
         for row in metrics:
             count = row["resp_token_length"]
             sums[row["sample_id"]] = (
