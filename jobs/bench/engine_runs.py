@@ -10,6 +10,7 @@ import os
 import resource
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -57,11 +58,12 @@ class ChildProcess:
     """A process of its own in which functions are called; what they raise is raised here.
 
     Its standard output goes to standard error: libraries print, and results are printed here.
+    It ends when this process does, however that ends: it may hold gigabytes.
     """
 
     def __init__(self) -> None:
         self._executor = ProcessPoolExecutor(
-            1, multiprocessing.get_context("spawn"), initializer=_redirect_stdout
+            1, multiprocessing.get_context("spawn"), initializer=_begin_child
         )
 
     def __enter__(self) -> Self:
@@ -75,8 +77,16 @@ class ChildProcess:
         return self._executor.submit(function, *arguments).result()
 
 
-def _redirect_stdout() -> None:
+def _begin_child() -> None:
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 _opened: dict[str, Run] = {}
