@@ -11,8 +11,8 @@ Pure bookkeeping over token ids and arrays: knows nothing of vLLM.
 
 import sys
 from bisect import bisect_left
-from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -34,11 +34,12 @@ def context(encoded: EncodedTrajectory) -> tuple[int, ...]:
 
 
 def shared_fraction(batch: Sequence[EncodedTrajectory]) -> float:
-    """The share of `batch`'s tokens that siblings' prompts could save, counted in whole blocks."""
-    num_siblings = Counter(map(context, batch))
+    """The share of `batch`'s tokens that reuse could save, counted in whole blocks.
+
+    Prompts that siblings share, and whole conversations that others continue.
+    """
     saved = sum(
-        (count - 1) * (len(prompt) // BLOCK_SIZE) * BLOCK_SIZE
-        for prompt, count in num_siblings.items()
+        num_shared // BLOCK_SIZE * BLOCK_SIZE for _, _, num_shared in _shared_by_neighbours(batch)
     )
     return saved / max(1, sum(len(e.token_ids) for e in batch))
 
@@ -67,12 +68,23 @@ def shared_ends(batch: Sequence[EncodedTrajectory]) -> list[int]:
     state of a cached prefix predicts the token after it.
     """
     ends = [0] * len(batch)
-    by_tokens = sorted(range(len(batch)), key=lambda i: batch[i].token_ids)
-    # The longest prefix that one shares with any other, it shares with a neighbour.
-    for left, right in pairwise(by_tokens):
-        end = _num_shared(batch[left].token_ids, batch[right].token_ids) + 1
-        ends[left], ends[right] = max(ends[left], end), max(ends[right], end)
+    for left, right, num_shared in _shared_by_neighbours(batch):
+        ends[left] = max(ends[left], num_shared + 1)
+        ends[right] = max(ends[right], num_shared + 1)
     return ends
+
+
+def _shared_by_neighbours(
+    batch: Sequence[EncodedTrajectory],
+) -> Iterator[tuple[int, int, int]]:
+    """Neighbours in the order of their tokens, and how many tokens they begin with alike.
+
+    The longest prefix that one shares with any other, it shares with a neighbour; and what a
+    cache without limits saves is the sum over all neighbours.
+    """
+    by_tokens = sorted(range(len(batch)), key=lambda i: batch[i].token_ids)
+    for left, right in pairwise(by_tokens):
+        yield left, right, _num_shared(batch[left].token_ids, batch[right].token_ids)
 
 
 def _num_shared(left: list[int], right: list[int]) -> int:

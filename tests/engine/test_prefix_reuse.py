@@ -41,6 +41,14 @@ def test_shared_fraction_counts_whole_blocks_of_later_siblings():
     assert shared_fraction([trajectory([1], [2]), trajectory([2], [2])]) == 0.0
 
 
+def test_shared_fraction_counts_conversations_that_others_continue():
+    first = trajectory([1] * BLOCK_SIZE, [2] * BLOCK_SIZE)
+    longer = EncodedTrajectory(
+        [*first.token_ids, *[3] * BLOCK_SIZE], [*first.spans, (2 * BLOCK_SIZE, 3 * BLOCK_SIZE)]
+    )
+    assert shared_fraction([longer, first]) == 2 / 5
+
+
 def test_shared_ends_reach_one_token_beyond_the_longest_common_prefix():
     batch = [trajectory([1, 2], r) for r in ([5, 6, 7], [5, 6, 8], [9])]
     alone = trajectory([3], [1, 2, 5])
