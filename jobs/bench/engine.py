@@ -20,12 +20,12 @@ from rich.table import Table
 from rsr.engine.config import Dtype, PrefixReuse, ScorerConfig
 from rsr.engine.metrics import rank_surprisal_ratio
 from rsr.engine.trajectory import Trajectory
+from rsr.jobs.bench.child import ChildProcess
 from rsr.jobs.bench.engine_runs import (
     LIMIT,
     OURS,
     PUBLISHED,
     STOCK,
-    ChildProcess,
     Outcome,
     Sums,
     Workload,

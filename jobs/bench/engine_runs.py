@@ -5,19 +5,14 @@ be interleaved, and peak memory is one way's alone. Knows nothing of tables or o
 """
 
 import json
-import multiprocessing
-import os
 import resource
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Self, TypeVar
 
 from rsr.engine.config import ScorerConfig
 from rsr.engine.metrics import DEFAULT_RANK_CLIP, TrajectoryScore
@@ -25,7 +20,6 @@ from rsr.engine.trajectory import Trajectory
 
 LIMIT, OURS, STOCK, PUBLISHED = "bare prefill", "rsr", "prompt_logprobs", "published script"
 
-T = TypeVar("T")
 Sums = tuple[float, float, int]
 """Σ clipped rank, Σ surprisal in nats, and how many tokens, of one trajectory."""
 Run = Callable[[int], list[Sums] | None]
@@ -52,41 +46,6 @@ class Outcome:
     time_s: float
     peak_rss_mib: float
     sums: list[Sums] | None
-
-
-class ChildProcess:
-    """A process of its own in which functions are called; what they raise is raised here.
-
-    Its standard output goes to standard error: libraries print, and results are printed here.
-    It ends when this process does, however that ends: it may hold gigabytes.
-    """
-
-    def __init__(self) -> None:
-        self._executor = ProcessPoolExecutor(
-            1, multiprocessing.get_context("spawn"), initializer=_begin_child
-        )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_exception: object) -> None:
-        self._executor.shutdown(cancel_futures=True)
-
-    def call(self, function: Callable[..., T], *arguments: Any) -> T:
-        """`function(*arguments)`, which must be picklable, as must be what comes back."""
-        return self._executor.submit(function, *arguments).result()
-
-
-def _begin_child() -> None:
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 _opened: dict[str, Run] = {}

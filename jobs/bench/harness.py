@@ -1,4 +1,4 @@
-"""Times callables against each other, interleaved, with their peak extra memory.
+"""Times callables against each other, interleaved, and finds the peak memory of each.
 
 Knows nothing of what it times. A shared machine is never quiet: rows take turns within every
 repetition, so that what disturbs one disturbs all, and ratios mean something where times do not.
@@ -16,33 +16,27 @@ import torch
 
 
 @dataclass(frozen=True)
-class Measurement:
-    """Times over all repetitions, and memory of one call over what was held before it."""
+class Timing:
+    """Over all repetitions."""
 
     time_ms_p20: float
     time_ms_p50: float
     time_ms_p80: float
-    peak_extra_mib: float
 
 
-def measure(
+def time_calls(
     calls: Mapping[str, Callable[[], object]], device: torch.device, num_repetitions: int
-) -> dict[str, Measurement]:
-    """Measure calls that have been made once before; results are dropped as they are made."""
+) -> dict[str, Timing]:
+    """Time calls that have been made once before; results are dropped as they are made."""
     times_ms: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(num_repetitions):
         for name, call in calls.items():
             times_ms[name].append(_time_ms(call, device))
-    # Last, since the allocator is slower afterwards.
-    memory = {name: _peak_extra_mib(call, device) for name, call in calls.items()}
-    measurements = {}
-    for name, times in times_ms.items():
-        quantiles = torch.tensor(times, dtype=torch.float64).quantile(
-            torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
-        )
-        p20, p50, p80 = quantiles.tolist()
-        measurements[name] = Measurement(p20, p50, p80, memory[name])
-    return measurements
+    quantiles = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
+    return {
+        name: Timing(*torch.tensor(times, dtype=torch.float64).quantile(quantiles).tolist())
+        for name, times in times_ms.items()
+    }
 
 
 def _time_ms(call: Callable[[], object], device: torch.device) -> float:
@@ -58,7 +52,24 @@ def _time_ms(call: Callable[[], object], device: torch.device) -> float:
     return begin.elapsed_time(end)
 
 
-def _peak_extra_mib(call: Callable[[], object], device: torch.device) -> float:
+def keep_no_freed_memory() -> None:
+    """Have glibc give back what is freed, at once; best before anything is allocated.
+
+    Kept, it hides what the next call needs, and piles up to what the last one did not.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):  # glibc's alone
+        libc.mallopt(_M_MMAP_THRESHOLD, 128 << 10)
+
+
+_M_MMAP_THRESHOLD = -3  # malloc.h
+
+
+def peak_extra_mib(call: Callable[[], object], device: torch.device) -> float:
+    """The most that a call, made once before, holds over what was held before it.
+
+    On a CPU to be had right only in a process that began with `keep_no_freed_memory`.
+    """
     gc.collect()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -66,7 +77,6 @@ def _peak_extra_mib(call: Callable[[], object], device: torch.device) -> float:
         torch.cuda.reset_peak_memory_stats(device)
         call()
         return (torch.cuda.max_memory_allocated(device) - before) / 2**20
-    _keep_no_freed_memory()
     with _ResidentPeak() as resident:
         call()
     return resident.extra_bytes / 2**20
@@ -100,16 +110,3 @@ def _resident_bytes() -> int:
     status = Path("/proc/self/status").read_text()
     (line,) = (line for line in status.splitlines() if line.startswith("RssAnon:"))
     return int(line.split()[1]) * 1024
-
-
-def _keep_no_freed_memory() -> None:
-    """Have glibc give back what is freed, at once: kept, it hides what the next call needs, and
-    piles up to 64 MiB of what the last one did not.
-    """
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):  # glibc's alone
-        libc.mallopt(_M_MMAP_THRESHOLD, 128 << 10)
-        libc.malloc_trim(0)
-
-
-_M_MMAP_THRESHOLD = -3  # malloc.h

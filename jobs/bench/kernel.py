@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from rsr.jobs.bench.harness import measure
+from rsr.jobs.bench.child import ChildProcess
+from rsr.jobs.bench.harness import keep_no_freed_memory, peak_extra_mib, time_calls
 from rsr.jobs.bench.shapes import HeadShape
 from rsr.kernels import RankLogprob, rank_logprob, tiled
 
@@ -89,22 +90,41 @@ def bench_kernel(
     sound = {name: op for name, op in operations.items() if failures[name] is None}
     logger.info("%s %s: timing %s", preset, dtype, ", ".join(sound))
     calls = {name: (lambda op=op: op.run(operands)) for name, op in sound.items()}
-    measurements = measure(calls, device, num_repetitions)
+    timings = time_calls(calls, device, num_repetitions)
+    with ChildProcess() as child:
+        memory = child.call(_peak_extra_mib, shape, dtype, str(device), list(sound))
     for name in operations:
-        if name not in measurements:
+        if name not in timings:
             yield BenchRow(*facts, name, *machine, failed_check=failures[name])
             continue
-        measured = measurements[name]
-        seconds = measured.time_ms_p50 / 1e3
+        seconds = timings[name].time_ms_p50 / 1e3
         yield BenchRow(
             *facts,
             name,
             *machine,
             tokens_per_s=shape.num_tokens / seconds,
             tflop_per_s=shape.gemm_flops / seconds / 1e12,
-            share_of_gemm=measurements["gemm"].time_ms_p50 / measured.time_ms_p50,
-            **asdict(measured),
+            share_of_gemm=timings["gemm"].time_ms_p50 / timings[name].time_ms_p50,
+            peak_extra_mib=memory[name],
+            **asdict(timings[name]),
         )
+
+
+def _peak_extra_mib(
+    shape: HeadShape, dtype: str, device_name: str, names: list[str]
+) -> dict[str, float]:
+    """Of each operation named, once it has run; to be called in a fresh process."""
+    keep_no_freed_memory()
+    device = torch.device(device_name)
+    operands, _ = _draw(shape, DTYPES[dtype], device)
+    peaks = {}
+    for name, operation in _operations(device, operands.weight.dtype):
+        if name in names:
+            # GEMM libraries allocate buffers once per process, which are not the operation's.
+            first = _Operands(operands.hidden[:1], operands.weight, operands.targets[:1])
+            operation.run(first)
+            peaks[name] = peak_extra_mib(lambda op=operation: op.run(operands), device)
+    return peaks
 
 
 def _draw(shape: HeadShape, dtype: torch.dtype, device: torch.device) -> tuple[_Operands, _Truth]:

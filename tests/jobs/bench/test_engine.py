@@ -7,9 +7,10 @@ import pytest
 from click.testing import CliRunner
 
 from rsr.engine import ScorerConfig, Trajectory
+from rsr.jobs.bench.child import ChildProcess
 from rsr.jobs.bench.cli import bench
 from rsr.jobs.bench.engine import join_rows
-from rsr.jobs.bench.engine_runs import LIMIT, OURS, ChildProcess, Workload, open_way, run_way
+from rsr.jobs.bench.engine_runs import LIMIT, OURS, Workload, open_way, run_way
 
 LONG_ROW_TOKENS = 32_768
 MAX_PEAK_MEMORY_RATIO = 1.2
