@@ -201,16 +201,18 @@ def _facts(options: SelectOptions, candidates: Candidates, keep: Mask) -> dict[s
     if options.quality_column is not None:
         is_judged = np.isfinite(candidates.extra[QUALITY].to_numpy())
         num_unjudged = int(np.count_nonzero(candidates.is_candidate & ~is_judged))
-    return {
+    facts = {
         "num_scored": candidates.num_scored,
         "num_candidates": candidates.num_candidates,
         "num_groups": int(np.count_nonzero(sizes)),
         "num_groups_without_row": int(np.count_nonzero(kept == 0)),
-        "num_groups_short": int(np.count_nonzero(kept < (options.keep or 1))),
         "num_ungrouped": candidates.num_ungrouped,
         "num_unjudged": num_unjudged,
         "largest_rsr": float(candidates.rsr[keep].max()),
     }
+    if options.keep is not None and options.keep > 1:
+        facts["num_groups_short"] = int(np.count_nonzero(kept < options.keep))
+    return facts
 
 
 def _require_sense(options: SelectOptions) -> None:
