@@ -75,8 +75,8 @@ class Candidates:
 
     rsr: (N,) f64 at the table's rank clip. groups: (N,) int32 in [0, num_groups), or None without
     a group column. num_tokens: (N,) int32 where asked for. extra: (N, …) what else was asked for.
-    num_scored: rows that count as scored, before conditions. num_ungrouped: candidates that were
-    left out since their group is null.
+    num_scored: rows that count as scored, before conditions. num_distinct_groups: groups that any
+    row is of, scored or not. num_ungrouped: candidates left out since their group is null.
     """
 
     rsr: NDArray[np.float64]
@@ -85,6 +85,7 @@ class Candidates:
     num_tokens: NDArray[np.int32] | None
     extra: pl.DataFrame
     num_scored: int
+    num_distinct_groups: int = 1
     num_ungrouped: int = 0
 
     @property
@@ -128,10 +129,11 @@ def read_candidates(
     num_scored = frame.height - frame["rsr"].null_count()
     candidate = frame["is_candidate"].to_numpy()
     rsr = np.where(candidate, frame["rsr"].to_numpy(), np.nan)
-    groups, num_groups, num_ungrouped = None, 1, 0
+    groups, num_groups, num_ungrouped, num_distinct = None, 1, 0, 1
     if group_column is not None:
         groups, num_groups = encode(frame["group"])
         is_null = groups < 0
+        num_distinct = int(np.count_nonzero(np.bincount(groups[~is_null])))
         if null_is_group:
             groups[is_null] = num_groups
             num_groups += bool(is_null.any())
@@ -147,6 +149,7 @@ def read_candidates(
         num_tokens=frame["num_tokens"].to_numpy() if with_tokens else None,
         extra=frame.select(list(extra)),
         num_scored=num_scored,
+        num_distinct_groups=num_distinct,
         num_ungrouped=num_ungrouped,
     )
 
@@ -188,13 +191,25 @@ def groupable(table: ScoredTable, column: str) -> pl.Expr:
 
 
 def encode(values: pl.Series) -> tuple[NDArray[np.int32], int]:
-    """(N,) int32 numbers of the distinct values, −1 for null, and how many there are."""
+    """(N,) int32 numbers, one for each distinct value, −1 for null, and a bound above them."""
+    if (compact := _compact_integers(values)) is not None:
+        return compact
     array: Any = values.to_arrow(compat_level=pl.CompatLevel.oldest())
     if pa.types.is_null(array.type):
         return np.full(len(array), -1, np.int32), 0
     encoded = pc.dictionary_encode(array)
     numbers = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
     return numbers.astype(np.int32), len(encoded.dictionary)
+
+
+def _compact_integers(values: pl.Series) -> tuple[NDArray[np.int32], int] | None:
+    """Integers without nulls of a narrow range are numbers already, up to their offset."""
+    if not values.dtype.is_integer() or values.null_count() or not len(values):
+        return None
+    low, high = int(values.min()), int(values.max())  # type: ignore[arg-type]
+    if high - low >= min(2 * len(values), np.iinfo(np.int32).max):
+        return None
+    return (values.to_numpy() - low).astype(np.int32), high - low + 1
 
 
 def choose_id_column(table: ScoredTable, named: str | None) -> str | None:

@@ -205,13 +205,14 @@ def _facts(options: SelectOptions, candidates: Candidates, keep: Mask) -> dict[s
         "num_scored": candidates.num_scored,
         "num_candidates": candidates.num_candidates,
         "num_groups": int(np.count_nonzero(sizes)),
-        "num_groups_without_row": int(np.count_nonzero(kept == 0)),
+        "num_groups_without_row": candidates.num_distinct_groups - int(np.count_nonzero(kept)),
         "num_ungrouped": candidates.num_ungrouped,
         "num_unjudged": num_unjudged,
         "largest_rsr": float(candidates.rsr[keep].max()),
     }
     if options.keep is not None and options.keep > 1:
-        facts["num_groups_short"] = int(np.count_nonzero(kept < options.keep))
+        num_complete = int(np.count_nonzero(kept >= options.keep))
+        facts["num_groups_short"] = candidates.num_distinct_groups - num_complete
     return facts
 
 
