@@ -151,12 +151,8 @@ class Composition:
         return table
 
 
-def describe(selected: ScoredTable, pool: ScoredTable, by: DescribingColumns) -> Composition:
-    """Composition of `selected` against `pool`: one streaming pass over each."""
-    return Composition(by.teacher, _parts(selected, by), _parts(pool, by))
-
-
-def _parts(table: ScoredTable, by: DescribingColumns) -> dict[Any, Part]:
+def parts_of(table: ScoredTable, by: DescribingColumns) -> dict[Any, Part]:
+    """Parts of the scored rows by teacher (None without one): one streaming pass."""
     verdict = pl.lit(None, pl.Boolean) if by.correct is None else pl.col(by.correct)
     teacher = pl.lit(None, pl.String) if by.teacher is None else pl.col(by.teacher)
     rows = table.scan.select(

@@ -24,8 +24,9 @@ from rsr.jobs.selection.candidates import (
 )
 from rsr.jobs.selection.composition import DescribingColumns
 from rsr.jobs.selection.ranking import Rows, keep_best, share_of
-from rsr.jobs.selection.result import SelectionResult, finish
-from rsr.jobs.selection.subset import Mask, write_subset
+from rsr.jobs.selection.result import SelectionResult
+from rsr.jobs.selection.run import Facts, run_selection
+from rsr.jobs.selection.subset import Mask
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,39 +91,40 @@ def run_filter(options: FilterOptions, stop: StopRequest) -> SelectionResult:
     )
     by = DescribingColumns.of(table, options.teacher_column, options.correct_column)
     id_column = choose_id_column(table, options.id_column)
-    facts: dict[str, Any] = {"ties_by": id_column or "position"}
 
-    def choose() -> Mask:
-        candidates = read_candidates(
+    def read() -> Candidates:
+        return read_candidates(
             table,
             options.conditions,
             group_column=options.within,
             null_is_group=True,
             with_tokens=options.token_budget is not None,
         )
+
+    def choose(candidates: Candidates) -> tuple[Mask, Facts]:
         keep = keep_rows(options, table, candidates, id_column)
-        facts.update(num_scored=candidates.num_scored, num_candidates=candidates.num_candidates)
-        if options.within is not None:
-            sizes = candidates.count_groups(candidates.is_candidate)
-            facts["num_groups"] = int(np.count_nonzero(sizes))
         if not keep.any():
             raise UsageError(
                 f"none of the {candidates.num_candidates:,} rows of {table.path} that fulfil the "
                 f"conditions stays within {_told(options)}: there is nothing to write"
             )
-        facts["largest_rsr"] = float(candidates.rsr[keep].max())
-        return keep
+        facts: Facts = {"ties_by": id_column or "position"}
+        if options.within is not None:
+            sizes = candidates.count_groups(candidates.is_candidate)
+            facts["num_groups"] = int(np.count_nonzero(sizes))
+        return keep, facts
 
-    folder = write_subset(
+    return run_selection(
         table,
         options.output,
+        by,
+        read,
         choose,
         stop,
         command="filter",
         settings=options.settings,
         overwrite=options.overwrite,
     )
-    return finish(folder, table, by, facts)
 
 
 def keep_rows(

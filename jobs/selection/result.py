@@ -1,21 +1,16 @@
-"""What `rsr filter` and `rsr select` tell when they are done.
+"""What `rsr filter` and `rsr select` tell when they are done, as a table and as JSON.
 
-Measured on the written files, not remembered, so that a run that went on says the same as one
-that never stopped. Knows nothing of how rows were chosen.
+Knows nothing of how rows were chosen or written.
 """
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from rsr.jobs.files import write_text_atomically
 from rsr.jobs.output import OutputFolder
-from rsr.jobs.scored import ScoredTable, open_scored
-from rsr.jobs.selection.composition import Composition, DescribingColumns, describe
-from rsr.jobs.selection.subset import result_path
+from rsr.jobs.selection.composition import Composition
 
 FACTS = {
     "num_rows": "rows of INPUT",
@@ -62,22 +57,3 @@ class SelectionResult:
         console.print(table, highlight=False, soft_wrap=True)
         console.print()
         console.print(self.composition.to_table(), highlight=False)
-
-
-def finish(
-    output: OutputFolder, pool: ScoredTable, by: DescribingColumns, facts: dict[str, Any]
-) -> SelectionResult:
-    """Describe what was written against its pool, and keep that beside it."""
-    selected = open_scored(str(output.root), rank_clip=pool.rank_clip, allow_mixed_students=True)
-    composition = describe(selected, pool, by)
-    total = composition.selected_total
-    told = {
-        "num_rows": pool.num_rows,
-        **facts,
-        "num_kept": total.num_rows,
-        "num_tokens": total.num_tokens,
-    }
-    result = SelectionResult(output, told, composition)
-    text = json.dumps(result.to_json(), indent=2, default=str) + "\n"
-    write_text_atomically(result_path(output), text)
-    return result

@@ -30,8 +30,9 @@ from rsr.jobs.selection.composition import DescribingColumns
 from rsr.jobs.selection.objectives import pareto_front, weighted
 from rsr.jobs.selection.quotas import Quota, admit
 from rsr.jobs.selection.ranking import Rows, keep_best, ranked
-from rsr.jobs.selection.result import SelectionResult, finish
-from rsr.jobs.selection.subset import Mask, write_subset
+from rsr.jobs.selection.result import SelectionResult
+from rsr.jobs.selection.run import Facts, run_selection
+from rsr.jobs.selection.subset import Mask
 
 Objective = Literal["pareto", "weighted"]
 
@@ -102,29 +103,30 @@ def run_select(options: SelectOptions, stop: StopRequest) -> SelectionResult:
     by = DescribingColumns.of(table, options.teacher_column, options.correct_column)
     _require_quality_is_number(options, table)
     id_column = choose_id_column(table, options.id_column)
-    facts: dict[str, Any] = {"ties_by": id_column or "position"}
 
-    def choose() -> Mask:
+    def read() -> Candidates:
         extra = {f"quota of {name}": groupable(table, name) for name in quota_columns}
         if options.quality_column is not None:
             extra[QUALITY] = pl.col(options.quality_column).cast(pl.Float64)
-        candidates = read_candidates(
+        return read_candidates(
             table, options.conditions, group_column=options.group_by, extra=extra
         )
-        keep = select_rows(options, table, candidates, id_column)
-        facts.update(_facts(options, candidates, keep))
-        return keep
 
-    folder = write_subset(
+    def choose(candidates: Candidates) -> tuple[Mask, Facts]:
+        keep = select_rows(options, table, candidates, id_column)
+        return keep, {"ties_by": id_column or "position"} | _facts(options, candidates, keep)
+
+    return run_selection(
         table,
         options.output,
+        by,
+        read,
         choose,
         stop,
         command="select",
         settings=options.settings,
         overwrite=options.overwrite,
     )
-    return finish(folder, table, by, facts)
 
 
 def select_rows(
@@ -194,21 +196,18 @@ def _select_under_quotas(
     return keep_mask
 
 
-def _facts(options: SelectOptions, candidates: Candidates, keep: Mask) -> dict[str, Any]:
+def _facts(options: SelectOptions, candidates: Candidates, keep: Mask) -> Facts:
     sizes = candidates.count_groups(candidates.is_candidate)
     kept = candidates.count_groups(keep)
     num_unjudged = 0
     if options.quality_column is not None:
         is_judged = np.isfinite(candidates.extra[QUALITY].to_numpy())
         num_unjudged = int(np.count_nonzero(candidates.is_candidate & ~is_judged))
-    facts = {
-        "num_scored": candidates.num_scored,
-        "num_candidates": candidates.num_candidates,
+    facts: Facts = {
         "num_groups": int(np.count_nonzero(sizes)),
         "num_groups_without_row": candidates.num_distinct_groups - int(np.count_nonzero(kept)),
         "num_ungrouped": candidates.num_ungrouped,
         "num_unjudged": num_unjudged,
-        "largest_rsr": float(candidates.rsr[keep].max()),
     }
     if options.keep is not None and options.keep > 1:
         num_complete = int(np.count_nonzero(kept >= options.keep))
