@@ -36,6 +36,7 @@ from rsr.jobs.errors import UsageError
 from rsr.jobs.interrupt import StopRequest
 from rsr.jobs.progress import Progress, format_seconds
 from rsr.jobs.score import ScoreOptions, ScoreResult, run_score
+from rsr.jobs.selection.cli import filter_, select
 from rsr.jobs.shards import TrajectoryColumns
 
 DEFAULTS = ScorerConfig(model="-")
@@ -340,6 +341,8 @@ def demo(output: Path, seed: int, num_problems: int, as_json: bool, verbose: boo
 
 
 main.add_command(bench)
+main.add_command(filter_)
+main.add_command(select)
 
 
 if __name__ == "__main__":
