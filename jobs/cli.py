@@ -33,6 +33,7 @@ from rsr.jobs.demo.demo import (
 )
 from rsr.jobs.demo.trajectories import DEFAULT_NUM_PROBLEMS
 from rsr.jobs.errors import UsageError
+from rsr.jobs.evidence.cli import correlate_command, simulate_command, teachers
 from rsr.jobs.interrupt import StopRequest
 from rsr.jobs.progress import Progress, format_seconds
 from rsr.jobs.score import ScoreOptions, ScoreResult, run_score
@@ -339,7 +340,8 @@ def demo(output: Path, seed: int, num_problems: int, as_json: bool, verbose: boo
     sys.exit(EXIT_FAILURES if result.failures else 0)
 
 
-main.add_command(bench)
+for command in (bench, teachers, correlate_command, simulate_command):
+    main.add_command(command)
 
 
 if __name__ == "__main__":
