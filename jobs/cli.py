@@ -33,7 +33,7 @@ from rsr.jobs.demo.demo import (
 )
 from rsr.jobs.demo.trajectories import DEFAULT_NUM_PROBLEMS
 from rsr.jobs.errors import UsageError
-from rsr.jobs.evidence.cli import correlate_command, simulate_command, teachers
+from rsr.jobs.evidence.cli import correlate_command, report, simulate_command, teachers
 from rsr.jobs.interrupt import StopRequest
 from rsr.jobs.progress import Progress, format_seconds
 from rsr.jobs.score import ScoreOptions, ScoreResult, run_score
@@ -340,7 +340,7 @@ def demo(output: Path, seed: int, num_problems: int, as_json: bool, verbose: boo
     sys.exit(EXIT_FAILURES if result.failures else 0)
 
 
-for command in (bench, teachers, correlate_command, simulate_command):
+for command in (bench, teachers, correlate_command, simulate_command, report):
     main.add_command(command)
 
 

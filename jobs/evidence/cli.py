@@ -440,3 +440,89 @@ def print_simulation(simulation: Simulation, console: Console) -> None:
             f"{ours.rsr:.2f}",
         )
     console.print(table)
+
+
+@click.command()
+@click.argument("scored", metavar="SCORED")
+@click.argument("page", metavar="OUT.html", type=click.Path(path_type=Path, dir_okay=False))
+@teacher_column_option
+@problem_column_option
+@rank_clip_option
+@click.option(
+    "--selection",
+    metavar="SELECTED",
+    help="What rsr select or rsr filter chose from SCORED: its composition is shown beside all.",
+)
+@click.option(
+    "--points",
+    "num_points",
+    type=click.IntRange(min=1),
+    default=3_000,
+    show_default=True,
+    help="Trajectories drawn in the scatter plots, at random where there are more; the page says "
+    "how many.",
+)
+@click.option(
+    "--examples",
+    "num_examples",
+    type=click.IntRange(min=1, max=50),
+    default=3,
+    show_default=True,
+    help="Trajectories of lowest RSR to show, and of highest.",
+)
+@click.option(
+    "--tokenizer",
+    help="The student's, to show tokens as text: a folder, or a hub name. [default: the run's "
+    "model, where that is a folder that is there]",
+)
+@draws_option
+@seed_option()
+@confound_option
+@mixed_option
+@json_option
+def report(
+    scored: str,
+    page: Path,
+    teacher_column: str,
+    problem_column: str,
+    rank_clip: str | None,
+    selection: str | None,
+    num_points: int,
+    num_examples: int,
+    tokenizer: str | None,
+    num_draws: int,
+    seed: int,
+    confounds: tuple[str, ...],
+    allow_mixed_students: bool,
+    as_json: bool,
+) -> None:
+    """Show what `rsr score` wrote to SCORED on one self-contained page, OUT.html.
+
+    Teachers, what RSR goes with, a selection beside the pool, the best and the worst trajectories
+    and, where SCORED has token columns, each of their tokens. It needs no network to be read. It
+    contains text of the examples: think before publishing it.
+    """
+    configure_logging(verbose=False)
+    columns = _columns(teacher_column, problem_column, confounds)
+
+    def run(stop: StopRequest) -> Comparison:
+        # Altair takes a second to import: `rsr --help` should not wait for it.
+        from rsr.jobs.evidence.report import ReportOptions, write_report
+
+        if page.suffix != ".html":
+            raise UsageError(f"OUT.html must end in .html, got {page}")
+        options = ReportOptions(
+            CompareOptions(num_draws=num_draws, seed=seed), num_points, num_examples, tokenizer
+        )
+        reading = {"rank_clip": rank_clip, "allow_mixed_students": allow_mixed_students}
+        pool = observe(scored, columns, **reading)
+        chosen = observe(selection, columns, **reading) if selection else None
+        stop.check()
+        return write_report(pool, page, options, chosen)
+
+    comparison = guarded(run)
+    if as_json:
+        click.echo(json.dumps({"report": str(page)} | asdict(comparison)))
+    else:
+        print_comparisons([comparison], wide_console())
+        click.echo(f"\nreport: {page}")

@@ -1,7 +1,7 @@
 """What evidence is drawn from: the scored rows of one student, narrow enough to hold in memory.
 
 Of a scored corpus only the score, its parts, teacher, problem, correctness and the named confounds
-are read: about 60 bytes a row. Decides what counts as a teacher, a problem and a usable row;
+are read: some 60 bytes a row. Decides what counts as a teacher, a problem and a usable row;
 knows no statistics.
 """
 
@@ -39,9 +39,9 @@ class ObservationColumns:
 class Observations:
     """The usable rows of one student.
 
-    rows: `teacher` (Enum of `teachers`), `problem` (u32, dense, in the order of the problems'
-    values), `rsr`, `mean_rank`, `mean_surprisal_nats`, `num_tokens`, `correct` (f64, where the
-    column is there) and each confound (f64) as `confound_0`, `confound_1`, …
+    rows: `row` (u32, position in the table), `teacher` (Enum of `teachers`), `problem` (u32, dense,
+    in the order of the problems' values), `rsr`, `mean_rank`, `mean_surprisal_nats`, `num_tokens`,
+    `correct` (f64, where the column is there) and each confound (f64) as `confound_0`, …
     teachers: all there are, in order, those without a usable row too. num_rows_by_teacher: rows
     of each, usable or not. confounds: what `correct` and each `confound_…` is called.
     notes: what a reader should know of the rows that do not count.
@@ -142,7 +142,8 @@ def _read(
     table: ScoredTable, columns: ObservationColumns, confounds: dict[str, str], *, has_id: bool
 ) -> pl.DataFrame:
     surprisal = pl.col("rsr_mean_surprisal")
-    frame = table.scan.select(
+    frame = table.scan.with_row_index("row").select(
+        "row",
         teacher=pl.col(columns.teacher).cast(pl.String),
         problem=pl.col(columns.problem) if columns.problem else pl.lit(None, pl.Int64),
         rsr=table.rsr,
