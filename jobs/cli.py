@@ -37,6 +37,7 @@ from rsr.jobs.evidence.cli import correlate_command, report, simulate_command, t
 from rsr.jobs.interrupt import StopRequest
 from rsr.jobs.progress import Progress, format_seconds
 from rsr.jobs.score import ScoreOptions, ScoreResult, run_score
+from rsr.jobs.selection.cli import filter_, select
 from rsr.jobs.shards import TrajectoryColumns
 
 DEFAULTS = ScorerConfig(model="-")
@@ -340,7 +341,15 @@ def demo(output: Path, seed: int, num_problems: int, as_json: bool, verbose: boo
     sys.exit(EXIT_FAILURES if result.failures else 0)
 
 
-for command in (bench, teachers, correlate_command, simulate_command, report):
+for command in (
+    bench,
+    filter_,
+    select,
+    teachers,
+    correlate_command,
+    simulate_command,
+    report,
+):
     main.add_command(command)
 
 

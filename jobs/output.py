@@ -17,7 +17,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -40,9 +40,13 @@ METADATA_KEY = b"rsr"
 
 @dataclass(frozen=True, slots=True)
 class OutputFolder:
-    """A run's output. Making one touches nothing; `create` does."""
+    """A run's output. Making one touches nothing; `create` does.
+
+    command: the `rsr` command whose run this is; another's is refused.
+    """
 
     root: Path
+    command: str = "score"
 
     @property
     def state(self) -> Path:
@@ -76,19 +80,27 @@ class OutputFolder:
     def read_manifest(self) -> dict[str, Any] | None:
         """The earlier run's manifest, or None; `UsageError` if the folder is not a run's."""
         try:
-            return json.loads(self.manifest_path.read_text(encoding="utf-8"))
+            manifest = json.loads(self.manifest_path.read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError):
-            pass
+            manifest = None
         except ValueError as error:
             raise UsageError(
                 f"{self.manifest_path} is damaged ({error}); use --overwrite"
             ) from error
-        if self.root.is_dir() and any(e.name != STATE_FOLDER for e in self.root.iterdir()):
-            raise UsageError(f"{self.root} is not empty and was not written by rsr score")
-        return None
+        if manifest is not None:
+            writer = manifest.get("command", "score")
+            if writer != self.command:
+                # Not even with --overwrite: a night of scoring is not lost to a mistyped path.
+                raise UsageError(
+                    f"{self.root} holds what rsr {writer} wrote; choose another OUTPUT"
+                )
+        elif self.root.is_dir() and any(e.name != STATE_FOLDER for e in self.root.iterdir()):
+            raise UsageError(f"{self.root} is not empty and was not written by rsr {self.command}")
+        return manifest
 
     def create(self, manifest: dict[str, Any]) -> None:
-        write_text_atomically(self.manifest_path, json.dumps(manifest, indent=2) + "\n")
+        text = json.dumps({"command": self.command} | manifest, indent=2)
+        write_text_atomically(self.manifest_path, text + "\n")
 
     def clear(self, manifest: dict[str, Any]) -> None:
         """Remove what the run of `manifest` wrote, and nothing else."""
@@ -175,10 +187,84 @@ class OutputFolder:
         return summary
 
 
+@contextmanager
+def kept_as_it_was(output: OutputFolder) -> Iterator[None]:
+    """Leave nothing behind if the block refuses to run."""
+    missing = [p for p in (output.state, *output.state.parents) if not p.exists()]
+    try:
+        yield
+    except BaseException:
+        if missing:
+            shutil.rmtree(missing[-1], ignore_errors=True)
+        raise
+
+
+def check_places(input: str, files: list[Path], names: list[str], output: Path) -> None:
+    """Raises `UsageError` if writing `names` below `output` would touch the input."""
+    root = output.resolve()
+    if output.exists() and not output.is_dir():
+        raise UsageError(f"OUTPUT {output} is a file; expected a folder to be created")
+    for file, name in zip(files, names, strict=True):
+        if root / name == file.resolve():
+            raise UsageError(f"OUTPUT {output} would overwrite its own input {file}")
+    source = Path(input)
+    if source.is_dir() and root.is_relative_to(source.resolve()):
+        raise UsageError(f"OUTPUT {output} lies inside INPUT {input}")
+
+
+def require_same_run(manifest: dict[str, Any], identity: dict[str, Any], output: Path) -> None:
+    """Raises `UsageError` naming what differs, unless both are runs of one meaning."""
+    differences = [
+        f"{key} was {before.get(key)!r} and is now {now.get(key)!r}"
+        for part in ("settings", "columns", "model")
+        for before, now in ((manifest.get(part, {}), identity.get(part, {})),)
+        for key in now
+        if before.get(key) != now[key]
+    ]
+    if manifest["shards"] != identity["shards"]:
+        differences.append(_describe_input_change(manifest["shards"], identity["shards"]))
+    if differences:
+        raise UsageError(
+            f"{output} holds a run with other settings: {'; '.join(differences)}. Choose another "
+            "OUTPUT, or discard that run with --overwrite"
+        )
+
+
+def _describe_input_change(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> str:
+    old = {s["name"]: s for s in before}
+    new = {s["name"]: s for s in now}
+    changed = [name for name in new if name in old and new[name] != old[name]]
+    added = [name for name in new if name not in old]
+    gone = [name for name in old if name not in new]
+    parts = (("changed", changed), ("new", added), ("gone", gone))
+    return "input shards " + ", ".join(
+        f"{word}: {names[0]}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+        for word, names in parts
+        if names
+    )
+
+
+def describe_inputs(shards: Sequence[Shard]) -> list[dict[str, Any]]:
+    """What a manifest says of the input."""
+    return [{"name": s.name, "num_rows": s.num_rows, "fingerprint": s.fingerprint} for s in shards]
+
+
+def require_disk_space(output: Path, needed_bytes: float) -> None:
+    """Raises `UsageError` if the disk of `output` has less than `needed_bytes` free."""
+    root = output.resolve()
+    existing = next(p for p in (root, *root.parents) if p.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed_bytes:
+        raise UsageError(
+            f"OUTPUT {output} needs about {needed_bytes / 2**20:,.1f} MiB, and "
+            f"{existing} has {free / 2**20:,.1f} MiB free"
+        )
+
+
 def _write_shard(path: Path, shard: Shard, scores: pa.Table, identity: dict[str, Any]) -> None:
     with open_parquet(shard.path) as source:
         schema = source.schema_arrow
-        compression = _compression(source)
+        compression = compression_of(source)
     kept = [i for i, name in enumerate(schema.names) if not score_columns.is_score_column(name)]
     metadata = {**(schema.metadata or {}), METADATA_KEY: json.dumps(identity).encode()}
     fields = [schema.field(i) for i in kept] + list(scores.schema)
@@ -195,7 +281,7 @@ def _write_shard(path: Path, shard: Shard, scores: pa.Table, identity: dict[str,
             start += batch.num_rows
 
 
-def _compression(source: pq.ParquetFile) -> str:
+def compression_of(source: pq.ParquetFile) -> str:
     """The input's own codec, so that the output is no larger than expected."""
     if not source.metadata.num_row_groups or not source.metadata.num_columns:
         return "zstd"

@@ -10,10 +10,8 @@ the terminal is `progress.py`'s.
 import importlib.metadata
 import logging
 import os
-import shutil
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +20,14 @@ from rsr.engine.config import ScorerConfig
 from rsr.jobs import score_columns
 from rsr.jobs.errors import UsageError
 from rsr.jobs.interrupt import StopRequest
-from rsr.jobs.output import OutputFolder
+from rsr.jobs.output import (
+    OutputFolder,
+    check_places,
+    describe_inputs,
+    kept_as_it_was,
+    require_disk_space,
+    require_same_run,
+)
 from rsr.jobs.progress import Progress
 from rsr.jobs.score_columns import Summary
 from rsr.jobs.shards import (
@@ -122,38 +127,15 @@ def run_score(options: ScoreOptions, progress: Progress, stop: StopRequest) -> S
     """
     inputs = find_inputs(options.input)
     output = OutputFolder(options.output)
-    _check_places(options, inputs)
+    files, names = [file for file, _ in inputs], [name for _, name in inputs]
+    check_places(options.input, files, names, options.output)
     manifest = output.read_manifest()
     with ExitStack() as held:
-        with _kept_as_it_was(output):
+        with kept_as_it_was(output):
             # One lock from the first look to the last file: no other run may come in between.
             held.enter_context(output.lock())
             plan = _prepare(options, inputs, output, manifest)
         return _execute(options, plan, progress, stop)
-
-
-@contextmanager
-def _kept_as_it_was(output: OutputFolder) -> Iterator[None]:
-    """Leave nothing behind if the block refuses to run."""
-    missing = [p for p in (output.state, *output.state.parents) if not p.exists()]
-    try:
-        yield
-    except BaseException:
-        if missing:
-            shutil.rmtree(missing[-1], ignore_errors=True)
-        raise
-
-
-def _check_places(options: ScoreOptions, inputs: list[tuple[Path, str]]) -> None:
-    root = options.output.resolve()
-    if options.output.exists() and not options.output.is_dir():
-        raise UsageError(f"OUTPUT {options.output} is a file; expected a folder to be created")
-    for file, name in inputs:
-        if root / name == file.resolve():
-            raise UsageError(f"OUTPUT {options.output} would overwrite its own input {file}")
-    source = Path(options.input)
-    if source.is_dir() and root.is_relative_to(source.resolve()):
-        raise UsageError(f"OUTPUT {options.output} lies inside INPUT {options.input}")
 
 
 def _prepare(
@@ -177,7 +159,7 @@ def _prepare(
         )
     identity = _identity(options, student, columns, shards)
     if manifest is not None and not options.overwrite:
-        _require_same_run(manifest, identity, options.output)
+        require_same_run(manifest, identity, options.output)
     else:
         _require_disk_space(options, shards)
         if manifest is not None:
@@ -263,9 +245,7 @@ def _identity(
         "settings": settings,
         "columns": asdict(columns),
         "model": student.fingerprint,
-        "shards": [
-            {"name": s.name, "num_rows": s.num_rows, "fingerprint": s.fingerprint} for s in shards
-        ],
+        "shards": describe_inputs(shards),
         "versions": _versions(),
     }
 
@@ -280,51 +260,13 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def _require_same_run(manifest: dict[str, Any], identity: dict[str, Any], output: Path) -> None:
-    differences = [
-        f"{key} was {before.get(key)!r} and is now {now.get(key)!r}"
-        for part in ("settings", "columns", "model")
-        for before, now in ((manifest[part], identity[part]),)
-        for key in now
-        if before.get(key) != now[key]
-    ]
-    if manifest["shards"] != identity["shards"]:
-        differences.append(_describe_input_change(manifest["shards"], identity["shards"]))
-    if differences:
-        raise UsageError(
-            f"{output} holds a run with other settings: {'; '.join(differences)}. Choose another "
-            "OUTPUT, or discard that run with --overwrite"
-        )
-
-
-def _describe_input_change(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> str:
-    old = {s["name"]: s for s in before}
-    new = {s["name"]: s for s in now}
-    changed = [name for name in new if name in old and new[name] != old[name]]
-    added = [name for name in new if name not in old]
-    gone = [name for name in old if name not in new]
-    parts = (("changed", changed), ("new", added), ("gone", gone))
-    return "input shards " + ", ".join(
-        f"{word}: {names[0]}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
-        for word, names in parts
-        if names
-    )
-
-
 def _require_disk_space(options: ScoreOptions, shards: list[Shard]) -> None:
-    root = options.output.resolve()
-    existing = next(p for p in (root, *root.parents) if p.exists())
     per_text_byte = TOKEN_COLUMN_BYTES_PER_TEXT_BYTE if options.scorer.token_scores else 0
     needed = sum(
         os.path.getsize(s.path) + SCORE_BYTES_PER_ROW * s.num_rows + per_text_byte * s.num_bytes
         for s in shards
     )
-    free = shutil.disk_usage(existing).free
-    if free < needed:
-        raise UsageError(
-            f"OUTPUT {options.output} needs about {needed / 2**20:,.1f} MiB, and "
-            f"{existing} has {free / 2**20:,.1f} MiB free"
-        )
+    require_disk_space(options.output, needed)
 
 
 def _has_gpu() -> bool:

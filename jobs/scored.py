@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import click
+import numpy as np
 import polars as pl
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from rsr.engine.metrics import MIN_SURPRISAL_SUM_NATS, STORED_RANK_CLIPS
 from rsr.engine.trajectory import Status
@@ -84,6 +86,27 @@ class ScoredTable:
             [shard.path for shard in self.shards], glob=False, hive_partitioning=False
         )
 
+    def read_at(self, column: str, positions: NDArray[np.int64]) -> pl.Series:
+        """Values of a column at ascending row numbers of the whole table, and only their groups."""
+        parts: list[pl.Series] = []
+        first = 0
+        for shard in self.shards:
+            here = _between(positions, first, first + shard.num_rows) - first
+            first += shard.num_rows
+            if not len(here):
+                continue
+            with open_parquet(shard.path) as file:
+                start = 0
+                for group in range(file.metadata.num_row_groups):
+                    stop = start + file.metadata.row_group(group).num_rows
+                    inside = _between(here, start, stop) - start
+                    if len(inside):
+                        values = file.read_row_group(group, [column])[column]
+                        parts.append(pl.Series(column, values).gather(inside))
+                    start = stop
+        assert parts, "asked for no row"
+        return pl.concat(parts)
+
     @property
     def rsr(self) -> pl.Expr:
         """RSR at `rank_clip` (Eq. 7), f64; null in every row that does not count as scored."""
@@ -124,6 +147,11 @@ class ScoredTable:
                     f"{self.path} has {'more than one' if count else 'no'} column {name!r}; "
                     f"it has: {', '.join(self.schema.names)}"
                 )
+
+
+def _between(positions: NDArray[np.int64], start: int, stop: int) -> NDArray[np.int64]:
+    low, high = np.searchsorted(positions, [start, stop])
+    return positions[low:high]
 
 
 def open_scored(

@@ -1,0 +1,207 @@
+"""Which rows of a scored table may be chosen, as the narrow arrays that choosing needs.
+
+Side conditions are Polars expressions over the whole table; what comes back is a few bytes a
+row, whatever else the table holds. Ids are only read where equal scores need them. Knows
+nothing of limits, quotas or output.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from rsr.jobs.errors import UsageError
+from rsr.jobs.scored import ScoredTable
+from rsr.jobs.selection.ranking import ReadIds
+
+DEFAULT_ID_COLUMN = "id"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conditions:
+    """What a scored row must be to take part.
+
+    where: a Polars SQL expression, true. min_tokens, max_tokens: scored tokens, inclusive.
+    required: Boolean columns, true. Null is not true.
+    """
+
+    where: str | None = None
+    min_tokens: int | None = None
+    max_tokens: int | None = None
+    required: tuple[str, ...] = ()
+
+    def expression(self, table: ScoredTable) -> pl.Expr:
+        """Whether a row is scored and fulfils them; `UsageError` if that cannot be asked."""
+        types = table.scan.collect_schema()
+        parts = [table.is_scored]
+        if self.min_tokens is not None:
+            parts.append(pl.col("rsr_num_tokens") >= self.min_tokens)
+        if self.max_tokens is not None:
+            parts.append(pl.col("rsr_num_tokens") <= self.max_tokens)
+        for name in self.required:
+            if types[name] != pl.Boolean:
+                raise UsageError(
+                    f"column {name!r} of {table.path} is {types[name]}; expected Boolean. "
+                    "Say what is required of it with --where"
+                )
+            parts.append(pl.col(name))
+        if self.where is not None:
+            parts.append(_where(self.where, table))
+        return pl.all_horizontal(*(part.fill_null(False) for part in parts))
+
+
+def _where(text: str, table: ScoredTable) -> pl.Expr:
+    try:
+        expression = pl.sql_expr(text)
+        kind = table.scan.select(expression).collect_schema().dtypes()
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+        raise UsageError(
+            f"--where {text!r}: {str(error).splitlines()[0]}; columns: "
+            f"{', '.join(table.schema.names)}"
+        ) from error
+    if kind != [pl.Boolean]:
+        raise UsageError(f"--where {text!r} is {kind[0]}; expected a condition, true or false")
+    return expression
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """Rows of a table by position; only where `rsr` is not NaN does a row take part.
+
+    rsr: (N,) f64 at the table's rank clip. groups: (N,) int32 in [0, num_groups), or None without
+    a group column. num_tokens: (N,) int32 where asked for. extra: (N, …) other columns asked for.
+    num_scored: rows that count as scored, before conditions. num_ungrouped: candidates that were
+    left out since their group is null.
+    """
+
+    rsr: NDArray[np.float64]
+    groups: NDArray[np.int32] | None
+    num_groups: int
+    num_tokens: NDArray[np.int32] | None
+    extra: pl.DataFrame
+    num_scored: int
+    num_ungrouped: int = 0
+
+    @property
+    def num_candidates(self) -> int:
+        return int(np.count_nonzero(~np.isnan(self.rsr)))
+
+
+def read_candidates(
+    table: ScoredTable,
+    conditions: Conditions,
+    *,
+    group_column: str | None = None,
+    null_is_group: bool = False,
+    with_tokens: bool = False,
+    extra: tuple[str, ...] = (),
+) -> Candidates:
+    """Read what choosing needs: one pass over the narrow columns, in order.
+
+    null_is_group: rows whose group is null form one, else they take no part.
+
+    Raises `UsageError` if a column or condition is unfit, or if no row is scored, or none
+    fulfils the conditions.
+    """
+    wanted = {"rsr": table.rsr, "is_candidate": conditions.expression(table)}
+    if with_tokens:
+        wanted["num_tokens"] = pl.col("rsr_num_tokens")
+    if group_column is not None:
+        wanted["group"] = _groupable(table, group_column)
+    wanted |= {f"extra {name}": pl.col(name) for name in extra}
+    frame = _collect(table, wanted)
+    num_scored = frame.height - frame["rsr"].null_count()
+    candidate = frame["is_candidate"].to_numpy()
+    rsr = np.where(candidate, frame["rsr"].to_numpy(), np.nan)
+    groups, num_groups, num_ungrouped = None, 1, 0
+    if group_column is not None:
+        groups, num_groups = encode(frame["group"])
+        is_null = groups < 0
+        if null_is_group:
+            groups[is_null] = num_groups
+            num_groups += bool(is_null.any())
+        else:
+            num_ungrouped = int(np.count_nonzero(is_null & candidate))
+            rsr[is_null] = np.nan
+            groups[is_null] = 0
+    _require_some(table, frame.height, num_scored, rsr, num_ungrouped)
+    return Candidates(
+        rsr=rsr,
+        groups=groups,
+        num_groups=max(1, num_groups),
+        num_tokens=frame["num_tokens"].to_numpy() if with_tokens else None,
+        extra=frame.select(pl.col(f"extra {name}").alias(name) for name in extra),
+        num_scored=num_scored,
+        num_ungrouped=num_ungrouped,
+    )
+
+
+def _collect(table: ScoredTable, wanted: dict[str, pl.Expr]) -> pl.DataFrame:
+    try:
+        return table.scan.select(**wanted).collect(engine="streaming")
+    except pl.exceptions.PolarsError as error:
+        raise UsageError(
+            f"{table.path} cannot be read: {str(error).strip().splitlines()[0]}"
+        ) from error
+
+
+def _require_some(
+    table: ScoredTable,
+    num_rows: int,
+    num_scored: int,
+    rsr: NDArray[np.float64],
+    num_ungrouped: int,
+) -> None:
+    if not num_scored:
+        raise UsageError(
+            f"none of the {num_rows:,} rows of {table.path} has a score; rsr_status says why"
+        )
+    if np.isnan(rsr).all():
+        ungrouped = f"; {num_ungrouped:,} have no group" if num_ungrouped else ""
+        raise UsageError(
+            f"none of the {num_scored:,} scored rows of {table.path} fulfils the conditions"
+            f"{ungrouped}: there is nothing to write"
+        )
+
+
+def _groupable(table: ScoredTable, column: str) -> pl.Expr:
+    kind = table.scan.collect_schema()[column]
+    if kind.is_nested() or kind == pl.Object:
+        raise UsageError(f"column {column!r} of {table.path} is {kind}; rows of it form no groups")
+    return pl.col(column).cast(pl.String) if kind in (pl.Categorical, pl.Enum) else pl.col(column)
+
+
+def encode(values: pl.Series) -> tuple[NDArray[np.int32], int]:
+    """(N,) int32 numbers of the distinct values, −1 for null, and how many there are."""
+    array: Any = values.to_arrow(compat_level=pl.CompatLevel.oldest())
+    if pa.types.is_null(array.type):
+        return np.full(len(array), -1, np.int32), 0
+    encoded = pc.dictionary_encode(array)
+    numbers = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+    return numbers.astype(np.int32), len(encoded.dictionary)
+
+
+def choose_id_column(table: ScoredTable, named: str | None) -> str | None:
+    """The named column, else `id` if there is one that has an order; None leaves positions.
+
+    Raises `UsageError` if the named column is unfit.
+    """
+    if named is None and table.schema.names.count(DEFAULT_ID_COLUMN) != 1:
+        return None
+    column = named or DEFAULT_ID_COLUMN
+    if (kind := table.scan.collect_schema()[column]).is_nested():
+        if named is None:
+            return None
+        raise UsageError(f"column {column!r} of {table.path} is {kind}; ids must have an order")
+    return column
+
+
+def id_reader(table: ScoredTable, column: str | None) -> ReadIds | None:
+    """Reads that column at ascending positions."""
+    if column is None:
+        return None
+    return lambda positions: table.read_at(column, positions)

@@ -1,0 +1,214 @@
+"""`rsr filter` and `rsr select`: parse, build options, call one function, print the result."""
+
+import json
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+from rich.console import Console
+
+from rsr.jobs.command import guarded, json_option
+from rsr.jobs.scored import rank_clip_option
+from rsr.jobs.selection.candidates import DEFAULT_ID_COLUMN, Conditions
+from rsr.jobs.selection.composition import DEFAULT_CORRECT_COLUMN, DEFAULT_TEACHER_COLUMN
+from rsr.jobs.selection.filter import FilterOptions, run_filter
+from rsr.jobs.selection.result import SelectionResult
+from rsr.jobs.selection.select import (
+    DEFAULT_QUALITY_WEIGHT,
+    Objective,
+    SelectOptions,
+    run_select,
+)
+
+
+class Share(click.ParamType):
+    """An exact fraction, above 0 and up to 1."""
+
+    name = "fraction"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Fraction:
+        try:
+            share = Fraction(value)
+        except (ValueError, ZeroDivisionError):
+            share = Fraction(0)
+        if not 0 < share <= 1:
+            self.fail(f"{value!r}: expected a fraction above 0 and up to 1", param, ctx)
+        return share
+
+
+class ColumnShare(click.ParamType):
+    """COLUMN=FRACTION."""
+
+    name = "column=fraction"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, Fraction]:
+        column, equals, share = str(value).rpartition("=")
+        if not (column and equals):
+            self.fail(f"{value!r}: expected COLUMN=FRACTION, as in teacher=0.5", param, ctx)
+        return column, Share().convert(share, param, ctx)
+
+
+def _conditions_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    options = [
+        click.option(
+            "--where",
+            metavar="EXPRESSION",
+            help="Take only rows for which this Polars SQL expression is true, as in "
+            "\"correct AND teacher <> 'human'\".",
+        ),
+        click.option(
+            "--min-tokens", type=click.IntRange(min=1), help="Fewest scored tokens of a row."
+        ),
+        click.option(
+            "--max-tokens", type=click.IntRange(min=1), help="Most scored tokens of a row."
+        ),
+    ]
+    return _with(options, command)
+
+
+def _common_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    options = [
+        rank_clip_option,
+        click.option(
+            "--id-column",
+            help="Orders rows of equal RSR, so that the result does not depend on the order of "
+            f"the input. [default: {DEFAULT_ID_COLUMN}, if there is one; else the earlier row "
+            "wins]",
+        ),
+        click.option(
+            "--teacher-column",
+            help="Column to tell the composition by. "
+            f"[default: {DEFAULT_TEACHER_COLUMN}, if there is one]",
+        ),
+        click.option(
+            "--correct-column",
+            help="Boolean column of verdicts, for the composition. "
+            f"[default: {DEFAULT_CORRECT_COLUMN}, if there is one]",
+        ),
+        click.option(
+            "--allow-mixed-students",
+            is_flag=True,
+            help="Accept files that different students scored, whose RSR does not compare.",
+        ),
+        click.option("--overwrite", is_flag=True, help="Discard the earlier run in OUTPUT."),
+        json_option,
+    ]
+    return _with(options, command)
+
+
+def _with(options: list[Any], command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@click.command("filter")
+@click.argument("input", metavar="SCORED")
+@click.argument("output", metavar="OUTPUT", type=click.Path(path_type=Path))
+@click.option("--max-rsr", type=float, help="Largest RSR to keep.")
+@click.option(
+    "--keep-fraction",
+    type=Share(),
+    help="Keep this share of the candidates, rounded half up: exactly, not by sampling.",
+)
+@click.option("--keep-rows", type=click.IntRange(min=1), help="Keep at most this many rows.")
+@click.option(
+    "--token-budget",
+    type=click.IntRange(min=1),
+    help="Keep rows while their scored tokens fit; the first that does not fit ends it.",
+)
+@click.option(
+    "--within",
+    metavar="COLUMN",
+    help="Let --keep-fraction, --keep-rows and --token-budget count for each value of COLUMN.",
+)
+@_conditions_options
+@_common_options
+def filter_(
+    where: str | None,
+    min_tokens: int | None,
+    max_tokens: int | None,
+    as_json: bool,
+    **fields: Any,
+) -> None:
+    """Keep the rows of SCORED with the lowest RSR, writing them to the folder OUTPUT.
+
+    SCORED is a file, folder or glob as rsr score writes it. Candidates are its scored rows that
+    fulfil --where, --min-tokens and --max-tokens; of their ranking by RSR every limit keeps the
+    front, and the shortest holds. OUTPUT gets one file for each of SCORED, with the kept rows in
+    their order and every column as it was. Stopped half way, the same command goes on.
+    """
+    conditions = Conditions(where=where, min_tokens=min_tokens, max_tokens=max_tokens)
+    options = FilterOptions(conditions=conditions, **fields)
+    _print(guarded(lambda stop: run_filter(options, stop)), as_json)
+
+
+@click.command()
+@click.argument("input", metavar="SCORED")
+@click.argument("output", metavar="OUTPUT", type=click.Path(path_type=Path))
+@click.option(
+    "--group-by", required=True, metavar="COLUMN", help="What the rows of one problem share."
+)
+@click.option(
+    "--keep",
+    type=click.IntRange(min=1),
+    help="Rows of each group. [default: 1; with --objective pareto all that are on the front]",
+)
+@click.option(
+    "--require", "required", multiple=True, metavar="COLUMN", help="Boolean column, true. Repeat."
+)
+@click.option(
+    "--max-share-per",
+    "max_shares",
+    type=ColumnShare(),
+    multiple=True,
+    help="Largest share of the selected rows for any one value of a column, as in teacher=0.5. "
+    "Repeat.",
+)
+@_conditions_options
+@click.option("--quality-column", metavar="COLUMN", help="A reward or the like; higher is better.")
+@click.option(
+    "--objective",
+    type=click.Choice(get_args(Objective)),
+    help="Joint selection: weighted ranks by the mean of both ranks in the group; pareto keeps "
+    "the rows that no other beats in both.",
+)
+@click.option(
+    "--quality-weight",
+    type=click.FloatRange(0, 1),
+    help=f"Weight of quality against RSR. [default: {DEFAULT_QUALITY_WEIGHT}]",
+)
+@_common_options
+def select(
+    where: str | None,
+    min_tokens: int | None,
+    max_tokens: int | None,
+    required: tuple[str, ...],
+    as_json: bool,
+    **fields: Any,
+) -> None:
+    """Keep the best trajectories of each problem in SCORED, writing them to the folder OUTPUT.
+
+    SCORED is a file, folder or glob as rsr score writes it; a problem's rows may be anywhere in
+    it. The best have the lowest RSR, or the best mix of RSR and --quality-column. OUTPUT gets
+    one file for each of SCORED, with the selected rows in their order and every column as it
+    was. Stopped half way, the same command goes on.
+    """
+    conditions = Conditions(
+        where=where, min_tokens=min_tokens, max_tokens=max_tokens, required=required
+    )
+    options = SelectOptions(conditions=conditions, **fields)
+    _print(guarded(lambda stop: run_select(options, stop)), as_json)
+
+
+def _print(result: SelectionResult, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(result.to_json(), default=str))
+    else:
+        result.print(Console())

@@ -1,0 +1,203 @@
+"""What a selection is made of, against its pool: sources, length, correctness, RSR.
+
+Sums over two scans of scored rows, one of the input and one of what was written; no other
+memory of how rows were chosen. The pool is every scored row of the input.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import polars as pl
+from rich.table import Table
+
+from rsr.engine.metrics import DatasetRsr
+from rsr.jobs.errors import UsageError
+from rsr.jobs.scored import ScoredTable
+
+DEFAULT_TEACHER_COLUMN, DEFAULT_CORRECT_COLUMN = "teacher", "correct"
+MAX_PRINTED_ROWS = 30
+
+
+@dataclass(frozen=True, slots=True)
+class DescribingColumns:
+    """Columns that a composition is told by; None where the table has no such column."""
+
+    teacher: str | None
+    correct: str | None
+
+    @classmethod
+    def of(
+        cls, table: ScoredTable, teacher: str | None, correct: str | None
+    ) -> "DescribingColumns":
+        """The named columns, else the usual ones there are; `UsageError` if one is unfit."""
+        types = table.scan.collect_schema()
+        table.require([name for name in (teacher, correct) if name])
+        if correct is not None and types[correct] != pl.Boolean:
+            raise UsageError(
+                f"column {correct!r} of {table.path} is {types[correct]}; expected Boolean"
+            )
+        usual_teacher = types.get(DEFAULT_TEACHER_COLUMN, pl.List)
+        if teacher is None and not usual_teacher.is_nested():
+            teacher = DEFAULT_TEACHER_COLUMN
+        if correct is None and types.get(DEFAULT_CORRECT_COLUMN) == pl.Boolean:
+            correct = DEFAULT_CORRECT_COLUMN
+        return cls(teacher, correct)
+
+
+@dataclass(slots=True)
+class Part:
+    """Sums over some scored rows; those of two sets add up.
+
+    num_verdicts: rows that are known to be correct or not.
+    """
+
+    num_rows: int = 0
+    num_tokens: int = 0
+    num_correct: int = 0
+    num_verdicts: int = 0
+    rsr_sum: float = 0.0
+    dataset: DatasetRsr = field(default_factory=DatasetRsr)
+
+    def merge(self, other: "Part") -> None:
+        self.num_rows += other.num_rows
+        self.num_tokens += other.num_tokens
+        self.num_correct += other.num_correct
+        self.num_verdicts += other.num_verdicts
+        self.rsr_sum += other.rsr_sum
+        self.dataset.merge(other.dataset)
+
+    @property
+    def mean_tokens(self) -> float | None:
+        return self.num_tokens / self.num_rows if self.num_rows else None
+
+    @property
+    def share_correct(self) -> float | None:
+        return self.num_correct / self.num_verdicts if self.num_verdicts else None
+
+    def to_json(self, total: "Part") -> dict[str, Any]:
+        return {
+            "num_rows": self.num_rows,
+            "share": self.num_rows / total.num_rows if total.num_rows else None,
+            "num_tokens": self.num_tokens,
+            "mean_tokens": self.mean_tokens,
+            "share_correct": self.share_correct,
+            "mean_rsr": self.rsr_sum / self.num_rows if self.num_rows else None,
+            "dataset_rsr": self.dataset.rsr,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Composition:
+    """Parts of the selection and of its pool by teacher; only the totals without a teacher."""
+
+    teacher_column: str | None
+    selected: dict[Any, Part]
+    pool: dict[Any, Part]
+
+    @property
+    def selected_total(self) -> Part:
+        return _total(self.selected.values())
+
+    @property
+    def pool_total(self) -> Part:
+        return _total(self.pool.values())
+
+    @property
+    def teachers(self) -> list[Any]:
+        """Every teacher of the pool, the largest part of the selection first."""
+        return sorted(
+            self.pool,
+            key=lambda t: (-self.selected.get(t, Part()).num_rows, t is None, str(t)),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        selected, pool = self.selected_total, self.pool_total
+        told: dict[str, Any] = {"selected": selected.to_json(selected), "pool": pool.to_json(pool)}
+        if self.teacher_column is not None:
+            told["teacher_column"] = self.teacher_column
+            told["teachers"] = [
+                {
+                    "teacher": teacher,
+                    "selected": self.selected.get(teacher, Part()).to_json(selected),
+                    "pool": self.pool[teacher].to_json(pool),
+                }
+                for teacher in self.teachers
+            ]
+        return told
+
+    def to_table(self) -> Table:
+        """Each figure of the selection, and beside it the pool's."""
+        table = Table(box=None, padding=(0, 0, 0, 1), pad_edge=False, caption_justify="left")
+        table.add_column(self.teacher_column or "", overflow="fold")
+        table.add_column("rows", justify="right", no_wrap=True)
+        for name in ("share", "tokens", "correct", "RSR"):
+            table.add_column(name, justify="right", no_wrap=True)
+            table.add_column("pool", justify="right", no_wrap=True, style="dim")
+        selected, pool = self.selected_total, self.pool_total
+        if self.teacher_column is not None:
+            for teacher in self.teachers[:MAX_PRINTED_ROWS]:
+                part = self.selected.get(teacher, Part())
+                name = "(null)" if teacher is None else str(teacher)
+                table.add_row(name, *_cells(part, selected, self.pool[teacher], pool))
+            if (more := len(self.pool) - MAX_PRINTED_ROWS) > 0:
+                table.add_row(f"… and {more:,} more")
+        table.add_row("all", *_cells(selected, selected, pool, pool), style="bold")
+        table.caption = "pool: all scored rows; tokens: mean per row; RSR: of the data set (Eq. 9)"
+        return table
+
+
+def describe(selected: ScoredTable, pool: ScoredTable, by: DescribingColumns) -> Composition:
+    """Composition of `selected` against `pool`: one streaming pass over each."""
+    return Composition(by.teacher, _parts(selected, by), _parts(pool, by))
+
+
+def _parts(table: ScoredTable, by: DescribingColumns) -> dict[Any, Part]:
+    verdict = pl.lit(None, pl.Boolean) if by.correct is None else pl.col(by.correct)
+    teacher = pl.lit(None, pl.String) if by.teacher is None else pl.col(by.teacher)
+    rows = table.scan.select(
+        teacher=teacher,
+        verdict=verdict,
+        num_tokens=pl.col("rsr_num_tokens").cast(pl.Int64),
+        rsr=table.rsr,
+        mean_rank=table.mean_rank,
+        mean_surprisal=pl.col("rsr_mean_surprisal"),
+    ).filter(pl.col("rsr").is_not_null())
+    sums = rows.group_by("teacher").agg(
+        pl.len(),
+        pl.col("num_tokens").sum(),
+        pl.col("verdict").sum(),
+        pl.col("verdict").count().alias("num_verdicts"),
+        pl.col("rsr", "mean_rank", "mean_surprisal").sum(),
+    )
+    return {
+        value: Part(num_rows, num_tokens, correct, verdicts, rsr, DatasetRsr(num_rows, rank, nats))
+        for value, num_rows, num_tokens, correct, verdicts, rsr, rank, nats in sums.collect(
+            engine="streaming"
+        ).iter_rows()
+    }
+
+
+def _total(parts: Iterable[Part]) -> Part:
+    total = Part()
+    for part in parts:
+        total.merge(part)
+    return total
+
+
+def _cells(part: Part, total: Part, pool: Part, pool_total: Part) -> Sequence[str]:
+    pairs = [
+        (_share(part, total), _share(pool, pool_total)),
+        (_number(part.mean_tokens, ",.0f"), _number(pool.mean_tokens, ",.0f")),
+        (_number(part.share_correct, ".1%"), _number(pool.share_correct, ".1%")),
+        (_number(part.dataset.rsr, ".3f"), _number(pool.dataset.rsr, ".3f")),
+    ]
+    return [f"{part.num_rows:,}", *(cell for pair in pairs for cell in pair)]
+
+
+def _share(part: Part, total: Part) -> str:
+    return _number(part.num_rows / total.num_rows if total.num_rows else None, ".1%")
+
+
+def _number(value: float | None, spec: str) -> str:
+    return "–" if value is None else format(value, spec)

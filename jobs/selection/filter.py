@@ -1,0 +1,172 @@
+"""`rsr filter`: the rows of a corpus with the lowest RSR, within exact limits.
+
+Scored rows that fulfil the side conditions are ranked by RSR, all together or within groups;
+every limit keeps a prefix of that ranking, and the shortest holds. Knows the order of the steps:
+ranking is `ranking.py`'s, files are `subset.py`'s.
+"""
+
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rsr.jobs.errors import UsageError
+from rsr.jobs.interrupt import StopRequest
+from rsr.jobs.scored import ScoredTable, open_scored
+from rsr.jobs.selection.candidates import (
+    Candidates,
+    Conditions,
+    choose_id_column,
+    id_reader,
+    read_candidates,
+)
+from rsr.jobs.selection.composition import DescribingColumns
+from rsr.jobs.selection.ranking import Rows, keep_best, share_of
+from rsr.jobs.selection.result import SelectionResult, finish
+from rsr.jobs.selection.subset import Mask, write_subset
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FilterOptions:
+    """What `rsr filter` is asked to do.
+
+    max_rsr: largest RSR, inclusive. keep_fraction: of the rows that fulfil `conditions`, rounded
+    half up; keep_rows: rows; token_budget: scored tokens; each of every group of `within`.
+    rank_clip: a name of `STORED_RANK_CLIPS`. id_column: orders rows of equal RSR.
+    """
+
+    input: str
+    output: Path
+    max_rsr: float | None = None
+    keep_fraction: Fraction | None = None
+    keep_rows: int | None = None
+    token_budget: int | None = None
+    within: str | None = None
+    conditions: Conditions = field(default_factory=Conditions)
+    id_column: str | None = None
+    rank_clip: str | None = None
+    teacher_column: str | None = None
+    correct_column: str | None = None
+    allow_mixed_students: bool = False
+    overwrite: bool = False
+
+    @property
+    def limits(self) -> dict[str, Any]:
+        return {
+            "max_rsr": self.max_rsr,
+            "keep_fraction": None if self.keep_fraction is None else str(self.keep_fraction),
+            "keep_rows": self.keep_rows,
+            "token_budget": self.token_budget,
+        }
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What two runs must agree on to write into one OUTPUT."""
+        return self.limits | {
+            "within": self.within,
+            "where": self.conditions.where,
+            "min_tokens": self.conditions.min_tokens,
+            "max_tokens": self.conditions.max_tokens,
+            "id_column": self.id_column,
+            "rank_clip": self.rank_clip,
+        }
+
+
+def run_filter(options: FilterOptions, stop: StopRequest) -> SelectionResult:
+    """Write the kept rows of INPUT to OUTPUT; goes on where an earlier start stopped.
+
+    Raises `UsageError` with OUTPUT as it was, also if nothing would be kept; `Interrupted` when
+    `stop` says so.
+    """
+    _require_something_to_do(options)
+    named = (options.within, options.id_column)
+    table = open_scored(
+        options.input,
+        rank_clip=options.rank_clip,
+        columns=[name for name in named if name],
+        allow_mixed_students=options.allow_mixed_students,
+    )
+    by = DescribingColumns.of(table, options.teacher_column, options.correct_column)
+    id_column = choose_id_column(table, options.id_column)
+    facts: dict[str, Any] = {"ties_by": id_column or "position"}
+
+    def choose() -> Mask:
+        candidates = read_candidates(
+            table,
+            options.conditions,
+            group_column=options.within,
+            null_is_group=True,
+            with_tokens=options.token_budget is not None,
+        )
+        keep = keep_rows(options, table, candidates, id_column)
+        facts.update(
+            num_scored=candidates.num_scored,
+            num_candidates=candidates.num_candidates,
+            num_groups=candidates.num_groups if options.within else None,
+        )
+        if not keep.any():
+            raise UsageError(
+                f"none of the {candidates.num_candidates:,} rows of {table.path} that fulfil the "
+                f"conditions stays within {_told(options)}: there is nothing to write"
+            )
+        facts["largest_rsr"] = float(candidates.rsr[keep].max())
+        return keep
+
+    folder = write_subset(
+        table,
+        options.output,
+        choose,
+        stop,
+        command="filter",
+        settings=options.settings,
+        overwrite=options.overwrite,
+    )
+    return finish(folder, table, by, facts)
+
+
+def keep_rows(
+    options: FilterOptions, table: ScoredTable, candidates: Candidates, id_column: str | None
+) -> Mask:
+    """(N,) mask of the candidates that every limit keeps."""
+    rows = Rows(
+        scores=candidates.rsr,
+        groups=candidates.groups,
+        num_groups=candidates.num_groups,
+        num_tokens=candidates.num_tokens,
+        read_ids=id_reader(table, id_column),
+    )
+    max_rows = None
+    if options.keep_fraction is not None:
+        max_rows = share_of(rows.group_sizes(), options.keep_fraction)
+    if options.keep_rows is not None:
+        most = np.full(rows.num_groups, options.keep_rows)
+        max_rows = most if max_rows is None else np.minimum(max_rows, most)
+    keep = keep_best(rows, max_rows, options.token_budget)
+    if options.max_rsr is not None:
+        keep &= candidates.rsr <= options.max_rsr
+    return keep
+
+
+def _require_something_to_do(options: FilterOptions) -> None:
+    conditions = options.conditions
+    asked = (*options.limits.values(), conditions.where, conditions.min_tokens)
+    if all(value is None for value in (*asked, conditions.max_tokens)):
+        raise UsageError(
+            "nothing to filter by: give at least one of --max-rsr, --keep-fraction, --keep-rows, "
+            "--token-budget, --where, --min-tokens and --max-tokens"
+        )
+    grouped = (options.keep_fraction, options.keep_rows, options.token_budget)
+    if options.within is not None and all(value is None for value in grouped):
+        raise UsageError(
+            "--within says where --keep-fraction, --keep-rows or --token-budget count; give one"
+        )
+
+
+def _told(options: FilterOptions) -> str:
+    return ", ".join(
+        f"--{name.replace('_', '-')} {value}"
+        for name, value in options.limits.items()
+        if value is not None
+    )

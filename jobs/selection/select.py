@@ -1,0 +1,242 @@
+"""`rsr select`: the best trajectories of each problem, by RSR or jointly with a quality.
+
+Candidates of a group are ranked, its best are kept, quotas hold over the whole set. Groups may
+be spread over shards. Knows the order of the steps: ranking is `ranking.py`'s, objectives are
+`objectives.py`'s, quotas are `quotas.py`'s and files `subset.py`'s.
+"""
+
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from rsr.jobs.errors import UsageError
+from rsr.jobs.interrupt import StopRequest
+from rsr.jobs.scored import ScoredTable, open_scored
+from rsr.jobs.selection.candidates import (
+    Candidates,
+    Conditions,
+    choose_id_column,
+    encode,
+    id_reader,
+    read_candidates,
+)
+from rsr.jobs.selection.composition import DescribingColumns
+from rsr.jobs.selection.objectives import pareto_front, weighted
+from rsr.jobs.selection.quotas import Quota, admit
+from rsr.jobs.selection.ranking import Rows, keep_best, ranked
+from rsr.jobs.selection.result import SelectionResult, finish
+from rsr.jobs.selection.subset import Mask, write_subset
+
+Objective = Literal["pareto", "weighted"]
+
+DEFAULT_QUALITY_WEIGHT = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SelectOptions:
+    """What `rsr select` is asked to do.
+
+    group_by: column that names the problem. keep: rows of each group; None is 1, or the whole
+    front with objective pareto. max_shares: columns, and the largest share of the selected rows
+    that one value may have. quality_column: higher is better. quality_weight: of quality against
+    RSR, from 0 to 1.
+    """
+
+    input: str
+    output: Path
+    group_by: str
+    keep: int | None = None
+    max_shares: tuple[tuple[str, Fraction], ...] = ()
+    conditions: Conditions = field(default_factory=Conditions)
+    quality_column: str | None = None
+    objective: Objective | None = None
+    quality_weight: float | None = None
+    id_column: str | None = None
+    rank_clip: str | None = None
+    teacher_column: str | None = None
+    correct_column: str | None = None
+    allow_mixed_students: bool = False
+    overwrite: bool = False
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What two runs must agree on to write into one OUTPUT."""
+        return {
+            "group_by": self.group_by,
+            "keep": self.keep,
+            "max_shares": {column: str(share) for column, share in self.max_shares},
+            "where": self.conditions.where,
+            "min_tokens": self.conditions.min_tokens,
+            "max_tokens": self.conditions.max_tokens,
+            "required": list(self.conditions.required),
+            "quality_column": self.quality_column,
+            "objective": self.objective,
+            "quality_weight": self.quality_weight,
+            "id_column": self.id_column,
+            "rank_clip": self.rank_clip,
+        }
+
+
+def run_select(options: SelectOptions, stop: StopRequest) -> SelectionResult:
+    """Write the selected rows of INPUT to OUTPUT; goes on where an earlier start stopped.
+
+    Raises `UsageError` with OUTPUT as it was, also if nothing would be selected; `Interrupted`
+    when `stop` says so.
+    """
+    _require_sense(options)
+    named = (options.group_by, options.quality_column, options.id_column)
+    quota_columns = tuple(column for column, _ in options.max_shares)
+    table = open_scored(
+        options.input,
+        rank_clip=options.rank_clip,
+        columns=[*(n for n in named if n), *options.conditions.required, *quota_columns],
+        allow_mixed_students=options.allow_mixed_students,
+    )
+    by = DescribingColumns.of(table, options.teacher_column, options.correct_column)
+    _require_quality_is_number(options, table)
+    id_column = choose_id_column(table, options.id_column)
+    facts: dict[str, Any] = {"ties_by": id_column or "position"}
+
+    def choose() -> Mask:
+        quality = (options.quality_column,) if options.quality_column else ()
+        candidates = read_candidates(
+            table,
+            options.conditions,
+            group_column=options.group_by,
+            extra=tuple(dict.fromkeys((*quota_columns, *quality))),
+        )
+        keep = select_rows(options, table, candidates, id_column)
+        facts.update(_facts(options, candidates, keep))
+        return keep
+
+    folder = write_subset(
+        table,
+        options.output,
+        choose,
+        stop,
+        command="select",
+        settings=options.settings,
+        overwrite=options.overwrite,
+    )
+    return finish(folder, table, by, facts)
+
+
+def select_rows(
+    options: SelectOptions, table: ScoredTable, candidates: Candidates, id_column: str | None
+) -> Mask:
+    """(N,) mask of the selected candidates."""
+    assert candidates.groups is not None
+    rows = Rows(
+        scores=candidates.rsr,
+        groups=candidates.groups,
+        num_groups=candidates.num_groups,
+        read_ids=id_reader(table, id_column),
+    )
+    if options.objective is not None:
+        rows = _judged(options, table, candidates, rows)
+    keep = options.keep or (rows.group_sizes().max() if options.objective == "pareto" else 1)
+    if options.max_shares:
+        return _select_under_quotas(options, candidates, rows, int(keep))
+    return keep_best(rows, np.full(rows.num_groups, keep))
+
+
+def _judged(options: SelectOptions, table: ScoredTable, candidates: Candidates, rows: Rows) -> Rows:
+    """`rows` with the objective as their score and RSR as the second."""
+    quality = _quality(options, candidates)
+    positions = np.flatnonzero(~np.isnan(candidates.rsr) & np.isfinite(quality))
+    if not len(positions):
+        raise UsageError(
+            f"no candidate of {table.path} has a finite value in --quality-column "
+            f"{options.quality_column}"
+        )
+    assert rows.groups is not None
+    rsr, judged, groups = candidates.rsr[positions], quality[positions], rows.groups[positions]
+    weight = DEFAULT_QUALITY_WEIGHT if options.quality_weight is None else options.quality_weight
+    scores = np.full(len(quality), np.nan)
+    scores[positions] = weighted(rsr, judged, groups, weight)
+    if options.objective == "pareto":
+        scores[positions[~pareto_front(rsr, judged, groups)]] = np.nan
+    return Rows(
+        scores,
+        groups=rows.groups,
+        num_groups=rows.num_groups,
+        second_scores=candidates.rsr,
+        read_ids=rows.read_ids,
+    )
+
+
+def _quality(options: SelectOptions, candidates: Candidates) -> NDArray[np.float64]:
+    """(N,) f64; NaN where null."""
+    column = candidates.extra[options.quality_column or ""]
+    return column.cast(pl.Float64).to_numpy()
+
+
+def _select_under_quotas(
+    options: SelectOptions, candidates: Candidates, rows: Rows, keep: int
+) -> Mask:
+    assert rows.groups is not None
+    overall = Rows(rows.scores, second_scores=rows.second_scores, read_ids=rows.read_ids)
+    best_first = ranked(overall, np.flatnonzero(~np.isnan(rows.scores)))
+    quotas = []
+    for column, share in options.max_shares:
+        values, num_values = encode(candidates.extra[column])
+        values[values < 0] = num_values
+        quotas.append(Quota(values[best_first], num_values + 1, share))
+    admitted = admit(rows.groups[best_first], keep, quotas)
+    if not admitted.any():
+        told = ", ".join(f"{column}={float(share):g}" for column, share in options.max_shares)
+        raise UsageError(
+            f"no selection meets --max-share-per {told}: too few different values among the "
+            "candidates; allow larger shares"
+        )
+    keep_mask: NDArray[np.bool_] = np.zeros(len(rows.scores), bool)
+    keep_mask[best_first[admitted]] = True
+    return keep_mask
+
+
+def _facts(options: SelectOptions, candidates: Candidates, keep: Mask) -> dict[str, Any]:
+    groups = candidates.groups
+    assert groups is not None
+    has_candidate = np.bincount(groups[~np.isnan(candidates.rsr)], minlength=candidates.num_groups)
+    kept = np.bincount(groups[keep], minlength=candidates.num_groups)
+    num_unjudged = 0
+    if options.quality_column is not None:
+        is_judged = np.isfinite(_quality(options, candidates))
+        num_unjudged = int(np.count_nonzero(~np.isnan(candidates.rsr) & ~is_judged))
+    return {
+        "num_scored": candidates.num_scored,
+        "num_candidates": candidates.num_candidates,
+        "num_groups": int(np.count_nonzero(has_candidate)),
+        "num_groups_without_row": candidates.num_groups - int(np.count_nonzero(kept)),
+        "num_groups_short": int(np.count_nonzero(kept < (options.keep or 1))),
+        "num_ungrouped": candidates.num_ungrouped,
+        "num_unjudged": num_unjudged,
+        "largest_rsr": float(candidates.rsr[keep].max()),
+    }
+
+
+def _require_sense(options: SelectOptions) -> None:
+    joint = {
+        "--quality-column": options.quality_column,
+        "--objective": options.objective,
+    }
+    if any(joint.values()) and not all(joint.values()):
+        raise UsageError("joint selection needs both --quality-column and --objective")
+    if options.quality_weight is not None and options.objective is None:
+        raise UsageError("--quality-weight needs --quality-column and --objective")
+
+
+def _require_quality_is_number(options: SelectOptions, table: ScoredTable) -> None:
+    if options.quality_column is None:
+        return
+    kind = table.scan.collect_schema()[options.quality_column]
+    if not kind.is_numeric():
+        raise UsageError(
+            f"column {options.quality_column!r} of {table.path} is {kind}; expected numbers, "
+            "higher being better"
+        )

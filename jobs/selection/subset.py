@@ -1,0 +1,218 @@
+"""A subset of a scored table as a run: the chosen rows of each shard, copied type for type.
+
+    OUTPUT/<shard>.parquet              the chosen rows, in their order, with the input's schema
+    OUTPUT/.rsr/manifest.json           the settings and the input shards
+    OUTPUT/.rsr/receipts/<shard>.json   a finished shard
+    OUTPUT/.rsr/composition.json        the result, as `--json` prints it
+
+Rows are copied with pyarrow, not Polars, which normalises Arrow types (dictionary keys, maps,
+fixed-size binary, 256-bit decimals, time32); row groups without a chosen row are not read. A
+choice is a function of input and settings, so a run that was stopped decides again and copies
+only the shards that have no receipt. Knows nothing of scores or of how rows were chosen.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from rsr.jobs.files import atomic_path, write_text_atomically
+from rsr.jobs.interrupt import StopRequest
+from rsr.jobs.output import (
+    OutputFolder,
+    check_places,
+    compression_of,
+    describe_inputs,
+    kept_as_it_was,
+    require_disk_space,
+    require_same_run,
+)
+from rsr.jobs.scored import ScoredTable
+from rsr.jobs.shards import Shard, open_parquet
+
+MAX_COPIES_AT_A_TIME = 16
+READ_BATCH_BYTES = 4 << 20
+MAX_READ_BATCH_ROWS = 1 << 16
+ROW_GROUP_BYTES = 64 << 20
+"""Decoded size at which a row group is written, however few rows that is."""
+ROW_GROUP_ROWS = 1 << 16
+"""Rows at which one is written, unless the input's own are larger: a few kept rows of each of
+many small row groups should not become as many smaller ones."""
+
+
+Mask = NDArray[np.bool_]
+
+
+def write_subset(
+    table: ScoredTable,
+    output: Path,
+    choose: Callable[[], Mask],
+    stop: StopRequest,
+    *,
+    command: str,
+    settings: dict[str, Any],
+    overwrite: bool,
+) -> OutputFolder:
+    """Write the rows of `table` that `choose` says, (num_rows,), to the folder `output`.
+
+    command, settings: whose run this is; an earlier run of the same is gone on with, any other
+    is refused unless `overwrite`. `choose` is called when OUTPUT is known to be fit.
+
+    Raises `UsageError`, OUTPUT being as it was, also if `choose` does; `Interrupted` when `stop`
+    says so, every finished shard kept.
+    """
+    folder = OutputFolder(output, command)
+    shards = table.shards
+    check_places(table.path, [Path(s.path) for s in shards], [s.name for s in shards], output)
+    identity = {"settings": settings, "shards": describe_inputs(shards)}
+    manifest = folder.read_manifest()
+    with ExitStack() as held:
+        with kept_as_it_was(folder):
+            held.enter_context(folder.lock())
+            if manifest is not None and not overwrite:
+                require_same_run(manifest, identity, output)
+            keep = choose()
+            assert len(keep) == table.num_rows
+            stop.check()
+            if manifest is None or overwrite:
+                require_disk_space(output, _expected_bytes(table, keep))
+                if manifest is not None:
+                    result_path(folder).unlink(missing_ok=True)
+                    folder.clear(manifest)
+                folder.create(identity)
+        _copy_shards(folder, _unfinished(folder, table, keep), stop)
+    return folder
+
+
+def result_path(folder: OutputFolder) -> Path:
+    return folder.state / "composition.json"
+
+
+def _masks(table: ScoredTable, keep: Mask) -> Iterator[tuple[Shard, Mask]]:
+    first = 0
+    for shard in table.shards:
+        yield shard, keep[first : first + shard.num_rows]
+        first += shard.num_rows
+
+
+def _expected_bytes(table: ScoredTable, keep: Mask) -> float:
+    return sum(
+        os.path.getsize(shard.path) * np.count_nonzero(mask) / max(1, shard.num_rows)
+        for shard, mask in _masks(table, keep)
+    )
+
+
+def _unfinished(folder: OutputFolder, table: ScoredTable, keep: Mask) -> list[tuple[Shard, Mask]]:
+    """What is left to copy: long shards first, so that the last to finish is a short one."""
+    tasks = [
+        (shard, mask) for shard, mask in _masks(table, keep) if not _is_finished(folder, shard)
+    ]
+    return sorted(tasks, key=lambda task: -np.count_nonzero(task[1]))
+
+
+def _is_finished(folder: OutputFolder, shard: Shard) -> bool:
+    try:
+        receipt = json.loads(folder.receipt_path(shard).read_text(encoding="utf-8"))
+        size = folder.shard_path(shard).stat().st_size
+    except (OSError, ValueError):
+        return False
+    return receipt == {"fingerprint": shard.fingerprint, "output_bytes": size}
+
+
+def _copy_shards(folder: OutputFolder, tasks: list[tuple[Shard, Mask]], stop: StopRequest) -> None:
+    num_workers = min(len(os.sched_getaffinity(0)), MAX_COPIES_AT_A_TIME)
+    with ThreadPoolExecutor(num_workers) as pool:
+        waiting = {pool.submit(_commit, folder, shard, mask, stop) for shard, mask in tasks}
+        try:
+            while waiting:
+                # A signal is only seen between two Python instructions of this thread.
+                done, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
+                for future in done:
+                    future.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _commit(folder: OutputFolder, shard: Shard, mask: Mask, stop: StopRequest) -> None:
+    target = folder.shard_path(shard)
+    with atomic_path(target) as temporary:
+        _copy_rows(shard, mask, temporary, stop)
+    receipt = {"fingerprint": shard.fingerprint, "output_bytes": target.stat().st_size}
+    write_text_atomically(folder.receipt_path(shard), json.dumps(receipt) + "\n")
+
+
+def _copy_rows(shard: Shard, mask: Mask, target: Path, stop: StopRequest) -> None:
+    """Write the shard's chosen rows, holding no more than one row group of them."""
+    with open_parquet(shard.path) as source:
+        schema = source.schema_arrow
+        metadata = source.metadata
+        with pq.ParquetWriter(target, schema, compression=compression_of(source)) as writer:
+            pending = _Pending(writer, schema, _max_group_rows(metadata))
+            start = 0
+            for group in range(metadata.num_row_groups):
+                num_rows = metadata.row_group(group).num_rows
+                if mask[start : start + num_rows].any():
+                    batch_rows = _batch_rows(metadata.row_group(group))
+                    for batch in source.iter_batches(batch_rows, [group], use_threads=False):
+                        stop.check()
+                        pending.add(batch, mask[start : start + batch.num_rows])
+                        start += batch.num_rows
+                else:
+                    start += num_rows
+            pending.flush()
+
+
+def _max_group_rows(metadata: pq.FileMetaData) -> int:
+    groups = (metadata.row_group(i) for i in range(metadata.num_row_groups))
+    return max([ROW_GROUP_ROWS, *(group.num_rows for group in groups)])
+
+
+def _batch_rows(group: pq.RowGroupMetaData) -> int:
+    bytes_per_row = max(1, group.total_byte_size // group.num_rows)
+    return max(1, min(MAX_READ_BATCH_ROWS, READ_BATCH_BYTES // bytes_per_row))
+
+
+class _Pending:
+    """Chosen rows that wait until they make a row group."""
+
+    def __init__(self, writer: pq.ParquetWriter, schema: pa.Schema, max_rows: int) -> None:
+        self._writer, self._schema, self._max_rows = writer, schema, max_rows
+        self._batches: list[pa.RecordBatch] = []
+        self._num_rows = self._num_bytes = 0
+
+    def add(self, batch: pa.RecordBatch, mask: Mask) -> None:
+        for part in _chosen(batch, mask):
+            if self._num_rows + part.num_rows > self._max_rows:
+                self.flush()
+            self._batches.append(part)
+            self._num_rows += part.num_rows
+            self._num_bytes += part.nbytes
+        if self._num_bytes >= ROW_GROUP_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._batches:
+            self._writer.write_table(pa.Table.from_batches(self._batches, self._schema))
+        self._batches, self._num_rows, self._num_bytes = [], 0, 0
+
+
+def _chosen(batch: pa.RecordBatch, mask: Mask) -> list[pa.RecordBatch]:
+    if not mask.any():
+        return []
+    if mask.all():
+        return [batch]
+    try:
+        return [batch.filter(pa.array(mask))]
+    except pa.ArrowNotImplementedError:
+        # Views cannot be filtered yet; slices of runs can be had of any type.
+        edges = np.flatnonzero(np.diff(mask, prepend=False, append=False)).reshape(-1, 2)
+        return [batch.slice(start, stop - start) for start, stop in edges.tolist()]
