@@ -47,7 +47,7 @@ from rsr.jobs.evidence.teachers import (
 )
 from rsr.jobs.files import write_text_atomically
 from rsr.jobs.interrupt import StopRequest
-from rsr.jobs.scored import rank_clip_option
+from rsr.jobs.scored import open_scored, rank_clip_option
 
 PLOT_SUFFIXES = (".html", ".png", ".svg")
 PIPE_WIDTH = 120
@@ -516,7 +516,7 @@ def report(
         )
         reading = {"rank_clip": rank_clip, "allow_mixed_students": allow_mixed_students}
         pool = observe(scored, columns, **reading)
-        chosen = observe(selection, columns, **reading) if selection else None
+        chosen = open_scored(selection, **reading) if selection else None
         stop.check()
         return write_report(pool, page, options, chosen)
 

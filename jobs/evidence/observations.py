@@ -48,6 +48,7 @@ class Observations:
     """
 
     table: ScoredTable
+    columns: ObservationColumns
     student: str
     rows: pl.DataFrame
     teachers: list[str]
@@ -107,6 +108,7 @@ def observe(
     teachers = list(counts)
     return Observations(
         table=table,
+        columns=columns,
         student=student_label(table),
         rows=usable.with_columns(pl.col("teacher").cast(pl.Enum(teachers))),
         teachers=teachers,

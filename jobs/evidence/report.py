@@ -3,7 +3,7 @@
 Self-contained: charts, their JavaScript, styles and data stand in the page, whose content security
 policy forbids it every request. Text out of trajectories reaches the page only through Jinja's
 autoescaping or as JSON, so that a trajectory that contains `<script>` is a trajectory. Numbers are
-made elsewhere: by `teachers.py`, `confounds.py` and `examples.py`.
+made elsewhere: by `teachers.py`, `confounds.py`, `examples.py` and `selection/composition.py`.
 """
 
 from dataclasses import dataclass
@@ -20,9 +20,11 @@ from rsr.jobs.errors import UsageError
 from rsr.jobs.evidence import report_charts
 from rsr.jobs.evidence.confounds import SHORT_TOKENS
 from rsr.jobs.evidence.examples import Examples, find_examples, rows_by_status
-from rsr.jobs.evidence.observations import Observations
+from rsr.jobs.evidence.observations import CORRECT_COLUMN, Observations
 from rsr.jobs.evidence.teachers import CompareOptions, Comparison, compare_teachers
 from rsr.jobs.files import write_text_atomically
+from rsr.jobs.scored import ScoredTable
+from rsr.jobs.selection.composition import Composition, DescribingColumns, Part, describe
 
 ASSETS = Path(__file__).parent / "assets"
 PERCENTILES = (5, 25, 50, 75, 95)
@@ -44,36 +46,21 @@ class ReportOptions:
     tokenizer: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Composition:
-    """What a set of trajectories is made of. rsr: of the data set (Eq. 9)."""
-
-    name: str
-    num_trajectories: int
-    num_tokens: int
-    rsr: float | None
-    mean_rsr: float
-    mean_num_tokens: float
-    share_correct: float | None
-    num_by_teacher: dict[str, int]
-
-
 def write_report(
-    observations: Observations, target: Path, options: ReportOptions, selection: Observations | None
+    observations: Observations, target: Path, options: ReportOptions, selection: ScoredTable | None
 ) -> Comparison:
     """Write the page to `target`, whole or not at all; returns the comparison it shows.
 
     selection: the chosen trajectories, to be shown beside all. Raises `UsageError` if the page
-    cannot be written, and where `compare_teachers` and `find_examples` do.
+    cannot be written, if nothing of the selection is scored, and where `compare_teachers` and
+    `find_examples` do.
     """
     comparison = compare_teachers(observations, options.compare)
     examples = find_examples(
         observations, num_each=options.num_examples, tokenizer=options.tokenizer
     )
-    sets = [_composition("pool", observations)]
-    if selection is not None:
-        sets.append(_composition("selection", selection))
-    page = _render(observations, comparison, examples, sets, options)
+    composition = _compose(observations, selection)
+    page = _render(observations, comparison, examples, composition, options)
     try:
         write_text_atomically(target, page)
     except OSError as error:
@@ -85,7 +72,7 @@ def _render(
     observations: Observations,
     comparison: Comparison,
     examples: Examples,
-    sets: list[Composition],
+    composition: Composition | None,
     options: ReportOptions,
 ) -> str:
     scored_teachers = [t.teacher for t in comparison.teachers if t.rsr is not None]
@@ -104,17 +91,17 @@ def _render(
         report_charts.POINTS: points.to_dicts(),
         report_charts.DISTRIBUTIONS: _distributions(observations, comparison),
     }
-    if len(sets) > 1:
-        charts["composition"] = report_charts.composition_chart(len(scored_teachers))
-        data[report_charts.SHARES] = _shares(sets, scored_teachers)
+    if composition is not None:
+        charts["composition"] = report_charts.composition_chart(len(composition.teachers))
+        data[report_charts.SHARES] = _shares(composition)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(ASSETS), autoescape=True, undefined=jinja2.StrictUndefined
     )
     return environment.get_template("report.html").render(
         comparison=comparison,
         examples=examples,
-        sets=sets,
-        pool=sets[0],
+        composition=composition,
+        pool=_pool(observations),
         rows_by_status=rows_by_status(observations.table),
         identities=observations.table.identities,
         num_rows=observations.table.num_rows,
@@ -128,6 +115,17 @@ def _render(
         style=(ASSETS / "report.css").read_text(encoding="utf-8"),
         script=(ASSETS / "report.js").read_text(encoding="utf-8"),
         vega=_vega_bundle(),
+    )
+
+
+def _pool(observations: Observations) -> Part:
+    """All usable rows together."""
+    rows = observations.rows
+    ranks, surprisals = rows.select(pl.col("mean_rank", "mean_surprisal_nats").sum()).row(0)
+    return Part(
+        num_rows=len(rows),
+        num_tokens=int(rows["num_tokens"].cast(pl.Int64).sum()),
+        dataset=DatasetRsr(len(rows), ranks, surprisals),
     )
 
 
@@ -177,33 +175,35 @@ def _distributions(observations: Observations, comparison: Comparison) -> list[d
     ]
 
 
-def _composition(name: str, observations: Observations) -> Composition:
-    rows = observations.rows
-    sums = rows.select(pl.col("mean_rank", "mean_surprisal_nats").sum()).row(0)
-    correct = rows["correct"].fill_nan(None).mean() if "correct" in rows.columns else None
-    by_teacher = rows.group_by("teacher").len()
-    return Composition(
-        name=name,
-        num_trajectories=len(rows),
-        num_tokens=int(rows["num_tokens"].cast(pl.Int64).sum()),
-        rsr=DatasetRsr(len(rows), *sums).rsr,
-        mean_rsr=rows.select(pl.mean("rsr")).item(),
-        mean_num_tokens=rows.select(pl.mean("num_tokens")).item(),
-        share_correct=None if correct is None else float(correct),  # type: ignore[arg-type]
-        num_by_teacher=dict(by_teacher.iter_rows()),
+def _compose(observations: Observations, selection: ScoredTable | None) -> Composition | None:
+    """The selection against all of the table; `UsageError` if nothing of it is scored."""
+    if selection is None:
+        return None
+    by = DescribingColumns(
+        teacher=observations.columns.teacher,
+        correct=CORRECT_COLUMN if "correct" in observations.rows.columns else None,
     )
+    selection.require([name for name in (by.teacher, by.correct) if name])
+    composition = describe(selection, observations.table, by)
+    if not composition.selected_total.num_rows:
+        raise UsageError(f"{selection.path} has no scored row: there is no selection to show")
+    return composition
 
 
-def _shares(sets: list[Composition], teachers: list[str]) -> list[dict[str, Any]]:
+def _shares(composition: Composition) -> list[dict[str, Any]]:
+    sets = {
+        "pool": (composition.pool, composition.pool_total),
+        "selection": (composition.selected, composition.selected_total),
+    }
     return [
         {
-            "teacher": teacher,
-            "set": each.name,
-            "num": (num := each.num_by_teacher.get(teacher, 0)),
-            "share": num / each.num_trajectories,
+            "teacher": "(none)" if teacher is None else str(teacher),
+            "set": name,
+            "num": (num := parts.get(teacher, Part()).num_rows),
+            "share": num / total.num_rows,
         }
-        for teacher in teachers
-        for each in sets
+        for teacher in composition.teachers
+        for name, (parts, total) in sets.items()
     ]
 
 
