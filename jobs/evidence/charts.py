@@ -41,8 +41,17 @@ def styled(chart: alt.TopLevelMixin) -> alt.TopLevelMixin:
             labelFontSize=12,
             titleFontSize=12,
             titleFontWeight="normal",
+            labelLimit=150,
         )
-        .configure_legend(labelFontSize=12, titleFontSize=12, titleFontWeight="normal")
+        # Two columns of names still fit a phone.
+        .configure_legend(
+            orient="top",
+            columns=2,
+            labelFontSize=12,
+            labelLimit=150,
+            symbolOpacity=1,
+            symbolSize=90,
+        )
         .configure_title(
             fontSize=15, subtitleFontSize=12, subtitleColor=MUTED, anchor="start", offset=12
         )

@@ -33,6 +33,17 @@ SHORT_SHARE = 0.1
 """From this share of short responses on, they are worth a warning."""
 
 
+MOMENTS = [
+    pl.len().cast(pl.Float64).alias("n"),
+    pl.col("x").sum(),
+    pl.col("y").sum(),
+    (pl.col("x") * pl.col("x")).sum().alias("xx"),
+    (pl.col("y") * pl.col("y")).sum().alias("yy"),
+    (pl.col("x") * pl.col("y")).sum().alias("xy"),
+]
+"""What Pearson's coefficient needs; those of two sets of rows add up, and subtract."""
+
+
 @dataclass(frozen=True, slots=True)
 class Confound:
     """Spearman's coefficients of RSR with one column; None where it is constant or absent.
@@ -71,17 +82,6 @@ def _measure(observations: Observations, column: str, name: str) -> Confound:
             teacher: _pearson(total - own) for teacher, own in sorted(moments.items())
         },
     )
-
-
-MOMENTS = [
-    pl.len().cast(pl.Float64).alias("n"),
-    pl.col("x").sum(),
-    pl.col("y").sum(),
-    (pl.col("x") * pl.col("x")).sum().alias("xx"),
-    (pl.col("y") * pl.col("y")).sum().alias("yy"),
-    (pl.col("x") * pl.col("y")).sum().alias("xy"),
-]
-"""What Pearson's coefficient needs; those of two sets of rows add up, and subtract."""
 
 
 def _row(by_teacher: pl.DataFrame, teacher: str) -> NDArray[np.float64]:

@@ -21,7 +21,12 @@ from rsr.jobs.evidence import report_charts
 from rsr.jobs.evidence.confounds import SHORT_TOKENS
 from rsr.jobs.evidence.examples import Examples, find_examples, rows_by_status
 from rsr.jobs.evidence.observations import CORRECT_COLUMN, Observations
-from rsr.jobs.evidence.teachers import CompareOptions, Comparison, compare_teachers
+from rsr.jobs.evidence.teachers import (
+    AGREEMENT,
+    CompareOptions,
+    Comparison,
+    compare_teachers,
+)
 from rsr.jobs.files import write_text_atomically
 from rsr.jobs.scored import ScoredTable
 from rsr.jobs.selection.composition import Composition, DescribingColumns, Part, describe
@@ -111,6 +116,7 @@ def _render(
         rsr_range=rsr_range,
         rank_clip=_rank_clip(observations),
         short_tokens=SHORT_TOKENS,
+        agreement=AGREEMENT,
         page={"charts": charts, "data": data},
         style=(ASSETS / "report.css").read_text(encoding="utf-8"),
         script=(ASSETS / "report.js").read_text(encoding="utf-8"),

@@ -146,5 +146,4 @@ def _spec(chart: Any, *, height: int) -> dict[str, Any]:
         height=height,
         autosize=alt.AutoSizeParams(type="fit-x", contains="padding"),
     )
-    legend = {"orient": "top", "columns": 0, "symbolOpacity": 1, "symbolSize": 90}
-    return styled(sized).configure_legend(labelFontSize=12, **legend).to_dict()
+    return styled(sized).to_dict()

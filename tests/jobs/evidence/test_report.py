@@ -94,6 +94,7 @@ def test_page_says_what_it_shows(page, tokenizer_folder):
     text = html.unescape(re.sub(r"<[^>]*>", " ", page.read_text()))
     text = " ".join(text.split())
     assert "10 of 24 trajectories, drawn at random" in text
+    # Ahead in every problem, so in every draw, too.
     assert "plain suits" in text
     assert "24 ok" in text
     assert str(tokenizer_folder) in text
