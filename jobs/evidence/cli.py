@@ -514,11 +514,14 @@ def report(
         options = ReportOptions(
             CompareOptions(num_draws=num_draws, seed=seed), num_points, num_examples, tokenizer
         )
-        reading = {"rank_clip": rank_clip, "allow_mixed_students": allow_mixed_students}
-        pool = observe(scored, columns, **reading)
-        chosen = open_scored(selection, **reading) if selection else None
+        pool = observe(
+            scored, columns, rank_clip=rank_clip, allow_mixed_students=allow_mixed_students
+        )
+        chosen = selection and open_scored(
+            selection, rank_clip=rank_clip, allow_mixed_students=allow_mixed_students
+        )
         stop.check()
-        return write_report(pool, page, options, chosen)
+        return write_report(pool, page, options, chosen or None)
 
     comparison = guarded(run)
     if as_json:

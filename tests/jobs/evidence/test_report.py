@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
 from rsr.jobs.cli import main
+from rsr.jobs.output import METADATA_KEY
 
 HOSTILE = (
     "</script><script>document.title='owned'</script><img src=x onerror=alert(1)><!-- \u2028 & \""
@@ -108,7 +110,7 @@ def test_data_cannot_end_a_script(page):
     points = json.loads(data)["data"]["points"]
     assert {p["teacher"] for p in points} <= {"plain", HOSTILE}
     # The data, Vega, and ours.
-    assert len(re.findall(r"<script\b", source.split("<body>")[1])) == 3
+    assert len(re.findall(r"<script\b", source.split("<body>", 1)[1])) == 3
 
 
 def test_nothing_in_the_page_is_fetched(page):
@@ -129,12 +131,16 @@ def test_without_token_columns_it_says_how_to_get_them(tmp_path, write_scored):
     assert "Problem 0?" in text
 
 
+def rewrite(source: Path, target: Path, identity: dict[str, Any]) -> None:
+    """The same rows, said to come from another run."""
+    table = pq.read_table(source).replace_schema_metadata({METADATA_KEY: json.dumps(identity)})
+    pq.write_table(table, target)
+
+
 def test_tokens_are_ids_where_the_tokenizer_is_gone(tmp_path, scored, tokenizer_folder):
     target = tmp_path / "out.html"
     moved = tmp_path / "moved.parquet"
-    table = pl.read_parquet(scored)
-    identity = {"settings": {"model": "org/elsewhere"}, "columns": {"messages": "messages"}}
-    table.write_parquet(moved, metadata={"rsr": json.dumps(identity)})
+    rewrite(scored, moved, {"settings": {"model": "org/elsewhere"}})
     assert run("report", moved, target, "--draws", 10).exit_code == 0
     assert "give --tokenizer to see their text" in target.read_text()
     again = run("report", moved, target, "--draws", 10, "--tokenizer", tokenizer_folder)
@@ -144,8 +150,7 @@ def test_tokens_are_ids_where_the_tokenizer_is_gone(tmp_path, scored, tokenizer_
 
 def test_another_tokenizer_is_refused(tmp_path, scored, tokenizer_folder):
     other = tmp_path / "other.parquet"
-    identity = {"settings": {"model": "x"}, "model": {"tokenizer_sha256": "of another"}}
-    pl.read_parquet(scored).write_parquet(other, metadata={"rsr": json.dumps(identity)})
+    rewrite(scored, other, {"settings": {}, "model": {"tokenizer_sha256": "of another"}})
     target = tmp_path / "out.html"
     result = run("report", other, target, "--tokenizer", tokenizer_folder)
     assert result.exit_code == 2

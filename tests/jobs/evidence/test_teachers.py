@@ -160,7 +160,7 @@ def test_outcomes_that_are_stated(tmp_path, write_scored):
     for note in (
         "1 rows without a 'teacher' are left out",
         "2 rows without a score are left out",
-        "1 rows repeat the 'id' of another; all count",
+        "1 rows repeat the 'id' of another; all of them count",
     ):
         assert f"note: {note}" in result.stdout
 
