@@ -41,11 +41,12 @@ def distribution_chart(num_teachers: int) -> dict[str, Any]:
         *(alt.Tooltip(f"p{p}:Q", title=f"{p} % below", format=".2f") for p in (5, 25, 50, 75, 95)),
     ]
     x = alt.X("p5:Q", title="RSR (lower is better)", scale=alt.Scale(zero=False))
+    x = x.axis(tickCount=8)
     wide = data.mark_bar(height=4, color="#c9d3de", cornerRadius=2)
     middle = data.mark_bar(height=18, color="#a9bbcf", cornerRadius=2)
     median = data.mark_tick(size=18, thickness=2, color="white")
     whisker = data.mark_rule(strokeWidth=3, color=INK)
-    point = data.mark_point(shape="diamond", size=130, filled=True, color=ORANGE, opacity=1)
+    point = data.mark_point(shape="diamond", size=100, filled=True, color=ORANGE, opacity=1)
     return _spec(
         alt.layer(
             wide.encode(x=x, x2="p95:Q", y=y, tooltip=tooltip),
