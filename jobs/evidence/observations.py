@@ -95,7 +95,8 @@ def observe(
     )
     schema = table.scan.collect_schema()
     confounds = _confound_columns(schema, columns)
-    every = _read(table, columns, confounds, has_id=ID_COLUMN in schema)
+    has_id = ID_COLUMN in schema and not schema[ID_COLUMN].is_nested()
+    every = _read(table, columns, confounds, has_id=has_id)
     notes = _notes(every, columns)
     labelled = every.filter(pl.col("teacher").is_not_null())
     counts = dict(labelled.group_by("teacher").len().sort("teacher").iter_rows())
@@ -181,8 +182,8 @@ def _notes(every: pl.DataFrame, columns: ObservationColumns) -> list[str]:
     if unscored:
         notes.append(f"{unscored:,} rows without a score are left out")
     if "id" in every.columns:
-        repeated = len(every) - every["id"].n_unique()
-        if repeated:
+        ids = every["id"].drop_nulls()
+        if repeated := len(ids) - ids.n_unique():
             notes.append(
                 f"{repeated:,} rows repeat the {ID_COLUMN!r} of another; all of them count"
             )
