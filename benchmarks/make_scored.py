@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rsr.jobs import score_columns
@@ -44,12 +45,17 @@ def fixed_text(pool: np.ndarray, rng: np.random.Generator, num_rows: int) -> pa.
     return pa.Array.from_buffers(pa.string(), num_rows, buffers)
 
 
+def ids(first: int, num_rows: int) -> pa.Array:
+    numbers = pa.array(np.arange(first, first + num_rows)).cast(pa.string())
+    return pc.binary_join_element_wise("row", pc.utf8_lpad(numbers, 11, "0"), "-")
+
+
 def input_columns(
     first: int, num_rows: int, num_groups: int, pool: np.ndarray, rng: np.random.Generator
 ) -> dict[str, pa.Array]:
     teachers = pa.array(rng.integers(0, len(TEACHERS), num_rows, np.int8))
     return {
-        "id": pa.array([f"row-{n:011d}" for n in range(first, first + num_rows)]),
+        "id": ids(first, num_rows),
         "problem_id": pa.array(rng.integers(0, num_groups, num_rows)),
         "teacher": pa.DictionaryArray.from_arrays(teachers, TEACHERS).dictionary_decode(),
         "correct": pa.array(rng.random(num_rows) < 0.6),

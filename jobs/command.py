@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import click
 
-from rsr.jobs.errors import Interrupted, UsageError
+from rsr.jobs.errors import Interrupted, ShardsFailed, UsageError
 from rsr.jobs.interrupt import StopRequest
 
 EXIT_FAILURES, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 75
@@ -59,6 +59,10 @@ def guarded(run: Callable[[StopRequest], T]) -> T:
     except UsageError as error:
         click.echo(f"rsr: {error}", err=True)
         sys.exit(EXIT_USAGE)
+    except ShardsFailed as error:
+        for line in str(error).splitlines():
+            click.echo(f"rsr: failed: {line}", err=True)
+        sys.exit(EXIT_FAILURES)
     except Interrupted:
         click.echo("rsr: interrupted; the same command goes on from here", err=True)
         sys.exit(EXIT_INTERRUPTED)

@@ -7,3 +7,7 @@ class UsageError(Exception):
 
 class Interrupted(Exception):
     """Stopped from outside before the end: exit code 75, the same command goes on."""
+
+
+class ShardsFailed(Exception):
+    """Some shards could not be written, one line each: exit code 1, the others are kept."""

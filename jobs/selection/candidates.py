@@ -5,6 +5,7 @@ row, whatever else the table holds. Ids are only read where equal scores need th
 nothing of limits, quotas or output.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,7 +74,7 @@ class Candidates:
     """Rows of a table by position; only where `rsr` is not NaN does a row take part.
 
     rsr: (N,) f64 at the table's rank clip. groups: (N,) int32 in [0, num_groups), or None without
-    a group column. num_tokens: (N,) int32 where asked for. extra: (N, …) other columns asked for.
+    a group column. num_tokens: (N,) int32 where asked for. extra: (N, …) what else was asked for.
     num_scored: rows that count as scored, before conditions. num_ungrouped: candidates that were
     left out since their group is null.
     """
@@ -87,8 +88,17 @@ class Candidates:
     num_ungrouped: int = 0
 
     @property
+    def is_candidate(self) -> NDArray[np.bool_]:
+        return ~np.isnan(self.rsr)
+
+    @property
     def num_candidates(self) -> int:
-        return int(np.count_nonzero(~np.isnan(self.rsr)))
+        return int(np.count_nonzero(self.is_candidate))
+
+    def count_groups(self, chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """(num_groups,) rows of each group in the (N,) mask `chosen`."""
+        assert self.groups is not None
+        return np.bincount(self.groups[chosen], minlength=self.num_groups)
 
 
 def read_candidates(
@@ -98,11 +108,12 @@ def read_candidates(
     group_column: str | None = None,
     null_is_group: bool = False,
     with_tokens: bool = False,
-    extra: tuple[str, ...] = (),
+    extra: Mapping[str, pl.Expr] | None = None,
 ) -> Candidates:
     """Read what choosing needs: one pass over the narrow columns, in order.
 
-    null_is_group: rows whose group is null form one, else they take no part.
+    null_is_group: rows whose group is null form one, else they take no part. extra: other
+    expressions to evaluate, by names of the caller's.
 
     Raises `UsageError` if a column or condition is unfit, or if no row is scored, or none
     fulfils the conditions.
@@ -111,9 +122,9 @@ def read_candidates(
     if with_tokens:
         wanted["num_tokens"] = pl.col("rsr_num_tokens")
     if group_column is not None:
-        wanted["group"] = _groupable(table, group_column)
-    wanted |= {f"extra {name}": pl.col(name) for name in extra}
-    frame = _collect(table, wanted)
+        wanted["group"] = groupable(table, group_column)
+    extra = extra or {}
+    frame = _collect(table, wanted | dict(extra))
     num_scored = frame.height - frame["rsr"].null_count()
     candidate = frame["is_candidate"].to_numpy()
     rsr = np.where(candidate, frame["rsr"].to_numpy(), np.nan)
@@ -134,7 +145,7 @@ def read_candidates(
         groups=groups,
         num_groups=max(1, num_groups),
         num_tokens=frame["num_tokens"].to_numpy() if with_tokens else None,
-        extra=frame.select(pl.col(f"extra {name}").alias(name) for name in extra),
+        extra=frame.select(list(extra)),
         num_scored=num_scored,
         num_ungrouped=num_ungrouped,
     )
@@ -168,7 +179,8 @@ def _require_some(
         )
 
 
-def _groupable(table: ScoredTable, column: str) -> pl.Expr:
+def groupable(table: ScoredTable, column: str) -> pl.Expr:
+    """The column as values that `encode` takes; `UsageError` if it has none."""
     kind = table.scan.collect_schema()[column]
     if kind.is_nested() or kind == pl.Object:
         raise UsageError(f"column {column!r} of {table.path} is {kind}; rows of it form no groups")

@@ -37,6 +37,10 @@ class DescribingColumns:
             raise UsageError(
                 f"column {correct!r} of {table.path} is {types[correct]}; expected Boolean"
             )
+        if teacher is not None and types[teacher].is_nested():
+            raise UsageError(
+                f"column {teacher!r} of {table.path} is {types[teacher]}; expected one value a row"
+            )
         usual_teacher = types.get(DEFAULT_TEACHER_COLUMN, pl.List)
         if teacher is None and not usual_teacher.is_nested():
             teacher = DEFAULT_TEACHER_COLUMN

@@ -77,8 +77,8 @@ class FilterOptions:
 def run_filter(options: FilterOptions, stop: StopRequest) -> SelectionResult:
     """Write the kept rows of INPUT to OUTPUT; goes on where an earlier start stopped.
 
-    Raises `UsageError` with OUTPUT as it was, also if nothing would be kept; `Interrupted` when
-    `stop` says so.
+    Raises `UsageError` with OUTPUT as it was, also if nothing would be kept; `ShardsFailed` if a
+    shard cannot be copied; `Interrupted` when `stop` says so.
     """
     _require_something_to_do(options)
     named = (options.within, options.id_column)
@@ -101,11 +101,10 @@ def run_filter(options: FilterOptions, stop: StopRequest) -> SelectionResult:
             with_tokens=options.token_budget is not None,
         )
         keep = keep_rows(options, table, candidates, id_column)
-        facts.update(
-            num_scored=candidates.num_scored,
-            num_candidates=candidates.num_candidates,
-            num_groups=candidates.num_groups if options.within else None,
-        )
+        facts.update(num_scored=candidates.num_scored, num_candidates=candidates.num_candidates)
+        if options.within is not None:
+            sizes = candidates.count_groups(candidates.is_candidate)
+            facts["num_groups"] = int(np.count_nonzero(sizes))
         if not keep.any():
             raise UsageError(
                 f"none of the {candidates.num_candidates:,} rows of {table.path} that fulfil the "
@@ -150,17 +149,17 @@ def keep_rows(
 
 
 def _require_something_to_do(options: FilterOptions) -> None:
+    grouped = (options.keep_fraction, options.keep_rows, options.token_budget)
+    if options.within is not None and all(value is None for value in grouped):
+        raise UsageError(
+            "--within says where --keep-fraction, --keep-rows or --token-budget count; give one"
+        )
     conditions = options.conditions
     asked = (*options.limits.values(), conditions.where, conditions.min_tokens)
     if all(value is None for value in (*asked, conditions.max_tokens)):
         raise UsageError(
             "nothing to filter by: give at least one of --max-rsr, --keep-fraction, --keep-rows, "
             "--token-budget, --where, --min-tokens and --max-tokens"
-        )
-    grouped = (options.keep_fraction, options.keep_rows, options.token_budget)
-    if options.within is not None and all(value is None for value in grouped):
-        raise UsageError(
-            "--within says where --keep-fraction, --keep-rows or --token-budget count; give one"
         )
 
 

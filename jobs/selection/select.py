@@ -22,6 +22,7 @@ from rsr.jobs.selection.candidates import (
     Conditions,
     choose_id_column,
     encode,
+    groupable,
     id_reader,
     read_candidates,
 )
@@ -35,6 +36,7 @@ from rsr.jobs.selection.subset import Mask, write_subset
 Objective = Literal["pareto", "weighted"]
 
 DEFAULT_QUALITY_WEIGHT = 0.5
+QUALITY = "quality"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +71,7 @@ class SelectOptions:
         return {
             "group_by": self.group_by,
             "keep": self.keep,
-            "max_shares": {column: str(share) for column, share in self.max_shares},
+            "max_shares": [f"{column}={share}" for column, share in self.max_shares],
             "where": self.conditions.where,
             "min_tokens": self.conditions.min_tokens,
             "max_tokens": self.conditions.max_tokens,
@@ -85,8 +87,8 @@ class SelectOptions:
 def run_select(options: SelectOptions, stop: StopRequest) -> SelectionResult:
     """Write the selected rows of INPUT to OUTPUT; goes on where an earlier start stopped.
 
-    Raises `UsageError` with OUTPUT as it was, also if nothing would be selected; `Interrupted`
-    when `stop` says so.
+    Raises `UsageError` with OUTPUT as it was, also if nothing would be selected; `ShardsFailed` if
+    a shard cannot be copied; `Interrupted` when `stop` says so.
     """
     _require_sense(options)
     named = (options.group_by, options.quality_column, options.id_column)
@@ -103,12 +105,11 @@ def run_select(options: SelectOptions, stop: StopRequest) -> SelectionResult:
     facts: dict[str, Any] = {"ties_by": id_column or "position"}
 
     def choose() -> Mask:
-        quality = (options.quality_column,) if options.quality_column else ()
+        extra = {f"quota of {name}": groupable(table, name) for name in quota_columns}
+        if options.quality_column is not None:
+            extra[QUALITY] = pl.col(options.quality_column).cast(pl.Float64)
         candidates = read_candidates(
-            table,
-            options.conditions,
-            group_column=options.group_by,
-            extra=tuple(dict.fromkeys((*quota_columns, *quality))),
+            table, options.conditions, group_column=options.group_by, extra=extra
         )
         keep = select_rows(options, table, candidates, id_column)
         facts.update(_facts(options, candidates, keep))
@@ -147,8 +148,8 @@ def select_rows(
 
 def _judged(options: SelectOptions, table: ScoredTable, candidates: Candidates, rows: Rows) -> Rows:
     """`rows` with the objective as their score and RSR as the second."""
-    quality = _quality(options, candidates)
-    positions = np.flatnonzero(~np.isnan(candidates.rsr) & np.isfinite(quality))
+    quality = candidates.extra[QUALITY].to_numpy()
+    positions = np.flatnonzero(candidates.is_candidate & np.isfinite(quality))
     if not len(positions):
         raise UsageError(
             f"no candidate of {table.path} has a finite value in --quality-column "
@@ -170,12 +171,6 @@ def _judged(options: SelectOptions, table: ScoredTable, candidates: Candidates, 
     )
 
 
-def _quality(options: SelectOptions, candidates: Candidates) -> NDArray[np.float64]:
-    """(N,) f64; NaN where null."""
-    column = candidates.extra[options.quality_column or ""]
-    return column.cast(pl.Float64).to_numpy()
-
-
 def _select_under_quotas(
     options: SelectOptions, candidates: Candidates, rows: Rows, keep: int
 ) -> Mask:
@@ -184,7 +179,7 @@ def _select_under_quotas(
     best_first = ranked(overall, np.flatnonzero(~np.isnan(rows.scores)))
     quotas = []
     for column, share in options.max_shares:
-        values, num_values = encode(candidates.extra[column])
+        values, num_values = encode(candidates.extra[f"quota of {column}"])
         values[values < 0] = num_values
         quotas.append(Quota(values[best_first], num_values + 1, share))
     admitted = admit(rows.groups[best_first], keep, quotas)
@@ -200,24 +195,24 @@ def _select_under_quotas(
 
 
 def _facts(options: SelectOptions, candidates: Candidates, keep: Mask) -> dict[str, Any]:
-    groups = candidates.groups
-    assert groups is not None
-    has_candidate = np.bincount(groups[~np.isnan(candidates.rsr)], minlength=candidates.num_groups)
-    kept = np.bincount(groups[keep], minlength=candidates.num_groups)
+    sizes = candidates.count_groups(candidates.is_candidate)
+    kept = candidates.count_groups(keep)
     num_unjudged = 0
     if options.quality_column is not None:
-        is_judged = np.isfinite(_quality(options, candidates))
-        num_unjudged = int(np.count_nonzero(~np.isnan(candidates.rsr) & ~is_judged))
-    return {
+        is_judged = np.isfinite(candidates.extra[QUALITY].to_numpy())
+        num_unjudged = int(np.count_nonzero(candidates.is_candidate & ~is_judged))
+    facts = {
         "num_scored": candidates.num_scored,
         "num_candidates": candidates.num_candidates,
-        "num_groups": int(np.count_nonzero(has_candidate)),
-        "num_groups_without_row": candidates.num_groups - int(np.count_nonzero(kept)),
-        "num_groups_short": int(np.count_nonzero(kept < (options.keep or 1))),
+        "num_groups": int(np.count_nonzero(sizes)),
+        "num_groups_without_row": int(np.count_nonzero(kept == 0)),
         "num_ungrouped": candidates.num_ungrouped,
         "num_unjudged": num_unjudged,
         "largest_rsr": float(candidates.rsr[keep].max()),
     }
+    if options.keep is not None and options.keep > 1:
+        facts["num_groups_short"] = int(np.count_nonzero(kept < options.keep))
+    return facts
 
 
 def _require_sense(options: SelectOptions) -> None:

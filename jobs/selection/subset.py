@@ -14,7 +14,7 @@ only the shards that have no receipt. Knows nothing of scores or of how rows wer
 import json
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import Progress
 
+from rsr.jobs.errors import ShardsFailed
 from rsr.jobs.files import atomic_path, write_text_atomically
 from rsr.jobs.interrupt import StopRequest
 from rsr.jobs.output import (
@@ -38,7 +41,8 @@ from rsr.jobs.output import (
 from rsr.jobs.scored import ScoredTable
 from rsr.jobs.shards import Shard, open_parquet
 
-MAX_COPIES_AT_A_TIME = 16
+MAX_COPIES_AT_A_TIME = 8
+"""Each holds a row group of kept rows and what encodes it: 100 to 200 MiB."""
 READ_BATCH_BYTES = 4 << 20
 MAX_READ_BATCH_ROWS = 1 << 16
 ROW_GROUP_BYTES = 64 << 20
@@ -66,8 +70,9 @@ def write_subset(
     command, settings: whose run this is; an earlier run of the same is gone on with, any other
     is refused unless `overwrite`. `choose` is called when OUTPUT is known to be fit.
 
-    Raises `UsageError`, OUTPUT being as it was, also if `choose` does; `Interrupted` when `stop`
-    says so, every finished shard kept.
+    Raises `UsageError`, OUTPUT being as it was, also if `choose` does; `ShardsFailed` if some
+    could not be read or written, the others being complete; `Interrupted` when `stop` says so,
+    every finished shard kept.
     """
     folder = OutputFolder(output, command)
     shards = table.shards
@@ -129,17 +134,36 @@ def _is_finished(folder: OutputFolder, shard: Shard) -> bool:
 
 def _copy_shards(folder: OutputFolder, tasks: list[tuple[Shard, Mask]], stop: StopRequest) -> None:
     num_workers = min(len(os.sched_getaffinity(0)), MAX_COPIES_AT_A_TIME)
-    with ThreadPoolExecutor(num_workers) as pool:
-        waiting = {pool.submit(_commit, folder, shard, mask, stop) for shard, mask in tasks}
+    console = Console(stderr=True)
+    failures: list[str] = []
+    with (
+        ThreadPoolExecutor(num_workers) as pool,
+        Progress(console=console, transient=True, disable=not console.is_terminal) as bar,
+    ):
+        copying = bar.add_task("copying", total=sum(shard.num_rows for shard, _ in tasks))
+        shards = {pool.submit(_commit, folder, shard, mask, stop): shard for shard, mask in tasks}
+        waiting = set(shards)
         try:
             while waiting:
                 # A signal is only seen between two Python instructions of this thread.
                 done, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
                 for future in done:
-                    future.result()
+                    bar.advance(copying, shards[future].num_rows)
+                    failures += _failure(shards[future], future)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+    if failures:
+        raise ShardsFailed("\n".join(sorted(failures)))
+
+
+def _failure(shard: Shard, future: Future[None]) -> list[str]:
+    """A line about what files can do to a copy; anything else, such as `Interrupted`, is raised."""
+    try:
+        future.result()
+    except (OSError, pa.ArrowException) as error:
+        return [f"{shard.name}: {(str(error).strip() or repr(error)).splitlines()[0]}"]
+    return []
 
 
 def _commit(folder: OutputFolder, shard: Shard, mask: Mask, stop: StopRequest) -> None:
