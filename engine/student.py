@@ -124,9 +124,14 @@ def _fingerprint(
         "commit": getattr(loaded, "_commit_hash", None),
         "config_sha256": _sha256(loaded.to_json_string()),
         "weight_files_bytes": weights,
-        "tokenizer_sha256": _sha256(tokenizer.backend_tokenizer.to_str()),
+        "tokenizer_sha256": tokenizer_sha256(tokenizer),
         "chat_template_sha256": None if template is None else _sha256(template),
     }
+
+
+def tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What a run's fingerprint says of its tokenizer: two of one value read text alike."""
+    return _sha256(tokenizer.backend_tokenizer.to_str())
 
 
 def _sha256(text: str) -> str:

@@ -33,6 +33,7 @@ from rsr.jobs.demo.demo import (
 )
 from rsr.jobs.demo.trajectories import DEFAULT_NUM_PROBLEMS
 from rsr.jobs.errors import UsageError
+from rsr.jobs.evidence.cli import correlate_command, report, simulate_command, teachers
 from rsr.jobs.interrupt import StopRequest
 from rsr.jobs.progress import Progress, format_seconds
 from rsr.jobs.score import ScoreOptions, ScoreResult, run_score
@@ -340,9 +341,16 @@ def demo(output: Path, seed: int, num_problems: int, as_json: bool, verbose: boo
     sys.exit(EXIT_FAILURES if result.failures else 0)
 
 
-main.add_command(bench)
-main.add_command(filter_)
-main.add_command(select)
+for command in (
+    bench,
+    filter_,
+    select,
+    teachers,
+    correlate_command,
+    simulate_command,
+    report,
+):
+    main.add_command(command)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,230 @@
+"""Single trajectories to look at: the best and the worst by RSR, their text and their tokens.
+
+Reads only the row groups that hold them. Token ids become text where the student's tokenizer is at
+hand, and stay numbers where it is not. Knows nothing of pages.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from rsr.jobs.errors import UsageError
+from rsr.jobs.evidence.observations import ID_COLUMN, Observations
+from rsr.jobs.score_columns import TOKEN_COLUMNS
+from rsr.jobs.scored import ScoredTable
+from rsr.jobs.shards import Shard, TrajectoryColumns, Unit, iter_rows, read_trajectories
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+MAX_TURN_CHARS = 3_000
+"""Shown of a turn; the rest is counted."""
+
+MAX_TOKENS = 600
+"""Shown of a trajectory's tokens; the rest is counted."""
+
+UNDECODED = "\N{REPLACEMENT CHARACTER}"
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One turn of a conversation. num_chars: of the whole; `text` may hold fewer."""
+
+    role: str
+    text: str
+    num_chars: int
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One scored token. text: None where no tokenizer could say it."""
+
+    id: int
+    text: str | None
+    rank: int
+    surprisal_nats: float
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One scored trajectory. turns: empty where its columns are gone. tokens: None without token
+    columns; at most MAX_TOKENS of `num_tokens`."""
+
+    label: str
+    teacher: str
+    rsr: float
+    mean_rank: float
+    mean_surprisal_nats: float
+    num_tokens: int
+    correct: float | None
+    turns: list[Turn]
+    tokens: list[Token] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """best, worst: lowest and highest RSR first; no trajectory is in both. note: what is not shown
+    and why, or None."""
+
+    best: list[Example]
+    worst: list[Example]
+    note: str | None
+
+
+def find_examples(observations: Observations, *, num_each: int, tokenizer: str | None) -> Examples:
+    """The `num_each` trajectories of lowest and of highest RSR; ties go by position.
+
+    tokenizer: a folder or hub name; None takes the run's model where that is a folder that is
+    there. Raises `UsageError` if a tokenizer that was asked for cannot be read, or is not the one
+    the scores were made with.
+    """
+    ordered = observations.rows.sort("rsr", "row")
+    num_each = min(num_each, max(1, len(ordered) // 2))
+    best = ordered.head(num_each)
+    worst = ordered.tail(min(num_each, len(ordered) - len(best))).reverse()
+    reader = _Reader(observations.table, tokenizer)
+    return Examples(
+        best=[reader.example(row) for row in best.iter_rows(named=True)],
+        worst=[reader.example(row) for row in worst.iter_rows(named=True)],
+        note=reader.note,
+    )
+
+
+class _Reader:
+    """Reads single rows of a table, whatever of a trajectory it still holds."""
+
+    def __init__(self, table: ScoredTable, tokenizer: str | None) -> None:
+        self._table = table
+        self._names = set(table.schema.names)
+        self._columns = _trajectory_columns(table)
+        self._has_tokens = {c.name for c in TOKEN_COLUMNS} <= self._names
+        self._tokenizer: PreTrainedTokenizerBase | None = None
+        self.note: str | None = None
+        if self._has_tokens:
+            self._tokenizer, self.note = _tokenizer(table, tokenizer)
+        else:
+            self.note = "No token view: score with --token-columns to have one."
+
+    def example(self, row: dict[str, Any]) -> Example:
+        shard, index = _locate(self._table.shards, row["row"])
+        return Example(
+            label=self._label(shard, index),
+            teacher=row["teacher"],
+            rsr=row["rsr"],
+            mean_rank=row["mean_rank"],
+            mean_surprisal_nats=row["mean_surprisal_nats"],
+            num_tokens=row["num_tokens"],
+            correct=row.get("correct"),
+            turns=self._turns(shard, index),
+            tokens=self._tokens(shard, index) if self._has_tokens else None,
+        )
+
+    def _label(self, shard: Shard, index: int) -> str:
+        if ID_COLUMN in self._names:
+            return str(_value(shard, index, ID_COLUMN))
+        return f"{shard.name}, row {index:,}"
+
+    def _turns(self, shard: Shard, index: int) -> list[Turn]:
+        if self._columns is None:
+            return []
+        (trajectory,) = read_trajectories(Unit(shard, index, index + 1), self._columns)
+        if trajectory.messages is not None:
+            pairs = [(str(m.get("role")), m.get("content")) for m in trajectory.messages]
+        else:
+            parts = {
+                "prompt": trajectory.prompt,
+                "response": trajectory.response,
+                "text": trajectory.text,
+            }
+            pairs = [(role, text) for role, text in parts.items() if text is not None]
+        return [
+            Turn(role, str(text)[:MAX_TURN_CHARS], len(str(text)))
+            for role, text in pairs
+            if text is not None
+        ]
+
+    def _tokens(self, shard: Shard, index: int) -> list[Token]:
+        ids, ranks, logprobs = (
+            (_value(shard, index, column.name) or [])[:MAX_TOKENS] for column in TOKEN_COLUMNS
+        )
+        texts = token_texts(self._tokenizer, ids) if self._tokenizer else [None] * len(ids)
+        return [
+            # −0.0 would print as a surprisal below zero.
+            Token(token_id, text, rank, 0.0 - logprob)
+            for token_id, text, rank, logprob in zip(ids, texts, ranks, logprobs, strict=True)
+        ]
+
+
+def _trajectory_columns(table: ScoredTable) -> TrajectoryColumns | None:
+    """Where the run found its trajectories, if those columns are still there."""
+    for identity in table.identities:
+        columns = TrajectoryColumns(**identity.get("columns", {}))
+        if columns.names and set(columns.names) <= set(table.schema.names):
+            return columns
+    return None
+
+
+def _locate(shards: Sequence[Shard], row: int) -> tuple[Shard, int]:
+    for shard in shards:
+        if row < shard.num_rows:
+            return shard, row
+        row -= shard.num_rows
+    raise AssertionError("every observed row is in a shard")
+
+
+def _value(shard: Shard, index: int, column: str) -> Any:
+    (batch,) = iter_rows(shard.path, index, index + 1, [column])
+    return batch.column(0)[0].as_py()
+
+
+def _tokenizer(
+    table: ScoredTable, wanted: str | None
+) -> tuple["PreTrainedTokenizerBase | None", str | None]:
+    """The student's tokenizer, or None and why tokens are shown as ids."""
+    identity = table.identities[0] if table.identities else {}
+    model = wanted or identity.get("settings", {}).get("model")
+    # A hub name is not looked up unasked: a report needs no network.
+    if wanted is None and (model is None or not Path(model).is_dir()):
+        return None, "Tokens are shown as ids: give --tokenizer to see their text."
+    # transformers takes seconds to import, and only token columns need it.
+    from rsr.engine.chat import load_tokenizer
+    from rsr.engine.student import tokenizer_sha256
+
+    try:
+        tokenizer = load_tokenizer(str(model))
+    except ValueError as error:
+        if wanted:
+            raise UsageError(f"--tokenizer: {error}") from error
+        return None, f"Tokens are shown as ids: {error}."
+    scored_with = (identity.get("model") or {}).get("tokenizer_sha256")
+    if scored_with not in (None, tokenizer_sha256(tokenizer)):
+        if wanted:
+            raise UsageError(f"--tokenizer {wanted}: not the tokenizer of the scored run")
+        return None, f"Tokens are shown as ids: the tokenizer in {model} is no longer the run's."
+    return tokenizer, None
+
+
+def token_texts(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> list[str]:
+    """Each token's part of the decoded text; empty where a character is not complete yet.
+
+    Decoded as growing prefixes: alone, a token loses its leading space in some tokenizers, and
+    half a character in others.
+    """
+    texts, so_far = [], ""
+    for end in range(1, len(ids) + 1):
+        text = tokenizer.decode(list(ids[:end]), clean_up_tokenization_spaces=False)
+        is_complete = not text.endswith(UNDECODED) or end == len(ids)
+        texts.append(text[len(so_far) :] if is_complete else "")
+        if is_complete:
+            so_far = text
+    return texts
+
+
+def rows_by_status(table: ScoredTable) -> dict[str, int]:
+    """How many rows there are of each `rsr_status`, most first."""
+    counts = table.scan.group_by("rsr_status").len().collect(engine="streaming")
+    ordered = counts.sort(pl.col("len"), "rsr_status", descending=[True, False])
+    return {str(status): count for status, count in ordered.iter_rows()}

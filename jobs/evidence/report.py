@@ -1,0 +1,230 @@
+"""One page that shows a scored corpus: which teacher, how sure, on what it rests, with examples.
+
+Self-contained: charts, their JavaScript, styles and data stand in the page, whose content security
+policy forbids it every request. Text out of trajectories reaches the page only through Jinja's
+autoescaping or as JSON, so that a trajectory that contains `<script>` is a trajectory. Numbers are
+made elsewhere: by `teachers.py`, `confounds.py`, `examples.py` and `selection/composition.py`.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import altair as alt
+import jinja2
+import polars as pl
+import vl_convert
+
+from rsr.engine.metrics import DEFAULT_RANK_CLIP, STORED_RANK_CLIPS, DatasetRsr
+from rsr.jobs.errors import UsageError
+from rsr.jobs.evidence import report_charts
+from rsr.jobs.evidence.confounds import SHORT_TOKENS
+from rsr.jobs.evidence.examples import Examples, find_examples, rows_by_status
+from rsr.jobs.evidence.observations import CORRECT_COLUMN, Observations
+from rsr.jobs.evidence.teachers import (
+    AGREEMENT,
+    CompareOptions,
+    Comparison,
+    compare_teachers,
+)
+from rsr.jobs.files import write_text_atomically
+from rsr.jobs.scored import ScoredTable
+from rsr.jobs.selection.composition import Composition, DescribingColumns, Part, describe
+
+ASSETS = Path(__file__).parent / "assets"
+PERCENTILES = (5, 25, 50, 75, 95)
+
+EDGE_SHARE = 0.005
+"""Share of trajectories at either end whose RSR the scatter plots draw at their edge."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReportOptions:
+    """num_points: at most so many trajectories are drawn as points. num_examples: best, and worst.
+
+    tokenizer: see `find_examples`.
+    """
+
+    compare: CompareOptions
+    num_points: int = 3_000
+    num_examples: int = 3
+    tokenizer: str | None = None
+
+
+def write_report(
+    observations: Observations, target: Path, options: ReportOptions, selection: ScoredTable | None
+) -> Comparison:
+    """Write the page to `target`, whole or not at all; returns the comparison it shows.
+
+    selection: the chosen trajectories, to be shown beside all. Raises `UsageError` if the page
+    cannot be written, if nothing of the selection is scored, and where `compare_teachers` and
+    `find_examples` do.
+    """
+    comparison = compare_teachers(observations, options.compare)
+    examples = find_examples(
+        observations, num_each=options.num_examples, tokenizer=options.tokenizer
+    )
+    composition = _compose(observations, selection)
+    page = _render(observations, comparison, examples, composition, options)
+    try:
+        write_text_atomically(target, page)
+    except OSError as error:
+        raise UsageError(f"{target} cannot be written: {error.strerror}") from error
+    return comparison
+
+
+def _render(
+    observations: Observations,
+    comparison: Comparison,
+    examples: Examples,
+    composition: Composition | None,
+    options: ReportOptions,
+) -> str:
+    scored_teachers = [t.teacher for t in comparison.teachers if t.rsr is not None]
+    points = _points(observations, scored_teachers, options)
+    rsr_range, num_beyond = _rsr_range(points)
+    scales = report_charts.teacher_scales(scored_teachers)
+    scatter = {"rsr_range": rsr_range, "colour": scales}
+    charts = {
+        "distributions": report_charts.distribution_chart(len(scored_teachers)),
+        "surprisal": report_charts.scatter_chart(
+            "surprisal", "mean surprisal, nats", logarithmic=False, **scatter
+        ),
+        "length": report_charts.scatter_chart("tokens", "tokens", logarithmic=True, **scatter),
+    }
+    data = {
+        report_charts.POINTS: points.to_dicts(),
+        report_charts.DISTRIBUTIONS: _distributions(observations, comparison),
+    }
+    if composition is not None:
+        charts["composition"] = report_charts.composition_chart(len(composition.teachers))
+        data[report_charts.SHARES] = _shares(composition)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(ASSETS), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    return environment.get_template("report.html").render(
+        comparison=comparison,
+        examples=examples,
+        composition=composition,
+        pool=_pool(observations),
+        rows_by_status=rows_by_status(observations.table),
+        identities=observations.table.identities,
+        num_rows=observations.table.num_rows,
+        num_files=len(observations.table.shards),
+        num_points=len(points),
+        num_beyond=num_beyond,
+        rsr_range=rsr_range,
+        rank_clip=_rank_clip(observations),
+        short_tokens=SHORT_TOKENS,
+        agreement=AGREEMENT,
+        page={"charts": charts, "data": data},
+        style=(ASSETS / "report.css").read_text(encoding="utf-8"),
+        script=(ASSETS / "report.js").read_text(encoding="utf-8"),
+        vega=_vega_bundle(),
+    )
+
+
+def _pool(observations: Observations) -> Part:
+    """All usable rows together."""
+    rows = observations.rows
+    ranks, surprisals = rows.select(pl.col("mean_rank", "mean_surprisal_nats").sum()).row(0)
+    return Part(
+        num_rows=len(rows),
+        num_tokens=int(rows["num_tokens"].cast(pl.Int64).sum()),
+        dataset=DatasetRsr(len(rows), ranks, surprisals),
+    )
+
+
+def _points(
+    observations: Observations, teachers: list[str], options: ReportOptions
+) -> pl.DataFrame:
+    """At most `num_points` trajectories, drawn at random, rounded to what a reader can see."""
+    rows = observations.rows
+    drawn = rows.sample(min(options.num_points, len(rows)), seed=options.compare.seed).sort("row")
+    teacher = pl.col("teacher").cast(pl.String)
+    return drawn.select(
+        teacher=teacher,
+        shown=teacher.replace(report_charts.shown_names(teachers)),
+        rsr=pl.col("rsr").round(4),
+        rank=pl.col("mean_rank").round(3),
+        surprisal=pl.col("mean_surprisal_nats").round(4),
+        tokens="num_tokens",
+    )
+
+
+def _rsr_range(points: pl.DataFrame) -> tuple[tuple[float, float], int]:
+    """The RSRs the scatter plots span, and how many of their points lie beyond."""
+    rsr = points["rsr"]
+    low, high = (float(rsr.quantile(q, "nearest") or 0) for q in (EDGE_SHARE, 1 - EDGE_SHARE))
+    if low == high:
+        low, high = low - 0.5, high + 0.5
+    return (low, high), int(((rsr < low) | (rsr > high)).sum())
+
+
+def _distributions(observations: Observations, comparison: Comparison) -> list[dict[str, Any]]:
+    """Percentiles over all rows, not over the points drawn, in the order of the comparison."""
+    percentiles = observations.rows.group_by("teacher").agg(
+        pl.col("rsr").quantile(p / 100, "linear").alias(f"p{p}") for p in PERCENTILES
+    )
+    by_teacher = {row["teacher"]: row for row in percentiles.iter_rows(named=True)}
+    return [
+        by_teacher[t.teacher]
+        | {
+            "rsr": t.rsr,
+            "low": t.low,
+            "high": t.high,
+            "interval": f"{t.low:.3f} – {t.high:.3f}" if t.low is not None else "–",
+            "num": t.num_trajectories,
+        }
+        for t in comparison.teachers
+        if t.teacher in by_teacher
+    ]
+
+
+def _compose(observations: Observations, selection: ScoredTable | None) -> Composition | None:
+    """The selection against all of the table; `UsageError` if nothing of it is scored."""
+    if selection is None:
+        return None
+    by = DescribingColumns(
+        teacher=observations.columns.teacher,
+        correct=CORRECT_COLUMN if "correct" in observations.rows.columns else None,
+    )
+    selection.require([name for name in (by.teacher, by.correct) if name])
+    composition = describe(selection, observations.table, by)
+    if not composition.selected_total.num_rows:
+        raise UsageError(f"{selection.path} has no scored row: there is no selection to show")
+    return composition
+
+
+def _shares(composition: Composition) -> list[dict[str, Any]]:
+    sets = {
+        "pool": (composition.pool, composition.pool_total),
+        "selection": (composition.selected, composition.selected_total),
+    }
+    return [
+        {
+            "teacher": "(none)" if teacher is None else str(teacher),
+            "set": name,
+            "num": (num := parts.get(teacher, Part()).num_rows),
+            "share": num / total.num_rows,
+        }
+        for teacher in composition.teachers
+        for name, (parts, total) in sets.items()
+    ]
+
+
+def _rank_clip(observations: Observations) -> str:
+    """The r_max of the page, as a reader knows it."""
+    table = observations.table
+    if table.rank_clip is not None:
+        return str(STORED_RANK_CLIPS[table.rank_clip] or "none")
+    settings = table.identities[0]["settings"] if table.identities else {}
+    return str(settings.get("rank_clip", DEFAULT_RANK_CLIP) or "none")
+
+
+def _vega_bundle() -> str:
+    """Vega, Vega-Lite and Vega-Embed as one script that defines `vegaEmbed`, for all charts."""
+    version = ".".join(alt.SCHEMA_VERSION.lstrip("v").split(".")[:2])
+    bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=version)
+    # Inside <script> only this ends the element, and in JavaScript the two mean the same.
+    return bundle.replace("</script", "<\\/script")

@@ -1,0 +1,254 @@
+"""The report: what it says, that text stays text, and how it behaves in a real browser."""
+
+import html
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+
+from rsr.jobs.cli import main
+from rsr.jobs.output import METADATA_KEY
+
+HOSTILE = (
+    "</script><script>document.title='owned'</script><img src=x onerror=alert(1)><!-- \u2028 & \""
+)
+CHROMIUM_ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+    "--disable-quic",
+]
+
+
+def run(*arguments):
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+@pytest.fixture(scope="module")
+def tokenizer_folder(tmp_path_factory, make_tokenizer) -> Path:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def scored_rows(num_problems: int, text: str) -> dict[str, list[Any]]:
+    pairs = [(t, p) for p in range(num_problems) for t in ("plain", HOSTILE)]
+    messages = [
+        [{"role": "user", "content": f"Problem {p}?"}, {"role": "assistant", "content": text}]
+        for _, p in pairs
+    ]
+    return {
+        "id": [f"{i}{'<b>' if i == 0 else ''}" for i in range(len(pairs))],
+        "teacher": [t for t, _ in pairs],
+        "problem_id": [p for _, p in pairs],
+        "correct": [p % 2 == 0 for _, p in pairs],
+        "messages": messages,
+    }
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory, write_scored, tokenizer_folder, make_tokenizer) -> Path:
+    """24 trajectories with token columns; text, a teacher's name and an id that would be HTML."""
+    columns = scored_rows(12, HOSTILE + "\nΩ = 6 × 7")
+    ids = make_tokenizer()(HOSTILE + "\nΩ = 6 × 7")["input_ids"]
+    tokens = {
+        "rsr_token_ids": pl.Series([ids] * 24, dtype=pl.List(pl.Int32)),
+        "rsr_token_ranks": pl.Series([range(1, len(ids) + 1)] * 24, dtype=pl.List(pl.Int32)),
+        "rsr_token_logprobs": pl.Series(
+            [[-0.05 * k for k in range(len(ids))]] * 24, dtype=pl.List(pl.Float32)
+        ),
+    }
+    identity = {
+        "settings": {"model": str(tokenizer_folder), "rank_clip": 100},
+        "columns": {"messages": "messages"},
+        "versions": {"rsr-engine": "0.1.0"},
+    }
+    return write_scored(
+        tmp_path_factory.mktemp("scored") / "rows.parquet",
+        [2.0 + 0.1 * i for i in range(24)],
+        columns=columns | {name: series.to_arrow() for name, series in tokens.items()},
+        num_tokens=[len(ids)] * 24,
+        identity=identity,
+    )
+
+
+@pytest.fixture(scope="module")
+def page(scored) -> Path:
+    target = scored.with_name("out.html")
+    selected = scored.with_name("selected.parquet")
+    pl.read_parquet(scored).head(6).write_parquet(selected)
+    result = run("report", scored, target, "--selection", selected, "--points", "10", "--draws", 50)
+    assert result.exit_code == 0, result.output
+    return target
+
+
+def test_page_says_what_it_shows(page, tokenizer_folder):
+    text = html.unescape(re.sub(r"<[^>]*>", " ", page.read_text()))
+    text = " ".join(text.split())
+    assert "10 of 24 trajectories, drawn at random" in text
+    # Ahead in every problem, so in every draw, too.
+    assert "plain suits" in text
+    assert "24 ok" in text
+    assert str(tokenizer_folder) in text
+    assert "The selection beside the pool" in text
+
+
+def test_data_cannot_end_a_script(page):
+    source = page.read_text()
+    assert "<img src=x" not in source
+    (data,) = re.findall(r'<script type="application/json" id="page">(.*?)</script>', source, re.S)
+    points = json.loads(data)["data"]["points"]
+    assert {p["teacher"] for p in points} <= {"plain", HOSTILE}
+    # The data, Vega, and ours.
+    assert len(re.findall(r"<script\b", source.split("<body>", 1)[1])) == 3
+
+
+def test_nothing_in_the_page_is_fetched(page):
+    source = page.read_text().split("<script>")[0]
+    assert not re.findall(r'\b(?:src|href)="(?!data:)', source)
+    assert "default-src 'none'" in source
+
+
+def test_without_token_columns_it_says_how_to_get_them(tmp_path, write_scored):
+    path = write_scored(
+        tmp_path / "rows.parquet", [1.0 + i for i in range(4)], columns=scored_rows(2, "six")
+    )
+    result = run("report", path, tmp_path / "out.html", "--json", "--draws", 10)
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["report"].endswith("out.html")
+    text = (tmp_path / "out.html").read_text()
+    assert "score with --token-columns" in text
+    assert "Problem 0?" in text
+
+
+def rewrite(source: Path, target: Path, identity: dict[str, Any]) -> None:
+    """The same rows, said to come from another run."""
+    table = pq.read_table(source).replace_schema_metadata({METADATA_KEY: json.dumps(identity)})
+    pq.write_table(table, target)
+
+
+def test_tokens_are_ids_where_the_tokenizer_is_gone(tmp_path, scored, tokenizer_folder):
+    target = tmp_path / "out.html"
+    moved = tmp_path / "moved.parquet"
+    rewrite(scored, moved, {"settings": {"model": "org/elsewhere"}})
+    assert run("report", moved, target, "--draws", 10).exit_code == 0
+    assert "give --tokenizer to see their text" in target.read_text()
+    again = run("report", moved, target, "--draws", 10, "--tokenizer", tokenizer_folder)
+    assert again.exit_code == 0, again.output
+    assert "give --tokenizer" not in target.read_text()
+
+
+def test_another_tokenizer_is_refused(tmp_path, scored, tokenizer_folder):
+    other = tmp_path / "other.parquet"
+    rewrite(scored, other, {"settings": {}, "model": {"tokenizer_sha256": "of another"}})
+    target = tmp_path / "out.html"
+    result = run("report", other, target, "--tokenizer", tokenizer_folder)
+    assert result.exit_code == 2
+    assert "not the tokenizer of the scored run" in result.stderr
+    assert not target.exists()
+
+
+def test_refusals_leave_nothing(tmp_path, scored, write_scored):
+    empty = write_scored(
+        tmp_path / "none.parquet", [None], columns={"teacher": ["a"], "correct": [True]}
+    )
+    for arguments, message in (
+        ([scored, tmp_path / "out.txt"], "must end in .html"),
+        ([scored, tmp_path / "o.html", "--selection", empty], "has no scored row"),
+        ([scored, "/proc/none/o.html"], "cannot be written"),
+        ([scored, tmp_path / "o.html", "--tokenizer", tmp_path], "no usable tokenizer"),
+    ):
+        result = run("report", *arguments)
+        assert (result.exit_code, len(result.stderr.splitlines())) == (2, 1), result.output
+        assert message in result.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["none.parquet"]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Headless Chromium, where there is one."""
+    api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    binary = shutil.which("chromium") or shutil.which("chromium-browser")
+    if binary is None:
+        pytest.skip("needs chromium on PATH")
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=binary, args=CHROMIUM_ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(params=[(1200, 900), (390, 844)], ids=["desktop", "phone"])
+def tab(request, browser, page) -> Iterator[Any]:
+    """The page, open, its charts drawn; fails at the end for any complaint or request."""
+    width, height = request.param
+    tab = browser.new_page(viewport={"width": width, "height": height})
+    complaints, requests = [], []
+    tab.on("console", lambda m: complaints.append(m.text) if m.type != "log" else None)
+    tab.on("pageerror", lambda error: complaints.append(str(error)))
+    tab.on("request", lambda r: requests.append(r.url))
+    tab.goto(page.as_uri())
+    tab.wait_for_selector("html[data-ready=true]")
+    yield tab
+    tab.close()
+    assert complaints == []
+    assert [url for url in requests if not url.startswith(("data:", "blob:"))] == [page.as_uri()]
+
+
+def test_browser_draws_charts_within_the_page(tab):
+    assert tab.locator(".chart svg").count() == 4
+    assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    for chart in tab.locator(".chart svg").all():
+        assert chart.bounding_box()["width"] > 200
+    points = tab.locator("[data-chart=surprisal] .mark-symbol.role-mark path")
+    assert points.count() == 10
+    assert tab.title().startswith("RSR report: ")
+
+
+def test_hovering_a_point_shows_its_numbers(tab):
+    tab.locator("[data-chart=surprisal] .mark-symbol.role-mark path").last.hover(force=True)
+    tooltip = tab.locator("#vg-tooltip-element.visible")
+    tooltip.wait_for()
+    assert "RSR" in tooltip.inner_text()
+    assert "tokens" in tooltip.inner_text()
+
+
+def test_hovering_a_token_shows_its_numbers(tab):
+    view = tab.locator(".example .tokens").first
+    assert "</script><script>" in view.inner_text()
+    tokens = view.locator("span")
+    assert "Ω" in view.inner_text(), "a character of two tokens is whole"
+    tokens.nth(4).hover()
+    told = tab.locator("#tip").inner_text()
+    # Rank 5, surprisal 0.2 nats, probability e^−0.2.
+    assert '"r"' in told
+    assert "rank 5" in told
+    assert "surprisal 0.200 nats (81.9 %)" in told
+    box = tab.locator("#tip").bounding_box()
+    assert box["x"] >= 0
+    assert box["x"] + box["width"] <= tab.viewport_size["width"]
+
+
+def test_keyboard_goes_through_tokens(tab):
+    tab.locator(".example .tokens").first.focus()
+    tab.keyboard.press("ArrowRight")
+    assert "rank 1\n" in tab.locator("#tip").inner_text() + "\n"
+    tab.keyboard.press("ArrowRight")
+    assert "rank 2\n" in tab.locator("#tip").inner_text() + "\n"
+    tab.keyboard.press("Escape")
+    assert tab.locator("#tip").is_hidden()
+
+
+def test_printing_opens_what_is_folded(tab):
+    assert tab.locator("details:not([open])").count() > 0
+    tab.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert tab.locator("details:not([open])").count() == 0
