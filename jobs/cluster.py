@@ -90,9 +90,9 @@ class Worker:
         frame = score_columns.to_frame(scores, token_columns=self._job.scorer.token_scores)
         return self._job.output.commit_unit(unit, frame)
 
-    def commit_shard(self, shard: Shard, units: list[Unit]) -> Summary:
+    def commit_shard(self, shard: Shard) -> Summary:
         """Write the output of a shard whose units are all kept."""
-        return self._job.output.commit_shard(shard, units, self._job.identity)
+        return self._job.output.commit_shard(shard, self._job.identity)
 
 
 def _redirect_output(log_path: Path) -> None:
@@ -181,24 +181,24 @@ class Dispatcher:
             raise UsageError(f"{model} cannot be run: {reason} (more in {log})") from error
 
     def run(
-        self, units: Sequence[Unit], unfinished: dict[str, tuple[Shard, list[Unit]]]
+        self, units: Sequence[Unit], unfinished: dict[str, Shard]
     ) -> Iterator[Finished | Failed | None]:
         """Score `units`, commit every shard of `unfinished` once all its units are kept.
 
-        unfinished: by shard name, the shard and all its units, kept or not. Yields each unit
-        and each shard once, finished or given up, and None about once a second in between.
+        unfinished: the shards without output, by name. Yields each unit and each shard once,
+        finished or given up, and None about once a second in between.
         """
         missing: dict[str, set[Unit]] = {name: set() for name in unfinished}
         for unit in units:
             missing[unit.shard.name].add(unit)
         work: deque[Unit | Shard] = deque(
-            shard for name, (shard, _) in unfinished.items() if not missing[name]
+            shard for name, shard in unfinished.items() if not missing[name]
         )
         work.extend(units)
         attempts: dict[Unit | Shard, int] = {}
         in_flight: dict[Any, _Assignment] = {}
         while work or in_flight:
-            self._fill(work, in_flight, unfinished)
+            self._fill(work, in_flight)
             done, _ = ray.wait(list(in_flight), num_returns=1, timeout=1.0)
             if not done:
                 yield None
@@ -221,7 +221,6 @@ class Dispatcher:
         self,
         work: deque[Unit | Shard],
         in_flight: dict[Any, "_Assignment"],
-        unfinished: dict[str, tuple[Shard, list[Unit]]],
     ) -> None:
         load = [0] * len(self._workers)
         for assignment in in_flight.values():
@@ -233,7 +232,7 @@ class Dispatcher:
             if isinstance(item, Unit):
                 reference = worker.score_unit.remote(item)
             else:
-                reference = worker.commit_shard.remote(*unfinished[item.name])
+                reference = worker.commit_shard.remote(item)
             in_flight[reference] = _Assignment(item, slot, worker)
             load[slot] += 1
 

@@ -14,10 +14,11 @@ type for type; only the score columns are made by Polars. Knows nothing of model
 import fcntl
 import json
 import os
+import re
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -36,6 +37,13 @@ from rsr.jobs.shards import Shard, Unit, iter_rows, open_parquet
 STATE_FOLDER = ".rsr"
 METADATA_KEY = b"rsr"
 """Key of the run's identity, as JSON, in the metadata of every output file."""
+
+
+UNIT_NAME = re.compile(r"(?P<start>\d{12})-(?P<stop>\d{12})\.scores")
+
+
+class IncompleteShardError(Exception):
+    """A shard was to be written before all of its rows were scored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +135,31 @@ class OutputFolder:
             frame.write_parquet(temporary)
         return Summary.of(frame)
 
+    def kept_units(self, shard: Shard) -> list[tuple[Unit, Summary]]:
+        """Finished units that can be trusted and do not overlap, in order of rows.
+
+        Whatever cut them: a unit that was halved stands beside its neighbours as two.
+        """
+        kept: list[tuple[Unit, Summary]] = []
+        cursor = 0
+        for unit in self._unit_files(shard):
+            if unit.start >= cursor and (frame := self.read_unit(unit)) is not None:
+                kept.append((unit, Summary.of(frame)))
+                cursor = unit.stop
+        return kept
+
+    def _unit_files(self, shard: Shard) -> list[Unit]:
+        """The units that have a file, by first row, the longest first where several begin."""
+        names = (
+            UNIT_NAME.fullmatch(path.name) for path in self.units_folder(shard).glob("*.scores")
+        )
+        ranges = ((int(name["start"]), int(name["stop"])) for name in names if name)
+        return [
+            Unit(shard, start, stop)
+            for start, stop in sorted(ranges, key=lambda r: (r[0], -r[1]))
+            if start < stop <= shard.num_rows
+        ]
+
     def read_unit(self, unit: Unit) -> pl.DataFrame | None:
         """A finished unit's score columns; None if there are none that can be trusted."""
         path = self.unit_path(unit)
@@ -150,13 +183,17 @@ class OutputFolder:
             return None
         return _summary_from_json(receipt["summary"]) if num_rows == shard.num_rows else None
 
-    def commit_shard(self, shard: Shard, units: list[Unit], identity: dict[str, Any]) -> Summary:
+    def commit_shard(self, shard: Shard, identity: dict[str, Any]) -> Summary:
         """Write the shard's output from its input rows and finished units, then its receipt.
 
-        Streams: holds the score columns, and one batch of the input at a time.
+        Takes any finished units that hold every row once, however they were cut. Raises
+        `IncompleteShardError` if there are none such. Streams: holds the score columns, and one
+        batch of the input at a time.
         """
-        frames = [frame for unit in units if (frame := self.read_unit(unit)) is not None]
-        assert len(frames) == len(units), "a shard is committed when all its units are"
+        units = exact_cover(self._unit_files(shard), shard.num_rows)
+        frames = [frame for unit in units or () if (frame := self.read_unit(unit)) is not None]
+        if units is None or len(frames) < len(units):
+            raise IncompleteShardError(f"{shard.name}: not every row has a finished unit")
         token_columns = identity["settings"]["token_scores"]
         scores = (
             pl.concat(frames) if frames else score_columns.to_frame([], token_columns=token_columns)
@@ -173,6 +210,21 @@ class OutputFolder:
         write_text_atomically(self.receipt_path(shard), json.dumps(receipt, indent=2) + "\n")
         shutil.rmtree(self.units_folder(shard), ignore_errors=True)
         return summary
+
+
+def exact_cover(units: Sequence[Unit], num_rows: int) -> list[Unit] | None:
+    """Units that hold rows [0, num_rows) once each, in order; None if no choice of `units` does."""
+    # From the last row back: what is reachable from a row on is known when that row is asked for.
+    following: dict[int, Unit | None] = {num_rows: None}
+    for unit in sorted(units, key=lambda u: u.start, reverse=True):
+        if unit.stop in following:
+            following[unit.start] = unit
+    if 0 not in following:
+        return None
+    cover: list[Unit] = []
+    while (unit := following[cover[-1].stop if cover else 0]) is not None:
+        cover.append(unit)
+    return cover
 
 
 def _write_shard(path: Path, shard: Shard, scores: pa.Table, identity: dict[str, Any]) -> None:

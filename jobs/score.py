@@ -108,7 +108,7 @@ class Plan:
     columns: TrajectoryColumns
     output: OutputFolder
     identity: dict[str, Any]
-    unfinished: dict[str, tuple[Shard, list[Unit]]]
+    unfinished: dict[str, Shard]
     kept: Summary
     todo: list[Unit]
     done: Summary
@@ -205,19 +205,22 @@ def _plan_work(
     shards: list[Shard],
 ) -> Plan:
     done, kept, todo = Summary(), Summary(), []
-    unfinished: dict[str, tuple[Shard, list[Unit]]] = {}
+    unfinished: dict[str, Shard] = {}
     # Long shards first, so that the last to finish is a short one.
     for shard in sorted(shards, key=lambda s: -s.num_bytes):
         if (receipt := output.read_receipt(shard)) is not None:
             done.merge(receipt)
             continue
-        units = cut_units(shard, max_rows=manifest["unit_rows"], max_bytes=manifest["unit_bytes"])
-        unfinished[shard.name] = (shard, units)
-        for unit in units:
-            if (frame := output.read_unit(unit)) is None:
-                todo.append(unit)
-            else:
-                kept.merge(Summary.of(frame))
+        unfinished[shard.name] = shard
+        units = output.kept_units(shard)
+        for _, summary in units:
+            kept.merge(summary)
+        todo += cut_units(
+            shard,
+            max_rows=manifest["unit_rows"],
+            max_bytes=manifest["unit_bytes"],
+            kept=[unit for unit, _ in units],
+        )
     identity = {key: manifest[key] for key in ("settings", "columns", "model", "versions")}
     return Plan(student, columns, output, identity, unfinished, kept, todo, done)
 
@@ -366,7 +369,7 @@ def _execute(
                 "which counts ties against the target and gives no entropy",
                 plan.student.config.model,
             )
-        num_rows = sum(shard.num_rows for shard, _ in plan.unfinished.values())
+        num_rows = sum(shard.num_rows for shard in plan.unfinished.values())
         started = time.perf_counter()
         with progress.scoring(num_rows, plan.kept):
             for outcome in dispatcher.run(plan.todo, plan.unfinished):
@@ -391,6 +394,6 @@ def _uncommitted(plan: Plan, failures: list[str]) -> list[str]:
         return []
     return [
         f"{name}: not written, its finished units are kept"
-        for name, (shard, _) in plan.unfinished.items()
+        for name, shard in plan.unfinished.items()
         if plan.output.read_receipt(shard) is None
     ]

@@ -228,15 +228,26 @@ def _fingerprint(path: Path) -> str:
         return f"{size}:{hashlib.sha256(file.read()).hexdigest()[:16]}"
 
 
-def cut_units(shard: Shard, *, max_rows: int, max_bytes: int) -> list[Unit]:
-    """Contiguous units of at most `max_rows` rows and about `max_bytes` of trajectory text."""
+def cut_units(
+    shard: Shard, *, max_rows: int, max_bytes: int, kept: Sequence[Unit] = ()
+) -> list[Unit]:
+    """Contiguous units of at most `max_rows` rows and about `max_bytes` of trajectory text.
+
+    kept: units that need not be cut again, in order of rows and disjoint; the rest is.
+    """
     if not shard.num_rows:
         return []
     bytes_per_row = max(1.0, shard.num_bytes / shard.num_rows)
     step = max(1, min(max_rows, int(max_bytes / bytes_per_row)))
+    gaps = zip(
+        [0, *(unit.stop for unit in kept)],
+        [*(unit.start for unit in kept), shard.num_rows],
+        strict=True,
+    )
     return [
-        Unit(shard, start, min(start + step, shard.num_rows))
-        for start in range(0, shard.num_rows, step)
+        Unit(shard, start, min(start + step, gap_stop))
+        for gap_start, gap_stop in gaps
+        for start in range(gap_start, gap_stop, step)
     ]
 
 

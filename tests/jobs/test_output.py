@@ -9,14 +9,16 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rsr.engine.metrics import TrajectoryScore, score_tokens
 from rsr.engine.trajectory import Status, TokenScores
 from rsr.jobs import score_columns
 from rsr.jobs.files import atomic_path
-from rsr.jobs.output import METADATA_KEY, OutputFolder
+from rsr.jobs.output import METADATA_KEY, IncompleteShardError, OutputFolder, exact_cover
 from rsr.jobs.score_columns import Summary
-from rsr.jobs.shards import TrajectoryColumns, cut_units, describe_shard
+from rsr.jobs.shards import Shard, TrajectoryColumns, Unit, cut_units, describe_shard
 
 IDENTITY = {"settings": {"token_scores": False}, "columns": {}, "model": {}, "versions": {}}
 
@@ -68,7 +70,7 @@ def commit(tmp_path, table, scores, *, token_columns=False, **write_options):
         part = score_columns.to_frame(scores[unit.start : unit.stop], token_columns=token_columns)
         output.commit_unit(unit, part)
     identity = IDENTITY | {"settings": {"token_scores": token_columns}}
-    output.commit_shard(shard, units, identity)
+    output.commit_shard(shard, identity)
     return output, shard, pq.read_table(output.shard_path(shard))
 
 
@@ -169,3 +171,44 @@ def test_file_is_whole_or_absent(tmp_path):
     with atomic_path(target) as temporary:
         temporary.write_text("whole")
     assert [p.name for p in target.parent.iterdir()] == ["file"]
+
+
+def test_shard_is_written_from_units_however_they_were_cut(tmp_path):
+    source = tmp_path / "in.parquet"
+    pq.write_table(pa.table({"text": list("abcdef")}), source)
+    output = OutputFolder(tmp_path / "out")
+    shard = describe_shard(str(source), "in.parquet", TrajectoryColumns(text="text"), None)
+    scores = [score(1.0 + row) for row in range(6)]
+
+    def keep(start, stop):
+        frame = score_columns.to_frame(scores[start:stop], token_columns=False)
+        output.commit_unit(Unit(shard, start, stop), frame)
+
+    # A unit of four that was halved, a half that was scored whole after all, a late neighbour.
+    for start, stop in ((2, 4), (0, 2), (0, 3), (5, 6)):
+        keep(start, stop)
+    kept = [unit for unit, _ in output.kept_units(shard)]
+    assert [(u.start, u.stop) for u in kept] == [(0, 3), (5, 6)]
+    rest = cut_units(shard, max_rows=10, max_bytes=1 << 20, kept=kept)
+    assert [(u.start, u.stop) for u in rest] == [(3, 5)]
+    with pytest.raises(IncompleteShardError):
+        output.commit_shard(shard, IDENTITY)
+    assert not output.shard_path(shard).exists()
+    keep(4, 5)
+    output.commit_shard(shard, IDENTITY)
+    written = pq.read_table(output.shard_path(shard))
+    assert written["text"].to_pylist() == list("abcdef")
+    assert written["rsr"].to_pylist() == [s.rsr for s in scores]
+
+
+@given(st.lists(st.tuples(st.integers(0, 8), st.integers(1, 4)), max_size=12), st.integers(0, 8))
+def test_a_cover_is_found_if_there_is_one(ranges, num_rows):
+    shard = Shard("p", "n", num_rows, 0, "f")
+    units = [Unit(shard, start, start + length) for start, length in ranges]
+    reachable = {0}
+    for _ in range(num_rows):
+        reachable |= {u.stop for u in units if u.start in reachable}
+    cover = exact_cover(units, num_rows)
+    assert (cover is not None) == (num_rows in reachable)
+    if cover is not None:
+        assert [r for u in cover for r in range(u.start, u.stop)] == list(range(num_rows))
