@@ -24,7 +24,7 @@ from rsr.jobs import interrupt, score_columns
 from rsr.jobs.errors import UsageError
 from rsr.jobs.output import OutputFolder
 from rsr.jobs.score_columns import Summary
-from rsr.jobs.shards import Shard, TrajectoryColumns, Unit, read_trajectories
+from rsr.jobs.shards import Shard, TrajectoryColumns, TrajectoryReader, Unit
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +76,7 @@ class Worker:
 
         self._job = job
         self._scorer = Scorer(job.scorer)
+        self._reader = TrajectoryReader(job.columns)
 
     def ready(self) -> ScorerKind:
         """Returns once the model is loaded: how it is scored, which its LM head may decide."""
@@ -83,7 +84,7 @@ class Worker:
 
     def score_unit(self, unit: Unit) -> Summary:
         """Read, score and keep one unit."""
-        scores = self._scorer.score(read_trajectories(unit, self._job.columns))
+        scores = self._scorer.score(self._reader.read(unit))
         refused = [(i, s) for i, s in enumerate(scores, unit.start) if not s.status.is_scored]
         for row, score in refused[:DETAILS_LOGGED]:
             logger.info("%s row %d: %s: %s", unit.shard.name, row, score.status, score.detail)
