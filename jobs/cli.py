@@ -45,6 +45,8 @@ from rsr.jobs.interrupt import StopRequest
 from rsr.jobs.progress import Progress, format_seconds
 from rsr.jobs.score import ScoreOptions, ScoreResult, run_score
 from rsr.jobs.shards import TrajectoryColumns
+from rsr.jobs.status import status
+from rsr.jobs.verify import verify
 
 DEFAULTS = ScorerConfig(model="-")
 
@@ -350,6 +352,8 @@ def demo(output: Path, seed: int, num_problems: int, as_json: bool, verbose: boo
 
 
 main.add_command(bench)
+main.add_command(status)
+main.add_command(verify)
 
 
 if __name__ == "__main__":
