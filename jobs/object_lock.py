@@ -25,7 +25,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 from rsr.jobs.locks import HeldError, Holder
 
 if TYPE_CHECKING:
-    from obstore import PutResult, UpdateVersion
+    from obstore import ObjectMeta, PutResult, UpdateVersion
     from obstore.store import ObjectStore
 
 logger = logging.getLogger(__name__)
@@ -67,7 +67,11 @@ def _take(store: "ObjectStore", key: str, content: bytes) -> "UpdateVersion":
     try:
         return _version(obstore.put(store, key, content, mode="create"))
     except AlreadyExistsError:
-        found = obstore.get(store, key)
+        try:
+            found = obstore.get(store, key)
+        except FileNotFoundError:
+            # Let go of a moment ago.
+            return _take(store, key, content)
         theirs = bytes(found.bytes())
         # The answer to our own put may have been lost, and the put tried again.
         if theirs == content:
@@ -118,5 +122,9 @@ def _current(store: "ObjectStore", key: str) -> Holder:
         return Holder.parse("")
 
 
-def _version(meta: "PutResult | obstore.ObjectMeta") -> "UpdateVersion":
-    return {"e_tag": meta["e_tag"], "version": meta["version"]}
+def _version(meta: "PutResult | ObjectMeta") -> "UpdateVersion":
+    version: UpdateVersion = {"e_tag": meta["e_tag"]}
+    # Where a store has no versions, obstore reports None and will not take it back.
+    if meta["version"] is not None:
+        version["version"] = meta["version"]
+    return version

@@ -7,6 +7,7 @@ conditional puts (which locks need, and pyarrow's and fsspec's file systems lack
 timeouts and dropped connections tried again. Knows nothing of what is in the files.
 """
 
+import io
 import os
 import tempfile
 from collections.abc import Iterator
@@ -20,20 +21,22 @@ from typing import TYPE_CHECKING, Protocol
 import pyarrow as pa
 
 from rsr.jobs.errors import UsageError
-from rsr.jobs.files import atomic_path
+from rsr.jobs.files import TEMPORARY_NAME, atomic_path
 from rsr.jobs.locks import Holder, find_local_holder, hold_local
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta
     from obstore.auth.boto3 import Boto3CredentialProvider
-    from obstore.store import AzureStore, GCSStore, S3Store
+    from obstore.store import AzureStore, GCSStore, RetryConfig, S3Store
 
     Bucket = S3Store | GCSStore | AzureStore
 
 REMOTE_SCHEMES = ("s3", "gs", "az")
-READ_AHEAD_BYTES = 1 << 20
+READ_AHEAD_BYTES = 4 << 20
+"""Of a file read from front to back, per column: an object store answers slowly, at any size."""
+MAX_RETRIES = 10
 RETRY_FOR = timedelta(minutes=3)
-"""How long one request is tried again; longer outages are the dispatcher's to survive."""
+"""How often, and how long, one request is tried again; longer outages are the dispatcher's."""
 
 
 class StorageError(OSError):
@@ -84,6 +87,9 @@ class Storage(Protocol):
 
     def remove_folder(self, folder: str) -> None:
         """Remove every file below `folder`, however deep."""
+
+    def remove_leftovers(self) -> None:
+        """Remove what killed processes left half-written. Only for who holds the folder."""
 
     def hold(self, name: str) -> AbstractContextManager[None]:
         """Hold the lock `name`; raises `locks.HeldError`, with who, if another process does."""
@@ -168,6 +174,11 @@ class LocalStorage:
         if (self.root / folder).is_dir():
             (self.root / folder).rmdir()
 
+    def remove_leftovers(self) -> None:
+        for file in self.list():
+            if TEMPORARY_NAME.fullmatch(PurePosixPath(file.name).name):
+                self.remove(file.name)
+
     def hold(self, name: str) -> AbstractContextManager[None]:
         return hold_local(self.root / name)
 
@@ -222,12 +233,20 @@ class ObjectStorage:
                 return bytes(end.bytes())
             return bytes(obstore.get(self._store, self._key(name)).bytes())
 
-    def open(self, name: str) -> pa.NativeFile:
+    def read_range(self, name: str, start: int, num_bytes: int) -> bytes:
+        """Bytes [start, start + num_bytes) of a file that has them."""
         import obstore
 
         with self._explained(name):
-            reader = obstore.open_reader(self._store, self._key(name), buffer_size=READ_AHEAD_BYTES)
-        return pa.PythonFile(reader, mode="r")
+            return bytes(
+                obstore.get_range(self._store, self._key(name), start=start, length=num_bytes)
+            )
+
+    def open(self, name: str) -> pa.NativeFile:
+        found = self.find(name)
+        if found is None:
+            raise FileNotFoundError(self.describe(name))
+        return pa.PythonFile(_ObjectFile(self, found), mode="r")
 
     @contextmanager
     def writing(self, name: str) -> Iterator[Path]:
@@ -260,10 +279,15 @@ class ObjectStorage:
         for file in self.list(folder):
             self.remove(file.name)
 
-    def hold(self, name: str) -> AbstractContextManager[None]:
+    def remove_leftovers(self) -> None:
+        """None can be seen: parts of an upload that never ended are the bucket's to expire."""
+
+    @contextmanager
+    def hold(self, name: str) -> Iterator[None]:
         from rsr.jobs.object_lock import hold_object
 
-        return hold_object(self._store, self._key(name))
+        with self._explained(name), hold_object(self._store, self._key(name)):
+            yield
 
     def holder(self, name: str) -> Holder | None:
         from rsr.jobs.object_lock import find_object_holder
@@ -274,7 +298,7 @@ class ObjectStorage:
     @property
     def _store(self) -> "Bucket":
         # Not a field: connections do not travel to other processes.
-        return _open_bucket(self.scheme, self.bucket)
+        return open_bucket(self.scheme, self.bucket)
 
     def _key(self, name: str) -> str:
         return f"{self.prefix}/{name}".strip("/")
@@ -294,16 +318,49 @@ class ObjectStorage:
             raise StorageError(f"{self.describe(name)}: {_reason(error)}") from error
 
 
+class _ObjectFile(io.RawIOBase):
+    """An object as a file: every read is one request, so read in large pieces."""
+
+    def __init__(self, storage: ObjectStorage, file: StoredFile) -> None:
+        self._storage = storage
+        self._file = file
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._file.num_bytes}
+        self._position = max(0, base[whence] + offset)
+        return self._position
+
+    def read(self, size: int | None = -1) -> bytes:
+        left = max(0, self._file.num_bytes - self._position)
+        num_bytes = left if size is None or size < 0 else min(size, left)
+        if not num_bytes:
+            return b""
+        content = self._storage.read_range(self._file.name, self._position, num_bytes)
+        self._position += len(content)
+        return content
+
+
 def _reason(error: Exception) -> str:
     """The first line that says something; obstore appends a debug dump of the whole chain."""
     return str(error).split("\n\nDebug source:")[0].strip().replace("\n", " ")
 
 
 @cache
-def _open_bucket(scheme: str, bucket: str) -> "Bucket":
-    from obstore.store import AzureStore, GCSStore, RetryConfig, S3Store
+def open_bucket(scheme: str, bucket: str) -> "Bucket":
+    """A connection to the bucket, one for each process."""
+    from obstore.store import AzureStore, GCSStore, S3Store
 
-    retries = RetryConfig(retry_timeout=RETRY_FOR)
+    retries: RetryConfig = {"max_retries": MAX_RETRIES, "retry_timeout": RETRY_FOR}
     if scheme == "gs":
         return GCSStore(bucket, retry_config=retries)
     if scheme == "az":
