@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 RENEW_S = 30.0
 EXPIRY_S = 300.0
 """Far above what a store's retries may take, so that a slow night loses nobody's lock."""
+RELEASE_TRIES = 3
 
 
 @contextmanager
@@ -108,11 +109,15 @@ def _renew(
 
 
 def _release(store: "ObjectStore", key: str, content: bytes) -> None:
-    try:
-        if bytes(obstore.get(store, key).bytes()) == content:
-            obstore.delete(store, key)
-    except (BaseError, FileNotFoundError) as error:
-        logger.warning("the lock on OUTPUT was left behind: %s", error)
+    for _ in range(RELEASE_TRIES):
+        try:
+            if bytes(obstore.get(store, key).bytes()) == content:
+                obstore.delete(store, key)
+            return
+        except FileNotFoundError:
+            return
+        except BaseError as error:
+            logger.warning("the lock on OUTPUT could not be removed: %s", error)
 
 
 def _current(store: "ObjectStore", key: str) -> Holder:

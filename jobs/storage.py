@@ -10,13 +10,14 @@ timeouts and dropped connections tried again. Knows nothing of what is in the fi
 import io
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import pyarrow as pa
 
@@ -25,18 +26,22 @@ from rsr.jobs.files import TEMPORARY_NAME, atomic_path
 from rsr.jobs.locks import Holder, find_local_holder, hold_local
 
 if TYPE_CHECKING:
-    from obstore import ObjectMeta
+    from obstore import GetOptions, ObjectMeta
     from obstore.auth.boto3 import Boto3CredentialProvider
     from obstore.store import AzureStore, GCSStore, RetryConfig, S3Store
 
     Bucket = S3Store | GCSStore | AzureStore
+
+T = TypeVar("T")
 
 REMOTE_SCHEMES = ("s3", "gs", "az")
 READ_AHEAD_BYTES = 4 << 20
 """Of a file read from front to back, per column: an object store answers slowly, at any size."""
 MAX_RETRIES = 10
 RETRY_FOR = timedelta(minutes=3)
-"""How often, and how long, one request is tried again; longer outages are the dispatcher's."""
+PAUSES_S = (0.2, 1.0, 5.0)
+"""How often and how long obstore tries a request again, and the pauses between our own tries;
+longer outages are the dispatcher's."""
 
 
 class StorageError(OSError):
@@ -205,42 +210,37 @@ class ObjectStorage:
         import obstore
 
         try:
-            with self._explained(name):
-                return self._stored(obstore.head(self._store, self._key(name)))
+            meta = self._ask(name, lambda: obstore.head(self._store, self._key(name)))
         except FileNotFoundError:
             return None
+        return self._stored(meta)
 
     def list(self, folder: str = "") -> list[StoredFile]:
         import obstore
 
-        prefix = self._key(folder)
-        with self._explained(folder):
-            found = [
-                self._stored(meta)
-                for page in obstore.list(self._store, prefix=f"{prefix}/" if prefix else None)
-                for meta in page
-            ]
+        prefix = f"{self._key(folder)}/" if self._key(folder) else None
+        pages = self._ask(folder, lambda: [*obstore.list(self._store, prefix=prefix)])
+        found = (self._stored(meta) for page in pages for meta in page)
         return sorted(found, key=lambda file: file.name)
 
     def read(self, name: str, *, last_bytes: int | None = None) -> bytes:
         import obstore
 
-        with self._explained(name):
-            if last_bytes is not None:
-                end = obstore.get(
-                    self._store, self._key(name), options={"range": {"suffix": last_bytes}}
-                )
-                return bytes(end.bytes())
-            return bytes(obstore.get(self._store, self._key(name)).bytes())
+        options: GetOptions = {} if last_bytes is None else {"range": {"suffix": last_bytes}}
+        return self._ask(
+            name,
+            lambda: bytes(obstore.get(self._store, self._key(name), options=options).bytes()),
+        )
 
     def read_range(self, name: str, start: int, num_bytes: int) -> bytes:
         """Bytes [start, start + num_bytes) of a file that has them."""
         import obstore
 
-        with self._explained(name):
-            return bytes(
-                obstore.get_range(self._store, self._key(name), start=start, length=num_bytes)
-            )
+        part = self._ask(
+            name,
+            lambda: obstore.get_range(self._store, self._key(name), start=start, length=num_bytes),
+        )
+        return bytes(part)
 
     def open(self, name: str) -> pa.NativeFile:
         found = self.find(name)
@@ -250,50 +250,53 @@ class ObjectStorage:
 
     @contextmanager
     def writing(self, name: str) -> Iterator[Path]:
-        import obstore
-
         # The bytes wait on a local disk until they are complete: a file too large for memory
         # can then be sent again from the start of any part.
         with tempfile.TemporaryDirectory(prefix="rsr-") as folder:
             temporary = Path(folder) / PurePosixPath(name).name
             yield temporary
-            with self._explained(name):
-                obstore.put(self._store, self._key(name), temporary)
+            self._put(name, temporary)
 
     def write(self, name: str, content: bytes) -> None:
+        self._put(name, content)
+
+    def _put(self, name: str, content: Path | bytes) -> None:
         import obstore
 
-        with self._explained(name):
-            obstore.put(self._store, self._key(name), content)
+        self._ask(name, lambda: obstore.put(self._store, self._key(name), content))
 
     def remove(self, name: str) -> None:
-        import obstore
-
-        try:
-            with self._explained(name):
-                obstore.delete(self._store, self._key(name))
-        except FileNotFoundError:
-            pass
+        self._delete([self._key(name)])
 
     def remove_folder(self, folder: str) -> None:
-        for file in self.list(folder):
-            self.remove(file.name)
+        self._delete([self._key(file.name) for file in self.list(folder)])
+
+    def _delete(self, keys: Sequence[str]) -> None:
+        import obstore
+
+        # Some stores mind if it is not there.
+        with suppress(FileNotFoundError):
+            self._ask("", lambda: obstore.delete(self._store, keys))
 
     def remove_leftovers(self) -> None:
         """None can be seen: parts of an upload that never ended are the bucket's to expire."""
 
     @contextmanager
     def hold(self, name: str) -> Iterator[None]:
+        from obstore.exceptions import BaseError
+
         from rsr.jobs.object_lock import hold_object
 
-        with self._explained(name), hold_object(self._store, self._key(name)):
-            yield
+        try:
+            with hold_object(self._store, self._key(name)):
+                yield
+        except BaseError as error:
+            raise StorageError(f"{self.describe(name)}: {_reason(error)}") from error
 
     def holder(self, name: str) -> Holder | None:
         from rsr.jobs.object_lock import find_object_holder
 
-        with self._explained(name):
-            return find_object_holder(self._store, self._key(name))
+        return self._ask(name, lambda: find_object_holder(self._store, self._key(name)))
 
     @property
     def _store(self) -> "Bucket":
@@ -308,14 +311,22 @@ class ObjectStorage:
         version = meta["e_tag"] or f"{meta['size']}-{meta['last_modified'].timestamp()}"
         return StoredFile(name, meta["size"], meta["last_modified"].timestamp(), version)
 
-    @contextmanager
-    def _explained(self, name: str) -> Iterator[None]:
-        from obstore.exceptions import BaseError
+    def _ask(self, name: str, request: Callable[[], T]) -> T:
+        """What `request` returns; it must be one that can be made twice.
 
-        try:
-            yield
-        except BaseError as error:
-            raise StorageError(f"{self.describe(name)}: {_reason(error)}") from error
+        obstore tries again by itself after most failures, but not where the answer to a listing
+        or a deletion broke off half way.
+        """
+        from obstore.exceptions import BaseError, GenericError
+
+        for pause_s in (*PAUSES_S, None):
+            try:
+                return request()
+            except BaseError as error:
+                if pause_s is None or not isinstance(error, GenericError):
+                    raise StorageError(f"{self.describe(name)}: {_reason(error)}") from error
+                time.sleep(pause_s)
+        raise AssertionError("the last try returns or raises")
 
 
 class _ObjectFile(io.RawIOBase):

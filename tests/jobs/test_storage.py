@@ -156,10 +156,12 @@ def test_large_file_goes_up_in_parts_through_faults(s3, s3_url):
 def test_store_that_stays_down_is_an_error_that_names_the_file(s3, s3_url, monkeypatch):
     storage = open_storage(s3_url)
     storage.write("kept", b"as it was")
-    monkeypatch.setattr("rsr.jobs.storage.MAX_RETRIES", 1)
-    open_bucket.cache_clear()
-    with s3.faults(1.0, "500"), pytest.raises(StorageError, match=f"{s3_url}/kept.*500"):
-        storage.write("kept", b"other")
+    with monkeypatch.context() as patch:
+        patch.setattr("rsr.jobs.storage.MAX_RETRIES", 1)
+        patch.setattr("rsr.jobs.storage.PAUSES_S", (0.1,))
+        open_bucket.cache_clear()
+        with s3.faults(1.0, "500"), pytest.raises(StorageError, match=f"{s3_url}/kept.*500"):
+            storage.write("kept", b"other")
     open_bucket.cache_clear()
     assert storage.read("kept") == b"as it was"
 
@@ -167,7 +169,7 @@ def test_store_that_stays_down_is_an_error_that_names_the_file(s3, s3_url, monke
 def test_run_on_an_object_store_through_a_bad_night(s3, s3_url, make_run):
     table = pa.table({"text": [f"row {i}" for i in range(23)], "x": list(range(23))})
     run = make_run({"a.parquet": table, "deep/b.parquet": table.slice(3)}, root=f"{s3_url}/out")
-    with s3.faults(0.2) as injected, run.output.lock():
+    with s3.faults(0.35) as injected, run.output.lock():
         for shard in run.shards:
             run.finish(shard)
     assert sum(injected.values()) >= 10
