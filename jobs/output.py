@@ -5,6 +5,7 @@
     OUTPUT/.rsr/receipts/<shard>.json   a finished shard: rows, tokens, statuses
     OUTPUT/.rsr/units/<shard>/*.scores  score columns of finished units of unfinished shards
     OUTPUT/.rsr/run.log                 what vLLM, Ray and the workers have to say
+    OUTPUT/.rsr/events.jsonl            what happened when, one JSON object a line (`events.py`)
     OUTPUT/.rsr/lock                    held while a run writes
 
 Every file appears whole under its name or not at all. Input columns are copied with pyarrow,
@@ -63,6 +64,10 @@ class OutputFolder:
     @property
     def log_path(self) -> Path:
         return self.state / "run.log"
+
+    @property
+    def events_path(self) -> Path:
+        return self.state / "events.jsonl"
 
     def shard_path(self, shard: Shard) -> Path:
         return self.root / shard.name

@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rsr.engine.config import ScorerConfig
+from rsr.engine.trajectory import Status
 from rsr.jobs import score_columns
+from rsr.jobs.cluster.work import Failure, WorkQueue
 from rsr.jobs.errors import UsageError
 from rsr.jobs.interrupt import StopRequest
 from rsr.jobs.output import OutputFolder
@@ -69,7 +71,9 @@ class ScoreOptions:
     """What `rsr score` is asked to do; the scoring itself is in `scorer`.
 
     limit: take only the first rows of INPUT. workers: engines at a time; None is one for each
-    GPU or tensor-parallel group, one on a machine without. overwrite: discard an earlier run in
+    GPU or tensor-parallel group, one on a machine without. address: of a Ray cluster; None is
+    RAY_ADDRESS, or this machine alone. unit_timeout_s: in the engine, before a unit's worker is
+    taken to hang; None is learned from finished units. overwrite: discard an earlier run in
     OUTPUT. overwrite_columns: replace score columns that INPUT already has.
     """
 
@@ -79,6 +83,8 @@ class ScoreOptions:
     columns: TrajectoryColumns = field(default_factory=TrajectoryColumns)
     limit: int | None = None
     workers: int | None = None
+    address: str | None = None
+    unit_timeout_s: float | None = None
     overwrite: bool = False
     overwrite_columns: bool = False
     verbose: bool = False
@@ -89,7 +95,8 @@ class ScoreResult:
     """What a run did. summary: all rows of OUTPUT, earlier runs' included.
 
     num_tokens_now, seconds: scored by this run, without the time to load the model.
-    failures: units and shards that were given up, with the reason.
+    setbacks: how often what went wrong on the way, by cause.
+    failures: rows and shards that were given up or refused, with the reason.
     """
 
     output: Path
@@ -97,7 +104,8 @@ class ScoreResult:
     summary: Summary
     num_tokens_now: int = 0
     seconds: float = 0.0
-    failures: list[str] = field(default_factory=list)
+    setbacks: dict[str, int] = field(default_factory=dict)
+    failures: list[Failure] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -342,58 +350,46 @@ def _execute(
     total = Summary()
     total.merge(plan.done)
     result = ScoreResult(options.output, plan.output.log_path, total)
-    if not plan.unfinished:
-        return result
+    if plan.unfinished:
+        # Ray and vLLM cost seconds to import: not before it is sure that there is work for them.
+        from rsr.jobs.cluster.run import ClusterOptions, run_on_cluster
+        from rsr.jobs.cluster.worker import WorkerJob
 
-    # Ray and vLLM cost seconds to import: not before it is sure that there is work for them.
-    from rsr.jobs.cluster import Dispatcher, Failed, WorkerJob, ray_session, worker_resources
-
-    job = WorkerJob(
-        scorer=plan.student.config,
-        columns=plan.columns,
-        output=plan.output,
-        identity=plan.identity,
-        verbose=options.verbose,
-    )
-    with ray_session(verbose=options.verbose):
-        num_workers, resources = worker_resources(
-            options.workers, options.scorer.tensor_parallel_size
+        report = run_on_cluster(
+            WorkerJob(
+                scorer=plan.student.config,
+                columns=plan.columns,
+                output=plan.output,
+                identity=plan.identity,
+                verbose=options.verbose,
+                must_see=(Path(next(iter(plan.unfinished.values())).path).resolve(),),
+            ),
+            WorkQueue(plan.unfinished, plan.todo),
+            ClusterOptions(
+                address=options.address,
+                num_workers=options.workers,
+                unit_timeout_s=options.unit_timeout_s,
+            ),
+            num_rows=sum(shard.num_rows for shard in plan.unfinished.values()),
+            kept=plan.kept,
+            progress=progress,
+            stop=stop,
         )
-        progress.loading(plan.student.config.model, num_workers)
-        dispatcher = Dispatcher(job, num_workers=num_workers, resources=resources)
-        for _ in dispatcher.wait_until_ready():
-            stop.check()
-        if dispatcher.scorers - {plan.student.config.scorer}:
-            logger.warning(
-                "the LM head of %s is not a plain matrix: scoring with vLLM's prompt_logprobs, "
-                "which counts ties against the target and gives no entropy",
-                plan.student.config.model,
-            )
-        num_rows = sum(shard.num_rows for shard in plan.unfinished.values())
-        started = time.perf_counter()
-        with progress.scoring(num_rows, plan.kept):
-            for outcome in dispatcher.run(plan.todo, plan.unfinished):
-                stop.check()
-                if outcome is None:
-                    progress.tick()
-                elif isinstance(outcome, Failed):
-                    result.failures.append(outcome.error)
-                elif isinstance(outcome.work, Shard):
-                    total.merge(outcome.summary)
-                else:
-                    result.num_tokens_now += outcome.summary.num_tokens
-                    progress.advance(outcome.summary)
-        result.seconds = time.perf_counter() - started
-    result.failures += _uncommitted(plan, result.failures)
+        total.merge(report.written)
+        result.num_tokens_now = report.finished.num_tokens
+        result.seconds = report.seconds
+        result.setbacks = dict(report.setbacks)
+        result.failures = report.failures
+        if result.failures:
+            reason = "not written; its finished units are kept"
+            result.failures += [Failure(name, 0, 1, reason) for name in report.unwritten]
+    _list_engine_errors(result)
     return result
 
 
-def _uncommitted(plan: Plan, failures: list[str]) -> list[str]:
-    """Shards that failures left without output; what is kept of them serves the next start."""
-    if not failures:
-        return []
-    return [
-        f"{name}: not written, its finished units are kept"
-        for name, shard in plan.unfinished.items()
-        if plan.output.read_receipt(shard) is None
-    ]
+def _list_engine_errors(result: ScoreResult) -> None:
+    """A row without a score for the engine's sake is a failure also of the run that skips it."""
+    num_rows = result.summary.rows_by_status.get(Status.ENGINE_ERROR, 0)
+    if num_rows:
+        reason = f"rsr_status {Status.ENGINE_ERROR}: each failed alone; more in {result.log}"
+        result.failures.append(Failure(f"{num_rows:,} rows", num_rows, 1, reason))
