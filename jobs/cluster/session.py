@@ -6,18 +6,21 @@ The only difference between a GPU cluster and CPU machines is what a worker asks
 import logging
 import os
 import signal
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
 from rsr.jobs import interrupt
 from rsr.jobs.errors import UsageError
 
 OBJECT_STORE_BYTES = 128 << 20
 """A local Ray's shared memory: nothing large crosses it."""
+CONNECT_SECONDS = 10.0
 
 
 @contextmanager
@@ -28,6 +31,8 @@ def ray_session(address: str | None, *, verbose: bool) -> Iterator[None]:
     Raises `UsageError` if no cluster answers there.
     """
     address = address or os.environ.get("RAY_ADDRESS")
+    if address and address != "auto":
+        _require_answer(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     local: dict[str, Any] = {}
@@ -41,11 +46,8 @@ def ray_session(address: str | None, *, verbose: bool) -> Iterator[None]:
             logging_level=logging.INFO if verbose else logging.ERROR,
             **local,
         )
-    except ConnectionError as error:
-        raise UsageError(
-            f"no Ray cluster answers at {address}: start one with `ray start`, or give another "
-            "--address (RAY_ADDRESS)"
-        ) from error
+    except (ConnectionError, RayError) as error:
+        raise _no_cluster(address) from error
     finally:
         # Ray puts a handler of its own in the driver's place, which knows nothing of exit codes.
         for number, handler in handlers.items():
@@ -54,6 +56,24 @@ def ray_session(address: str | None, *, verbose: bool) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _require_answer(address: str) -> None:
+    """Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise UsageError(f"--address {address}: expected auto, or host:port of the head node")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+    except OSError as error:
+        raise _no_cluster(address) from error
+
+
+def _no_cluster(address: str | None) -> UsageError:
+    return UsageError(
+        f"no Ray cluster answers at {address}: start one with `ray start`, or give another "
+        "--address (RAY_ADDRESS)"
+    )
 
 
 @dataclass(frozen=True, slots=True)

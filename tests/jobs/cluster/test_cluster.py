@@ -112,7 +112,7 @@ def run_texts(
 def test_poison_row_is_refused_and_the_rest_is_scored(tmp_path, poison):
     texts = [f"text {i}" for i in range(40)]
     texts[21] = poison
-    report, table, events = run_texts(tmp_path, texts)
+    report, table, events = run_texts(tmp_path, texts, unit_rows=2)
     assert table is not None
     assert table["id"].to_pylist() == list(range(40))
     statuses = table["rsr_status"].to_pylist()
@@ -160,6 +160,12 @@ def test_machine_that_does_not_see_the_files_is_refused(tmp_path):
 def test_cluster_that_does_not_answer_is_refused(tmp_path):
     with pytest.raises(UsageError, match=r"no Ray cluster answers at 127\.0\.0\.1:1"):
         run_texts(tmp_path, ["text"], address="127.0.0.1:1")
+
+
+@pytest.mark.parametrize("address", ["ray://head:10001", "head", "http://head:8265"])
+def test_address_of_another_kind_is_refused(tmp_path, address):
+    with pytest.raises(UsageError, match=r"expected auto, or host:port|no Ray cluster answers"):
+        run_texts(tmp_path, ["text"], address=address)
 
 
 def test_reading_and_writing_overlap_scoring(tmp_path):
