@@ -25,7 +25,15 @@ from rsr.engine.config import (
 from rsr.engine.metrics import DEFAULT_RANK_CLIP
 from rsr.jobs.bench.cli import bench
 from rsr.jobs.cluster.work import Failure
-from rsr.jobs.command import EXIT_FAILURES, RankClip, configure_logging, guarded, json_option
+from rsr.jobs.command import (
+    EXIT_FAILURES,
+    Place,
+    RankClip,
+    configure_logging,
+    guarded,
+    json_option,
+    typed_command,
+)
 from rsr.jobs.demo.demo import (
     DemoOptions,
     demo_report_json,
@@ -39,6 +47,8 @@ from rsr.jobs.interrupt import StopRequest
 from rsr.jobs.progress import Progress, format_seconds
 from rsr.jobs.score import ScoreOptions, ScoreResult, run_score
 from rsr.jobs.shards import TrajectoryColumns
+from rsr.jobs.status import status
+from rsr.jobs.verify import verify
 
 DEFAULTS = ScorerConfig(model="-")
 
@@ -174,7 +184,7 @@ def main() -> None:
 
 @main.command()
 @click.argument("input", metavar="INPUT")
-@click.argument("output", metavar="OUTPUT", type=click.Path(path_type=Path))
+@click.argument("output", metavar="OUTPUT", type=Place())
 @scorer_options
 @click.option("--messages-column", help="Column of {role, content} lists. [default: messages]")
 @click.option("--prompt-column", help="Column of prompts. [default: prompt]")
@@ -206,7 +216,7 @@ def main() -> None:
 @click.option("-v", "--verbose", is_flag=True, help="Show what vLLM and Ray say.")
 def score(
     input: str,
-    output: Path,
+    output: Path | str,
     messages_column: str | None,
     prompt_column: str | None,
     response_column: str | None,
@@ -225,7 +235,8 @@ def score(
 
     INPUT is a Parquet, JSON or JSON-lines file, a folder of them, or a glob. OUTPUT gets one
     Parquet file for each, under the same name: the same rows in the same order, the input's
-    columns untouched, and the score columns. Stopped half way, the same command goes on.
+    columns untouched, and the score columns. Stopped half way, the same command goes on. Both
+    may be on an object store: s3://bucket/…, gs://bucket/…, az://container/….
     """
     configure_logging(verbose)
 
@@ -243,6 +254,7 @@ def score(
             overwrite=overwrite,
             overwrite_columns=overwrite_columns,
             verbose=verbose,
+            command=typed_command(),
         )
         return run_score(options, Progress(), stop)
 
@@ -373,6 +385,8 @@ def demo(output: Path, seed: int, num_problems: int, as_json: bool, verbose: boo
 
 
 main.add_command(bench)
+main.add_command(status)
+main.add_command(verify)
 
 
 if __name__ == "__main__":

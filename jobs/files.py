@@ -1,4 +1,4 @@
-"""Files that appear complete or not at all."""
+"""Local files that appear complete or not at all."""
 
 import os
 from collections.abc import Iterator
@@ -21,8 +21,3 @@ def atomic_path(target: Path) -> Iterator[Path]:
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def write_text_atomically(target: Path, text: str) -> None:
-    with atomic_path(target) as temporary:
-        temporary.write_text(text, encoding="utf-8")

@@ -9,12 +9,11 @@ the terminal is `progress.py`'s.
 
 import importlib.metadata
 import logging
-import os
 import shutil
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +23,9 @@ from rsr.jobs import score_columns
 from rsr.jobs.cluster.work import Failure, WorkQueue
 from rsr.jobs.errors import UsageError
 from rsr.jobs.interrupt import StopRequest
-from rsr.jobs.output import OutputFolder
+from rsr.jobs.output import STATE_FOLDER, OutputFolder
 from rsr.jobs.progress import Progress
+from rsr.jobs.receipts import IDENTITY_PARTS, hash_identity
 from rsr.jobs.score_columns import Summary
 from rsr.jobs.shards import (
     JSON_SUFFIXES,
@@ -35,10 +35,13 @@ from rsr.jobs.shards import (
     choose_columns,
     cut_units,
     describe_shard,
+    file_size_bytes,
     find_inputs,
     open_parquet,
-    stage_json,
+    row_groups,
 )
+from rsr.jobs.staging import stage_json
+from rsr.jobs.storage import is_remote
 
 if TYPE_CHECKING:
     from rsr.engine.student import Student
@@ -70,15 +73,16 @@ TOKEN_COLUMN_BYTES_PER_TEXT_BYTE = 3
 class ScoreOptions:
     """What `rsr score` is asked to do; the scoring itself is in `scorer`.
 
-    limit: take only the first rows of INPUT. workers: engines at a time; None is one for each
-    GPU or tensor-parallel group, one on a machine without. address: of a Ray cluster; None is
-    RAY_ADDRESS, or this machine alone. unit_timeout_s: in the engine, before a unit's worker is
-    taken to hang; None is learned from finished units. overwrite: discard an earlier run in
-    OUTPUT. overwrite_columns: replace score columns that INPUT already has.
+    input, output: local paths or URLs of an object store. limit: take only the first rows of
+    INPUT. workers: engines at a time; None is one for each GPU or tensor-parallel group, one on a
+    machine without. address: of a Ray cluster; None is RAY_ADDRESS, or this machine alone.
+    unit_timeout_s: in the engine, before a unit's worker is taken to hang; None is learned from
+    finished units. overwrite: discard an earlier run in OUTPUT. overwrite_columns: replace score
+    columns that INPUT already has. command: what was typed, for whoever must repeat it.
     """
 
     input: str
-    output: Path
+    output: Path | str
     scorer: ScorerConfig
     columns: TrajectoryColumns = field(default_factory=TrajectoryColumns)
     limit: int | None = None
@@ -88,6 +92,7 @@ class ScoreOptions:
     overwrite: bool = False
     overwrite_columns: bool = False
     verbose: bool = False
+    command: str = ""
 
 
 @dataclass(slots=True)
@@ -99,7 +104,7 @@ class ScoreResult:
     failures: rows and shards that were given up or refused, with the reason.
     """
 
-    output: Path
+    output: Path | str
     log: Path
     summary: Summary
     num_tokens_now: int = 0
@@ -128,45 +133,63 @@ def run_score(options: ScoreOptions, progress: Progress, stop: StopRequest) -> S
     Raises `UsageError` before a model is loaded, with OUTPUT as it was; `Interrupted` when
     `stop` says so, with every finished unit kept.
     """
-    inputs = find_inputs(options.input)
     output = OutputFolder(options.output)
-    _check_places(options, inputs)
-    manifest = output.read_manifest()
     with ExitStack() as held:
-        with _kept_as_it_was(output):
-            # One lock from the first look to the last file: no other run may come in between.
-            held.enter_context(output.lock())
-            plan = _prepare(options, inputs, output, manifest)
+        with _refusing_what_cannot_be_reached():
+            inputs = find_inputs(options.input)
+            _check_places(options, inputs)
+            manifest = output.read_manifest()
+            with _kept_as_it_was(output, manifest):
+                # One lock from the first look to the last file: no other run may come in between.
+                held.enter_context(output.lock())
+                plan = _prepare(options, inputs, output, manifest)
         return _execute(options, plan, progress, stop)
 
 
 @contextmanager
-def _kept_as_it_was(output: OutputFolder) -> Iterator[None]:
+def _refusing_what_cannot_be_reached() -> Iterator[None]:
+    """A disk or a bucket that does not answer is the user's to know, in one line."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(str(error)) from error
+
+
+@contextmanager
+def _kept_as_it_was(output: OutputFolder, manifest: dict[str, Any] | None) -> Iterator[None]:
     """Leave nothing behind if the block refuses to run."""
     missing = [p for p in (output.state, *output.state.parents) if not p.exists()]
     try:
         yield
     except BaseException:
+        if manifest is None:
+            output.storage.remove_folder(f"{STATE_FOLDER}/staged")
         if missing:
             shutil.rmtree(missing[-1], ignore_errors=True)
         raise
 
 
-def _check_places(options: ScoreOptions, inputs: list[tuple[Path, str]]) -> None:
-    root = options.output.resolve()
-    if options.output.exists() and not options.output.is_dir():
+def _check_places(options: ScoreOptions, inputs: list[tuple[str, str]]) -> None:
+    output = Path(options.output)
+    if not is_remote(str(options.output)) and output.exists() and not output.is_dir():
         raise UsageError(f"OUTPUT {options.output} is a file; expected a folder to be created")
+    root, source = _canonical(options.output), _canonical(options.input)
     for file, name in inputs:
-        if root / name == file.resolve():
+        if f"{root}/{name}" == _canonical(file):
             raise UsageError(f"OUTPUT {options.output} would overwrite its own input {file}")
-    source = Path(options.input)
-    if source.is_dir() and root.is_relative_to(source.resolve()):
+    is_folder = all(_canonical(file) != source for file, _ in inputs)
+    if is_folder and f"{root}/".startswith(f"{source}/"):
         raise UsageError(f"OUTPUT {options.output} lies inside INPUT {options.input}")
+
+
+def _canonical(place: Path | str) -> str:
+    """One spelling for each place."""
+    return str(place).rstrip("/") if is_remote(str(place)) else str(Path(place).resolve())
 
 
 def _prepare(
     options: ScoreOptions,
-    inputs: list[tuple[Path, str]],
+    inputs: list[tuple[str, str]],
     output: OutputFolder,
     manifest: dict[str, Any] | None,
 ) -> Plan:
@@ -196,6 +219,8 @@ def _prepare(
             "unit_rows": _unit_rows(sum(s.num_rows for s in shards), device),
             "unit_bytes": UNIT_BYTES[device],
             "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "sources": {name: _canonical(file) for file, name in inputs},
+            "command": options.command,
         }
         output.create(manifest)
     return _plan_work(student, columns, output, manifest, shards)
@@ -212,29 +237,31 @@ def _plan_work(
     manifest: dict[str, Any],
     shards: list[Shard],
 ) -> Plan:
+    identity = {key: manifest[key] for key in (*IDENTITY_PARTS, "versions")}
+    output = replace(output, settings=hash_identity(identity))
     done, kept, todo = Summary(), Summary(), []
     unfinished: dict[str, Shard] = {}
     # Long shards first, so that the last to finish is a short one.
     for shard in sorted(shards, key=lambda s: -s.num_bytes):
-        if (receipt := output.read_receipt(shard)) is not None:
-            done.merge(receipt)
+        if (finished := output.read_receipt(shard)) is not None:
+            done.merge(finished.summary)
             continue
         unfinished[shard.name] = shard
         units = output.kept_units(shard)
-        for _, summary in units:
-            kept.merge(summary)
+        for _, receipt in units:
+            kept.merge(receipt.summary)
         todo += cut_units(
             shard,
             max_rows=manifest["unit_rows"],
             max_bytes=manifest["unit_bytes"],
             kept=[unit for unit, _ in units],
+            groups=row_groups(open_parquet(shard.path).metadata, columns.names),
         )
-    identity = {key: manifest[key] for key in ("settings", "columns", "model", "versions")}
     return Plan(student, columns, output, identity, unfinished, kept, todo, done)
 
 
 def _describe_input(
-    options: ScoreOptions, inputs: list[tuple[Path, str]], output: OutputFolder
+    options: ScoreOptions, inputs: list[tuple[str, str]], output: OutputFolder
 ) -> tuple[list[Shard], TrajectoryColumns]:
     shards: list[Shard] = []
     columns: TrajectoryColumns | None = None
@@ -243,19 +270,21 @@ def _describe_input(
         if rows_left == 0:
             break
         path = file
-        if file.suffix in JSON_SUFFIXES:
-            path = output.staged_path(name)
-            if not path.exists():
+        if file.endswith(JSON_SUFFIXES):
+            staged = output.staged_name(name)
+            path = output.storage.describe(staged)
+            if output.storage.find(staged) is None:
                 stage_json(file, path)
         with open_parquet(path) as parquet:
             schema = parquet.schema_arrow
-        columns = choose_columns(schema, columns or options.columns, str(file))
+        columns = choose_columns(schema, columns or options.columns, file)
         scored = [n for n in schema.names if score_columns.is_score_column(n)]
         if scored and not options.overwrite_columns:
             raise UsageError(
                 f"{file} already has {', '.join(scored)}; replace them with --overwrite-columns"
             )
-        shard = describe_shard(str(path), name, columns, rows_left)
+        # As every machine can open it, whatever its working directory.
+        shard = describe_shard(_canonical(path), name, columns, rows_left)
         rows_left = None if rows_left is None else rows_left - shard.num_rows
         shards.append(shard)
     if columns is None:
@@ -291,7 +320,9 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def _require_same_run(manifest: dict[str, Any], identity: dict[str, Any], output: Path) -> None:
+def _require_same_run(
+    manifest: dict[str, Any], identity: dict[str, Any], output: Path | str
+) -> None:
     differences = [
         f"{key} was {before.get(key)!r} and is now {now.get(key)!r}"
         for part in ("settings", "columns", "model")
@@ -323,11 +354,13 @@ def _describe_input_change(before: list[dict[str, Any]], now: list[dict[str, Any
 
 
 def _require_disk_space(options: ScoreOptions, shards: list[Shard]) -> None:
-    root = options.output.resolve()
+    if is_remote(str(options.output)):
+        return
+    root = Path(options.output).resolve()
     existing = next(p for p in (root, *root.parents) if p.exists())
     per_text_byte = TOKEN_COLUMN_BYTES_PER_TEXT_BYTE if options.scorer.token_scores else 0
     needed = sum(
-        os.path.getsize(s.path) + SCORE_BYTES_PER_ROW * s.num_rows + per_text_byte * s.num_bytes
+        file_size_bytes(s.path) + SCORE_BYTES_PER_ROW * s.num_rows + per_text_byte * s.num_bytes
         for s in shards
     )
     free = shutil.disk_usage(existing).free
@@ -359,10 +392,10 @@ def _execute(
             WorkerJob(
                 scorer=plan.student.config,
                 columns=plan.columns,
-                output=plan.output,
+                output=replace(plan.output, root=_canonical(options.output)),
                 identity=plan.identity,
                 verbose=options.verbose,
-                must_see=(Path(next(iter(plan.unfinished.values())).path).resolve(),),
+                must_see=_local_paths(plan),
             ),
             WorkQueue(plan.unfinished, plan.todo),
             ClusterOptions(
@@ -385,6 +418,12 @@ def _execute(
             result.failures += [Failure(name, 0, 1, reason) for name in report.unwritten]
     _list_engine_errors(result)
     return result
+
+
+def _local_paths(plan: Plan) -> tuple[Path, ...]:
+    """Of what every machine must find where this one does: the first input file, the model."""
+    places = (next(iter(plan.unfinished.values())).path, plan.student.config.model)
+    return tuple(Path(p).resolve() for p in places if not is_remote(p) and Path(p).exists())
 
 
 def _list_engine_errors(result: ScoreResult) -> None:

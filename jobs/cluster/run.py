@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from rsr.jobs.cluster.deadlines import Deadlines
 from rsr.jobs.cluster.dispatcher import CannotStartError, Dispatcher
@@ -36,6 +35,7 @@ from rsr.jobs.events import (
 from rsr.jobs.interrupt import StopRequest
 from rsr.jobs.progress import Progress
 from rsr.jobs.score_columns import Summary
+from rsr.jobs.storage import is_remote
 
 logger = logging.getLogger(__name__)
 
@@ -210,11 +210,12 @@ def _started(job: WorkerJob, num_rows: int, queue: WorkQueue, num_workers: int) 
 @contextmanager
 def _probe(job: WorkerJob) -> Iterator[WorkerJob]:
     """The job with a file to look for that no folder has but this run's OUTPUT."""
-    path = job.output.state / f"probe-{uuid.uuid4().hex}"
+    if is_remote(str(job.output.root)):
+        yield job
+        return
+    path = job.output.state.resolve() / f"probe-{uuid.uuid4().hex}"
     path.touch()
-    model = Path(job.scorer.model)
-    must_see = (*job.must_see, path, *([model.resolve()] if model.exists() else []))
     try:
-        yield replace(job, must_see=must_see)
+        yield replace(job, must_see=(*job.must_see, path))
     finally:
         path.unlink(missing_ok=True)

@@ -26,7 +26,7 @@ from rsr.jobs.cluster.work import CommitShard, RefuseRow, ScoreUnit, Task
 from rsr.jobs.events import Cause
 from rsr.jobs.output import OutputFolder
 from rsr.jobs.score_columns import Summary
-from rsr.jobs.shards import TrajectoryColumns, Unit, read_trajectories
+from rsr.jobs.shards import TrajectoryColumns, TrajectoryReader, Unit
 
 logger = logging.getLogger(__name__)
 
@@ -121,6 +121,7 @@ class Worker:
             _redirect_output(job.output.log_path)
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
         self._job = job
+        self._reader = TrajectoryReader(job.columns)
         self._engine: Engine
         # The engine has a thread of its own: CUDA and OpenMP remember which one called them first.
         self._reading, self._scoring, self._writing, self._committing = (
@@ -172,7 +173,7 @@ class Worker:
         """The unit's rows, or what is known of them if an earlier worker kept them."""
         if task.may_be_kept and (frame := self._job.output.read_unit(task.unit)) is not None:
             return Summary.of(frame)
-        return read_trajectories(task.unit, self._job.columns)
+        return self._reader.read(task.unit)
 
     async def _refuse(self, task: RefuseRow) -> Scored:
         score = TrajectoryScore(

@@ -3,6 +3,7 @@
 import datetime
 import decimal
 import json
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
@@ -16,7 +17,13 @@ from rsr.engine.metrics import TrajectoryScore, score_tokens
 from rsr.engine.trajectory import Status, TokenScores
 from rsr.jobs import score_columns
 from rsr.jobs.files import atomic_path
-from rsr.jobs.output import METADATA_KEY, IncompleteShardError, OutputFolder, exact_cover
+from rsr.jobs.output import (
+    METADATA_KEY,
+    ChangedInputError,
+    IncompleteShardError,
+    OutputFolder,
+    exact_cover,
+)
 from rsr.jobs.score_columns import Summary
 from rsr.jobs.shards import Shard, TrajectoryColumns, Unit, cut_units, describe_shard
 
@@ -71,7 +78,7 @@ def commit(tmp_path, table, scores, *, token_columns=False, **write_options):
         output.commit_unit(unit, part)
     identity = IDENTITY | {"settings": {"token_scores": token_columns}}
     output.commit_shard(shard, identity)
-    return output, shard, pq.read_table(output.shard_path(shard))
+    return output, shard, pq.read_table(output.root / shard.name)
 
 
 @pytest.mark.parametrize("row_group_size", [1, 2, 100])
@@ -136,15 +143,34 @@ def test_output_is_readable_by_polars(tmp_path):
 
 def test_receipt_is_trusted_only_while_the_output_is_the_one_it_was_for(tmp_path):
     output, shard, _ = commit(tmp_path, pa.table({"text": ["a", "b"]}), [score(), score(3.0)])
-    summary = output.read_receipt(shard)
-    assert summary == Summary.of(pl.read_parquet(output.shard_path(shard)))
-    assert not output.units_folder(shard).exists()
-    whole = output.shard_path(shard).read_bytes()
-    output.shard_path(shard).write_bytes(whole[:-20])
+    file = output.root / shard.name
+    assert output.read_receipt(shard).summary == Summary.of(pl.read_parquet(file))
+    assert not (output.root / output.units_folder(shard.name)).exists()
+    whole = file.read_bytes()
+    for damaged in (whole[:-20], whole[:100] + b"x" + whole[101:]):
+        file.write_bytes(damaged)
+        assert output.read_receipt(shard) is None
+    # A copy has another time of writing, and the same content.
+    file.write_bytes(whole)
+    assert output.read_receipt(shard) is not None
+    assert replace(output, settings="other").read_receipt(shard) is None
+    assert output.read_receipt(replace(shard, fingerprint="other")) is None
+    file.unlink()
     assert output.read_receipt(shard) is None
-    output.shard_path(shard).write_bytes(whole)
-    assert output.read_receipt(shard) == summary
-    output.receipt_path(shard).write_text("{")
+
+
+def test_torn_or_altered_receipt_is_none(tmp_path):
+    output, shard, _ = commit(tmp_path, pa.table({"text": ["a", "b"]}), [score(), score(3.0)])
+    path = output.root / output.receipt_name(shard.name)
+    whole, receipt = path.read_bytes(), output.read_receipt(shard)
+    assert receipt is not None
+    for length in range(0, len(whole) - 1, 7):
+        path.write_bytes(whole[:length])
+        assert output.read_receipt(shard) is None
+    for position in range(len(whole) - 1):
+        path.write_bytes(whole[:position] + b"7" + whole[position + 1 :])
+        # A digit may be beyond what a float holds; nothing else goes unnoticed.
+        assert output.read_receipt(shard) in (None, receipt)
     assert output.read_receipt(shard) is None
 
 
@@ -152,9 +178,24 @@ def test_damaged_unit_is_not_trusted(tmp_path):
     output, shard, _ = commit(tmp_path, pa.table({"text": ["a", "b"]}), [score(), score()])
     (unit,) = cut_units(shard, max_rows=2, max_bytes=1 << 20)
     output.commit_unit(unit, score_columns.to_frame([score()] * 2, token_columns=False))
-    assert output.read_unit(unit) is not None
-    output.unit_path(unit).write_bytes(output.unit_path(unit).read_bytes()[:-9])
-    assert output.read_unit(unit) is None
+    assert len(output.read_unit(unit)) == 2
+    path = output.root / output.unit_name(unit)
+    whole = path.read_bytes()
+    for damaged in (b"", whole[:40], whole[:-9], whole[:-9] + b"x" + whole[-8:], whole + b"x"):
+        path.write_bytes(damaged)
+        assert output.read_unit(unit) is None
+        assert output.kept_units(shard) == []
+    path.write_bytes(whole)
+    assert replace(output, settings="other").read_unit(unit) is None
+
+
+def test_scores_are_not_written_beside_rows_they_are_not_of(tmp_path):
+    output, shard, _ = commit(tmp_path, pa.table({"text": ["a", "b"]}), [score(), score()])
+    (unit,) = cut_units(shard, max_rows=2, max_bytes=1 << 20)
+    output.commit_unit(unit, score_columns.to_frame([score()] * 2, token_columns=False))
+    pq.write_table(pa.table({"text": ["b", "a"]}), shard.path)
+    with pytest.raises(ChangedInputError):
+        output.commit_shard(shard, IDENTITY)
 
 
 def test_file_is_whole_or_absent(tmp_path):
@@ -193,10 +234,10 @@ def test_shard_is_written_from_units_however_they_were_cut(tmp_path):
     assert [(u.start, u.stop) for u in rest] == [(3, 5)]
     with pytest.raises(IncompleteShardError):
         output.commit_shard(shard, IDENTITY)
-    assert not output.shard_path(shard).exists()
+    assert not (output.root / shard.name).exists()
     keep(4, 5)
     output.commit_shard(shard, IDENTITY)
-    written = pq.read_table(output.shard_path(shard))
+    written = pq.read_table(output.root / shard.name)
     assert written["text"].to_pylist() == list("abcdef")
     assert written["rsr"].to_pylist() == [s.rsr for s in scores]
 

@@ -18,8 +18,8 @@ from rsr.jobs.shards import (
     find_inputs,
     iter_rows,
     read_trajectories,
-    stage_json,
 )
+from rsr.jobs.staging import stage_json
 
 MESSAGES = TrajectoryColumns(messages="messages")
 TEXT = TrajectoryColumns(text="text")

@@ -103,7 +103,7 @@ def run_texts(
         progress=Progress(Console(quiet=True)),
         stop=StopRequest(),
     )
-    written = output.shard_path(shard)
+    written = root / "out" / shard.name
     table = pq.read_table(written) if written.exists() else None
     return report, table, list(read_events(output.events_path))
 
