@@ -180,9 +180,13 @@ class Dispatcher:
     def is_busy(self) -> bool:
         return any(worker.in_hand for worker in self._workers.values())
 
-    def until_ready(self) -> Iterator[Event | None]:
-        """Start workers, until one of them is ready; raises `CannotStartError` if none can be."""
-        while not self.scorers:
+    @property
+    def _num_ready(self) -> int:
+        return sum(worker.is_ready for worker in self._workers.values())
+
+    def until_ready(self, num_ready: int = 1) -> Iterator[Event | None]:
+        """Start workers, until so many are ready; raises `CannotStartError` if none can be."""
+        while self._num_ready < num_ready and not self._queue.is_empty:
             self._resize()
             yield from self._step()
 
@@ -419,7 +423,7 @@ class Dispatcher:
         elif self._start_failures >= MAX_START_FAILURES:
             if not has_ever_worked:
                 raise CannotStartError(reason)
-            if not any(worker.is_ready for worker in self._workers.values()):
+            if not self._num_ready:
                 self._abandon(f"{self._start_failures} workers in a row did not start: {reason}")
 
     def _count_setback(self, reason: str) -> None:

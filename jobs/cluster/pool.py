@@ -41,11 +41,14 @@ class RayPool:
         return self._room.num_places
 
     def start(self, worker: int, max_num_batched_tokens: int | None) -> None:
-        actor = ray.remote(Worker).options(**self._room.resources).remote(self._job)
-        self._actors[worker] = actor
+        actor = self._actors[worker] = self._hire(worker)
         self._calls[actor.introduce.remote()] = _Call(
             worker, max_num_batched_tokens=max_num_batched_tokens
         )
+
+    def _hire(self, worker: int) -> ActorHandle:
+        """Ask Ray for a process; returns at once, whether or not there is room yet."""
+        return ray.remote(Worker).options(**self._room.resources).remote(self._job)
 
     def send(self, worker: int, task: Task) -> None:
         self._calls[self._actors[worker].do.remote(task)] = _Call(worker, task)

@@ -104,8 +104,12 @@ def room_for_workers(num_workers: int | None, tensor_parallel_size: int) -> Room
     if not any(gpus):
         # A Ray worker gets as many OpenMP threads as CPUs.
         cpus = [int(node.get("CPU", 0)) for node in nodes if node.get("CPU", 0) >= 1]
-        each = -(-(num_workers or 1) // max(1, len(cpus)))
-        return Room({"num_cpus": max(1, min(cpus, default=1) // each)})
+        if not cpus:
+            raise UsageError(
+                "the Ray cluster has neither GPUs nor CPUs yet; start its machines first"
+            )
+        each = -(-(num_workers or 1) // len(cpus))
+        return Room({"num_cpus": max(1, min(cpus) // each)})
     room = Room({"num_gpus": tensor_parallel_size, "num_cpus": 1})
     if max(gpus) < tensor_parallel_size:
         raise UsageError(
