@@ -1,6 +1,7 @@
 """Local files that appear complete or not at all."""
 
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,8 @@ def atomic_path(target: Path) -> Iterator[Path]:
     The content reaches the disk before the name does. If the block raises, nothing is left.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    # Not the process id: two machines that write to one disk may share it.
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.tmp")
     try:
         yield temporary
         with temporary.open("rb+") as file:
