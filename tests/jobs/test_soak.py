@@ -142,7 +142,8 @@ class Soak:
         assert self.driver is not None
         self.driver.send_signal(number)
         code = self.driver.wait(timeout=90)
-        self.report.driver_exits[str(code)] += 1
+        if code < 0:
+            self.report.driver_exits[str(code)] += 1
         return code
 
     # Faults; each returns whether it could be injected
@@ -293,6 +294,8 @@ class Soak:
             return
         if self.driver is not None and self.driver.returncode == 0:
             self.begin_round()
+        elif self.driver is not None and self.driver.returncode > 0:
+            self.report.driver_exits[str(self.driver.returncode)] += 1
         self.start_driver()
 
     def begin_round(self) -> None:
