@@ -287,7 +287,9 @@ class Dispatcher:
                 assert task is not None
                 self._forget(worker, task)
                 yield self._fail(worker, task, answer.cause, answer.reason)
-                self._count_setback(answer.reason)
+                # Rows that cannot be read cost little and say nothing about the others.
+                if answer.cause is not Cause.INPUT:
+                    self._count_setback(answer.reason)
             case Lost():
                 yield from self._lose(worker, answer.cause, answer.reason)
 

@@ -138,6 +138,14 @@ class Soak:
     def is_driver_running(self) -> bool:
         return self.driver is not None and self.driver.poll() is None
 
+    def _has_driver_begun(self) -> bool:
+        """Before, nobody listens to signals yet."""
+        assert self.driver is not None
+        return any(
+            event["event"] == "run_started" and event["pid"] == self.driver.pid
+            for event in read_events(self.output / ".rsr" / "events.jsonl")
+        )
+
     def end_driver(self, number: signal.Signals) -> int:
         assert self.driver is not None
         self.driver.send_signal(number)
@@ -186,7 +194,7 @@ class Soak:
         return self.is_driver_running() and self.end_driver(signal.SIGKILL) == -signal.SIGKILL
 
     def terminate_driver(self) -> bool:
-        if not self.is_driver_running():
+        if not (self.is_driver_running() and self._has_driver_begun()):
             return False
         code = self.end_driver(signal.SIGTERM)
         assert code in (75, 0), f"a terminated driver ended with {code}"

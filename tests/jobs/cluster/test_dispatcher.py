@@ -22,7 +22,14 @@ from rsr.jobs.cluster.dispatcher import (
     Placed,
     Ready,
 )
-from rsr.jobs.cluster.work import CommitShard, RefuseRow, ScoreUnit, Task, WorkQueue
+from rsr.jobs.cluster.work import (
+    RANGES_LISTED,
+    CommitShard,
+    RefuseRow,
+    ScoreUnit,
+    Task,
+    WorkQueue,
+)
 from rsr.jobs.events import BatchShrunk, Cause, Event, Next, ShardWritten, UnitFailed, WorkerLost
 from rsr.jobs.score_columns import Summary
 from rsr.jobs.shards import Shard, Unit
@@ -317,6 +324,22 @@ def test_unreadable_rows_are_given_up_after_a_few_attempts_and_listed():
     assert (failure.where, failure.attempts) == ("bad rows 10 to 19", 3)
     assert queue.unwritten_shards() == ["bad"]
     assert not pool.killed
+
+
+def test_long_shard_that_cannot_be_read_costs_itself_alone():
+    shards = [make_shard("bad", 500, row_bytes=1000), make_shard("good", 20)]
+
+    def unreadable(pool: PaperPool, worker: int, unit: Unit) -> Answer | None:
+        if unit.shard.name == "good":
+            return None
+        return Failed(worker=worker, task=None, cause=Cause.INPUT, reason="not Parquet")
+
+    pool = PaperPool(num_places=1, misfortune=unreadable)
+    queue = WorkQueue({s.name: s for s in shards}, cut(shards[0], 10) + cut(shards[1], 10))
+    run_on_paper(pool, queue)
+    assert queue.unwritten_shards() == ["bad"]
+    assert sum(failure.num_rows for failure in queue.failures()) == 500
+    assert len(queue.failures()) == RANGES_LISTED + 1
 
 
 def test_engine_that_fails_on_everything_ends_the_run_without_refusing_its_rows():
