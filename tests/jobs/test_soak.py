@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -31,7 +32,7 @@ SEED = int(os.environ.get("RSR_SOAK_SEED", "0"))
 REPORT = os.environ.get("RSR_SOAK_REPORT")
 IS_LONG = NUM_FAULTS > 20
 
-NUM_SHARDS, ROWS_PER_SHARD = (10, 640) if IS_LONG else (3, 256)
+NUM_SHARDS, ROWS_PER_SHARD = (10, 640) if IS_LONG else (3, 512)
 NUM_NODES = 3
 UNIT_TIMEOUT_S = 25
 STOP_S = 60
@@ -97,7 +98,10 @@ class Soak:
         self.source, self.output, self.model, self.report = source, output, model, report
         self.quiet = quiet
         self.dice = random.Random(report.seed)
-        self.faketime_file = output.parent / "faketime"
+        # Not on the disk that will be full.
+        self.faketime_file, self.driver_log = (
+            source.parent / name for name in ("faketime", "driver.log")
+        )
         self.faketime_file.write_text("+0")
         self.cluster = Cluster(
             initialize_head=True,
@@ -131,8 +135,8 @@ class Soak:
             *RSR, "score", str(self.source), str(self.output), "--model", str(self.model),
             "--json", "--address", self.cluster.address, "--unit-timeout", str(UNIT_TIMEOUT_S),
         ]  # fmt: skip
-        log = (self.output.parent / "driver.log").open("ab")
-        self.driver = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+        with self.driver_log.open("ab") as log:
+            self.driver = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
         self.report.driver_starts += 1
 
     def is_driver_running(self) -> bool:
@@ -208,14 +212,21 @@ class Soak:
 
     def _tear(self, pattern: str) -> bool:
         """Cut a file at a random byte, while no driver runs that could have just read it."""
+        if not self._files(pattern):
+            return False
         if self.is_driver_running():
             self.end_driver(signal.SIGKILL)
-        files = sorted(path for path in self.output.glob(pattern) if path.is_file())
-        if not files:
-            return False
-        file = self.dice.choice(files)
-        file.write_bytes(file.read_bytes()[: self.dice.randrange(file.stat().st_size)])
-        return True
+        # What was finished has to be looked at again.
+        self.driver = None
+        files = self._files(pattern)
+        if files:
+            file = self.dice.choice(files)
+            os.truncate(file, self.dice.randrange(file.stat().st_size))
+        return bool(files)
+
+    def _files(self, pattern: str) -> list[Path]:
+        found = sorted(self.output.glob(pattern))
+        return [path for path in found if path.is_file() and path.stat().st_size]
 
     def tear_unit(self) -> bool:
         return self._tear(".rsr/units/*/*.scores")
@@ -225,7 +236,7 @@ class Soak:
 
     def leave_temporary_file(self) -> bool:
         folder = self.dice.choice([self.output, self.output / ".rsr" / "receipts"])
-        if not folder.is_dir():
+        if not folder.is_dir() or self.ballast_until is not None:
             return False
         name = (
             f".shard-{self.dice.randrange(NUM_SHARDS):02d}.parquet.{self.dice.randrange(99999)}.tmp"
@@ -289,13 +300,11 @@ class Soak:
         self._come_to_an_end(end)
 
     def _come_to_an_end(self, end: float) -> None:
-        while True:
+        while self.driver is None or self.driver.poll() != 0:
             assert time.monotonic() < end, "the run does not end"
             self._keep_driver_running()
             self._clean_up_after_faults()
             time.sleep(0.5)
-            if self.driver is not None and self.driver.poll() == 0:
-                return
 
     def _keep_driver_running(self) -> None:
         if self.is_driver_running():
@@ -375,6 +384,15 @@ def read_scores(folder: Path) -> pl.DataFrame:
     return pl.concat([pl.read_parquet(file) for file in sorted(folder.glob("*.parquet"))])
 
 
+@pytest.fixture(autouse=True)
+def own_ray_folder(monkeypatch):
+    """Nobody else's Ray on this machine is to find this cluster, nor it theirs."""
+    # Short: the paths of Ray's sockets may be no longer than 107 bytes.
+    with tempfile.TemporaryDirectory(prefix="rsr", ignore_cleanup_errors=True) as folder:
+        monkeypatch.setenv("RAY_TMPDIR", folder)
+        yield
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     """A tmpfs that can be filled without harm, or a plain folder where none can be mounted."""
@@ -404,7 +422,7 @@ def test_nights_cost_no_row(tmp_path, small_disk, tiny_student):
         soak.close()
         report.seconds = round(time.monotonic() - started, 1)
         print(json.dumps(asdict(report), indent=2))
-        print((small_disk / "driver.log").read_text()[-5000:])
+        print(soak.driver_log.read_text()[-5000:])
     assert report.faults.total() == NUM_FAULTS
     assert report.rows_lost == report.rows_duplicated == report.rows_engine_error == 0
     assert report.max_relative_difference <= MAX_RELATIVE_DIFFERENCE
