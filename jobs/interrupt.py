@@ -21,6 +21,10 @@ class StopRequest:
     def __init__(self) -> None:
         self._is_set = False
 
+    @property
+    def is_set(self) -> bool:
+        return self._is_set
+
     def check(self) -> None:
         """Raises `Interrupted` if so."""
         if self._is_set:

@@ -7,6 +7,7 @@
                                         JSON, then the score columns as Parquet
     OUTPUT/.rsr/staged/                 JSON input as Parquet
     OUTPUT/.rsr/run.log                 what vLLM, Ray and the workers have to say
+    OUTPUT/.rsr/events.jsonl            what happened when, one JSON object a line (`events.py`)
     OUTPUT/.rsr/lock                    held while a run writes
 
 OUTPUT is a local folder or a prefix of an object store; either way every file appears whole
@@ -89,6 +90,10 @@ class OutputFolder:
     @property
     def log_path(self) -> Path:
         return self.state / "run.log"
+
+    @property
+    def events_path(self) -> Path:
+        return self.state / "events.jsonl"
 
     @staticmethod
     def receipt_name(shard_name: str) -> str:

@@ -21,10 +21,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pyarrow as pa
 
 from rsr.engine.config import ScorerConfig
+from rsr.engine.trajectory import Status
 from rsr.jobs import score_columns
+from rsr.jobs.cluster.work import Failure, WorkQueue
 from rsr.jobs.errors import UsageError
 from rsr.jobs.interrupt import StopRequest
-from rsr.jobs.output import STATE_FOLDER, OutputFolder
+from rsr.jobs.output import MANIFEST, STATE_FOLDER, OutputFolder
 from rsr.jobs.progress import Progress
 from rsr.jobs.receipts import IDENTITY_PARTS, Receipt, hash_identity
 from rsr.jobs.score_columns import Summary
@@ -83,7 +85,9 @@ class ScoreOptions:
 
     input, output: local paths or URLs of an object store. limit: take only the first rows of
     INPUT. workers: engines at a time; None is one for each GPU or tensor-parallel group, one on a
-    machine without. overwrite: discard an earlier run in OUTPUT. overwrite_columns: replace score
+    machine without. address: of a Ray cluster; None is RAY_ADDRESS, or this machine alone.
+    unit_timeout_s: in the engine, before a unit's worker is taken to hang; None is learned from
+    finished units. overwrite: discard an earlier run in OUTPUT. overwrite_columns: replace score
     columns that INPUT already has. command: what was typed, for whoever must repeat it.
     """
 
@@ -93,6 +97,8 @@ class ScoreOptions:
     columns: TrajectoryColumns = field(default_factory=TrajectoryColumns)
     limit: int | None = None
     workers: int | None = None
+    address: str | None = None
+    unit_timeout_s: float | None = None
     overwrite: bool = False
     overwrite_columns: bool = False
     verbose: bool = False
@@ -104,7 +110,8 @@ class ScoreResult:
     """What a run did. summary: all rows of OUTPUT, earlier runs' included.
 
     num_tokens_now, seconds: scored by this run, without the time to load the model.
-    failures: units and shards that were given up, with the reason.
+    setbacks: how often what went wrong on the way, by cause.
+    failures: rows and shards that were given up or refused, with the reason.
     """
 
     output: Path | str
@@ -112,7 +119,8 @@ class ScoreResult:
     summary: Summary
     num_tokens_now: int = 0
     seconds: float = 0.0
-    failures: list[str] = field(default_factory=list)
+    setbacks: dict[str, int] = field(default_factory=dict)
+    failures: list[Failure] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,12 +148,14 @@ def run_score(options: ScoreOptions, progress: Progress, stop: StopRequest) -> S
         with _refusing_what_cannot_be_reached():
             inputs = find_inputs(options.input)
             _check_places(options, inputs)
-            manifest = output.read_manifest()
-            with _kept_as_it_was(output, manifest):
-                # One lock from the first look to the last file: no other run may come in between.
-                held.enter_context(output.lock())
+            # A folder that is not a run's is refused before anything is put there.
+            output.read_manifest()
+            missing = [p for p in (output.state, *output.state.parents) if not p.exists()]
+            # One lock from the first look to the last file: no other run may come in between.
+            held.enter_context(output.lock())
+            with _kept_as_it_was(output, missing):
                 output.storage.remove_leftovers()
-                plan = _prepare(options, inputs, output, manifest)
+                plan = _prepare(options, inputs, output)
         try:
             return _execute(options, plan, progress, stop)
         finally:
@@ -162,13 +172,12 @@ def _refusing_what_cannot_be_reached() -> Iterator[None]:
 
 
 @contextmanager
-def _kept_as_it_was(output: OutputFolder, manifest: dict[str, Any] | None) -> Iterator[None]:
-    """Leave nothing behind if the block refuses to run."""
-    missing = [p for p in (output.state, *output.state.parents) if not p.exists()]
+def _kept_as_it_was(output: OutputFolder, missing: list[Path]) -> Iterator[None]:
+    """Leave nothing behind if the block refuses to run. missing: folders there were not."""
     try:
         yield
     except BaseException:
-        if manifest is None:
+        if output.storage.find(MANIFEST) is None:
             output.storage.remove_folder(f"{STATE_FOLDER}/staged")
         if missing:
             shutil.rmtree(missing[-1], ignore_errors=True)
@@ -197,8 +206,8 @@ def _prepare(
     options: ScoreOptions,
     inputs: list[tuple[str, str]],
     output: OutputFolder,
-    manifest: dict[str, Any] | None,
 ) -> Plan:
+    manifest = output.read_manifest()
     shards, columns = _describe_input(options, inputs, output)
     # transformers takes seconds to import: a wrong path should not wait for it.
     from rsr.engine.student import open_student
@@ -303,7 +312,8 @@ def _describe_input(
             raise UsageError(
                 f"{file} already has {', '.join(scored)}; replace them with --overwrite-columns"
             )
-        shards.append(describe_shard(path, name, columns, rows_left))
+        # As every machine can open it, whatever its working directory.
+        shards.append(describe_shard(_canonical(path), name, columns, rows_left))
         if rows_left is not None:
             rows_left -= shards[-1].num_rows
             if rows_left == 0:
@@ -414,58 +424,52 @@ def _execute(
     total = Summary()
     total.merge(plan.done)
     result = ScoreResult(options.output, plan.output.log_path, total)
-    if not plan.unfinished:
-        return result
+    if plan.unfinished:
+        # Ray and vLLM cost seconds to import: not before it is sure that there is work for them.
+        from rsr.jobs.cluster.run import ClusterOptions, run_on_cluster
+        from rsr.jobs.cluster.worker import WorkerJob
 
-    # Ray and vLLM cost seconds to import: not before it is sure that there is work for them.
-    from rsr.jobs.cluster import Dispatcher, Failed, WorkerJob, ray_session, worker_resources
-
-    job = WorkerJob(
-        scorer=plan.student.config,
-        columns=plan.columns,
-        output=plan.output,
-        identity=plan.identity,
-        verbose=options.verbose,
-    )
-    with ray_session(verbose=options.verbose):
-        num_workers, resources = worker_resources(
-            options.workers, options.scorer.tensor_parallel_size
+        report = run_on_cluster(
+            WorkerJob(
+                scorer=plan.student.config,
+                columns=plan.columns,
+                output=replace(plan.output, root=_canonical(options.output)),
+                identity=plan.identity,
+                verbose=options.verbose,
+                must_see=_local_paths(plan),
+            ),
+            WorkQueue(plan.unfinished, plan.todo),
+            ClusterOptions(
+                address=options.address,
+                num_workers=options.workers,
+                unit_timeout_s=options.unit_timeout_s,
+            ),
+            num_rows=sum(shard.num_rows for shard in plan.unfinished.values()),
+            kept=plan.kept,
+            progress=progress,
+            stop=stop,
         )
-        progress.loading(plan.student.config.model, num_workers)
-        dispatcher = Dispatcher(job, num_workers=num_workers, resources=resources)
-        for _ in dispatcher.wait_until_ready():
-            stop.check()
-        if dispatcher.scorers - {plan.student.config.scorer}:
-            logger.warning(
-                "the LM head of %s is not a plain matrix: scoring with vLLM's prompt_logprobs, "
-                "which counts ties against the target and gives no entropy",
-                plan.student.config.model,
-            )
-        num_rows = sum(shard.num_rows for shard in plan.unfinished.values())
-        started = time.perf_counter()
-        with progress.scoring(num_rows, plan.kept):
-            for outcome in dispatcher.run(plan.todo, plan.unfinished):
-                stop.check()
-                if outcome is None:
-                    progress.tick()
-                elif isinstance(outcome, Failed):
-                    result.failures.append(outcome.error)
-                elif isinstance(outcome.work, Shard):
-                    total.merge(outcome.summary)
-                else:
-                    result.num_tokens_now += outcome.summary.num_tokens
-                    progress.advance(outcome.summary)
-        result.seconds = time.perf_counter() - started
-    result.failures += _uncommitted(plan, result.failures)
+        total.merge(report.written)
+        result.num_tokens_now = report.finished.num_tokens
+        result.seconds = report.seconds
+        result.setbacks = dict(report.setbacks)
+        result.failures = report.failures
+        if result.failures:
+            reason = "not written; its finished units are kept"
+            result.failures += [Failure(name, 0, 1, reason) for name in report.unwritten]
+    _list_engine_errors(result)
     return result
 
 
-def _uncommitted(plan: Plan, failures: list[str]) -> list[str]:
-    """Shards that failures left without output; what is kept of them serves the next start."""
-    if not failures:
-        return []
-    return [
-        f"{name}: not written, its finished units are kept"
-        for name, shard in plan.unfinished.items()
-        if plan.output.read_receipt(shard) is None
-    ]
+def _local_paths(plan: Plan) -> tuple[Path, ...]:
+    """Of what every machine must find where this one does: the first input file, the model."""
+    places = (next(iter(plan.unfinished.values())).path, plan.student.config.model)
+    return tuple(Path(p).resolve() for p in places if not is_remote(p) and Path(p).exists())
+
+
+def _list_engine_errors(result: ScoreResult) -> None:
+    """A row without a score for the engine's sake is a failure also of the run that skips it."""
+    num_rows = result.summary.rows_by_status.get(Status.ENGINE_ERROR, 0)
+    if num_rows:
+        reason = f"rsr_status {Status.ENGINE_ERROR}: each failed alone; more in {result.log}"
+        result.failures.append(Failure(f"{num_rows:,} rows", num_rows, 1, reason))

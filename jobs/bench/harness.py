@@ -76,7 +76,7 @@ class _ResidentPeak:
     """Samples this process's resident memory a thousand times a second, for want of a counter."""
 
     def __enter__(self) -> "_ResidentPeak":
-        self._before = self._peak = _resident_bytes()
+        self._before = self._peak = resident_bytes()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
         self._thread.start()
@@ -88,14 +88,14 @@ class _ResidentPeak:
 
     def _sample(self) -> None:
         while not self._stop.wait(0.001):
-            self._peak = max(self._peak, _resident_bytes())
+            self._peak = max(self._peak, resident_bytes())
 
     @property
     def extra_bytes(self) -> int:
         return self._peak - self._before
 
 
-def _resident_bytes() -> int:
+def resident_bytes() -> int:
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * 4096
 
