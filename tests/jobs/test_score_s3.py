@@ -58,6 +58,7 @@ def test_score_status_and_verify_on_an_object_store(s3, s3_url, tmp_path, tiny_s
     again = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
     assert json.loads(again.stdout)["num_tokens_now"] == 0
     assert [file.name for file in storage.list("out")] == [
+        "out/.rsr/events.jsonl",
         "out/.rsr/manifest.json",
         "out/.rsr/receipts/a.parquet.json",
         "out/.rsr/receipts/deep/b.parquet.json",
