@@ -7,6 +7,7 @@ write. A `.json` file is one list, and is held in memory. Knows nothing of traje
 import io
 import json
 import logging
+import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,14 +21,18 @@ from rsr.jobs.storage import READ_AHEAD_BYTES, locate
 
 logger = logging.getLogger(__name__)
 
-CHUNK_BYTES = 16 << 20
-"""JSON text read at a time."""
+CHUNK_BYTES = 4 << 20
+"""JSON text read, and written as a row group, at a time."""
 
 BAD_ENTRIES_NAMED = 3
 
 Row = dict[str, Any]
 ColumnType = pa.DataType | None
 """None: the column holds each value's JSON text, strings in their quotes."""
+
+
+_one_at_a_time = threading.Lock()
+"""Python parses no faster on several threads, and each would hold a chunk, or a `.json` file."""
 
 
 class _NotOfTypeError(Exception):
@@ -41,15 +46,20 @@ def stage_json(source: str | Path, target: str | Path) -> None:
     A line that is not a JSON object becomes a row of nulls, so that every line has its row.
     Raises `UsageError` if a `.json` file is not a list of objects, or has no text in it.
     """
+    with _one_at_a_time:
+        _stage(str(source), target)
+
+
+def _stage(source: str, target: str | Path) -> None:
     types: dict[str, ColumnType] = {}
-    for chunk in _chunks(str(source), warn=True):
+    for chunk in _chunks(source, warn=True):
         for name, kind in _column_types(chunk).items():
             types[name] = _common_type(types[name], kind) if name in types else kind
     storage, target_name = locate(target)
     while True:
         try:
             with storage.writing(target_name) as temporary:
-                _write(str(source), temporary, types)
+                _write(source, temporary, types)
             return
         except _NotOfTypeError as error:
             types[str(error)] = None
