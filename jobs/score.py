@@ -300,12 +300,15 @@ def _describe_input(
     options: ScoreOptions, inputs: list[tuple[str, str]], output: OutputFolder
 ) -> tuple[list[Shard], TrajectoryColumns]:
     # With --limit most files may not be needed at all: one after the other, until it is enough.
-    each = _in_parallel if options.limit is None else map
-    paths = each(lambda named: _as_parquet(*named, output), inputs)
+    tables: Iterator[tuple[str, pa.Schema]] = (
+        _as_parquet(file, name, output) for file, name in inputs
+    )
+    if options.limit is None:
+        tables = _in_parallel(lambda named: _as_parquet(*named, output), inputs)
     shards: list[Shard] = []
     columns = options.columns
     rows_left = options.limit
-    for (file, name), (path, schema) in zip(inputs, paths, strict=False):
+    for (file, name), (path, schema) in zip(inputs, tables, strict=False):
         columns = choose_columns(schema, columns, file)
         scored = [n for n in schema.names if score_columns.is_score_column(n)]
         if scored and not options.overwrite_columns:

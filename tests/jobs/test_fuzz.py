@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from rsr.engine.chat import TrajectoryEncoder
@@ -227,6 +227,10 @@ def assert_is_a_row(encoded) -> None:
     database=None,
 )
 @given(messages=st.lists(MESSAGE, max_size=5) | ODD_VALUE)
+@example(messages=7)
+@example(messages=[{"role": ["assistant"], "content": "x"}, *GOOD])
+@example(messages=[GOOD[0], GOOD[1] | {"tool_calls": [{"name": 5}]}])
+@example(messages=[GOOD[0], GOOD[1] | {"tool_calls": [{"function": {"name": "\ud800"}}]}])
 def test_odd_messages_get_a_status(encoders, messages):
     for encoder in encoders:
         assert_is_a_row(encoder.encode(Trajectory(messages=messages)))
