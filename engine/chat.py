@@ -139,9 +139,13 @@ class TrajectoryEncoder:
     def _encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> EncodedTrajectory:
         if self._template is None:
             raise BadMessagesError("this student has no chat template")
+        if isinstance(messages, str) or not isinstance(messages, Sequence):
+            raise BadMessagesError(f"messages is {type(messages).__name__}, not a list")
         if not any(m.get("role") == "assistant" for m in messages if isinstance(m, Mapping)):
             return EncodedTrajectory.refused(Status.NO_RESPONSE, "no assistant turn")
         rendered, char_spans = self._template.render(messages)
+        # Contents were looked at one by one; a template may print other fields too.
+        _require_encodable(rendered)
         encoding = self._tokenizer.encode(rendered, add_special_tokens=False)
         ends = (s.end_of_turn if self._score_end_of_turn else s.end for s in char_spans)
         return self._with_spans(
@@ -235,7 +239,7 @@ class ChatTemplate:
             raise BadMessagesError(f"a message is {type(message).__name__}, not a mapping")
         turn = {key: value for key, value in message.items() if value is not None}
         role = turn.get("role")
-        if role not in ROLES:
+        if not isinstance(role, str) or role not in ROLES:
             raise BadMessagesError(f"unknown role {role!r}; expected one of {sorted(ROLES)}")
         if "content" not in turn and turn.get("tool_calls"):
             turn["content"] = ""
@@ -443,9 +447,12 @@ def _squeeze(text: str) -> str:
 
 def _tool_names(tool_calls: Any) -> list[str]:
     try:
-        return [call.get("function", call)["name"] for call in tool_calls]
+        names = [call.get("function", call)["name"] for call in tool_calls]
     except (AttributeError, KeyError, TypeError) as error:
         raise BadMessagesError("tool_calls without a function name") from error
+    if not all(isinstance(name, str) for name in names):
+        raise BadMessagesError("tool_calls with a function name that is not a string")
+    return names
 
 
 def _occurrences_after(text: str, part: str, cursor: int) -> Iterator[int]:

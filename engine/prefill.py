@@ -127,6 +127,11 @@ class Prefill:
         """Empty the prefix cache, so that what comes next does not depend on what came before."""
         self._llm.reset_prefix_cache()
 
+    @property
+    def max_num_batched_tokens(self) -> int:
+        """Tokens of one prefill step."""
+        return _max_num_batched_tokens(self._llm)
+
     def close(self) -> None:
         """Free the model; another may be opened in this process."""
         _close_vllm(self._llm)
@@ -213,6 +218,11 @@ class StockPrefill:
     def forget_prefixes(self) -> None:
         """Nothing is remembered."""
 
+    @property
+    def max_num_batched_tokens(self) -> int:
+        """Tokens of one prefill step."""
+        return _max_num_batched_tokens(self._llm)
+
     def close(self) -> None:
         """Free the model; another may be opened in this process."""
         _close_vllm(self._llm)
@@ -267,6 +277,10 @@ def _open_vllm(student: Student, *, scoring_architectures: Sequence[str], **sett
             **_memory_settings(config),
             **settings,
         )
+
+
+def _max_num_batched_tokens(llm: Any) -> int:
+    return llm.llm_engine.vllm_config.scheduler_config.max_num_batched_tokens
 
 
 def _close_vllm(llm: Any) -> None:

@@ -52,6 +52,11 @@ class Scorer:
         """How it scores: as configured, unless the LM head does not allow for it."""
         return "kernel" if isinstance(self._prefill, Prefill) else "prompt-logprobs"
 
+    @property
+    def max_num_batched_tokens(self) -> int:
+        """Tokens of one prefill step: as configured, or what vLLM chose."""
+        return self._prefill.max_num_batched_tokens
+
     def __enter__(self) -> Self:
         return self
 

@@ -12,6 +12,7 @@ from typing import Any, get_args
 import click
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from rsr.engine.config import (
     Dtype,
@@ -23,7 +24,16 @@ from rsr.engine.config import (
 )
 from rsr.engine.metrics import DEFAULT_RANK_CLIP
 from rsr.jobs.bench.cli import bench
-from rsr.jobs.command import EXIT_FAILURES, RankClip, configure_logging, guarded, json_option
+from rsr.jobs.cluster.work import Failure
+from rsr.jobs.command import (
+    EXIT_FAILURES,
+    Place,
+    RankClip,
+    configure_logging,
+    guarded,
+    json_option,
+    typed_command,
+)
 from rsr.jobs.demo.demo import (
     DemoOptions,
     demo_report_json,
@@ -35,10 +45,13 @@ from rsr.jobs.demo.trajectories import DEFAULT_NUM_PROBLEMS
 from rsr.jobs.errors import UsageError
 from rsr.jobs.evidence.cli import correlate_command, report, simulate_command, teachers
 from rsr.jobs.interrupt import StopRequest
+from rsr.jobs.plan import plan
 from rsr.jobs.progress import Progress, format_seconds
 from rsr.jobs.score import ScoreOptions, ScoreResult, run_score
 from rsr.jobs.selection.cli import filter_, select
 from rsr.jobs.shards import TrajectoryColumns
+from rsr.jobs.status import status
+from rsr.jobs.verify import verify
 
 DEFAULTS = ScorerConfig(model="-")
 
@@ -174,7 +187,7 @@ def main() -> None:
 
 @main.command()
 @click.argument("input", metavar="INPUT")
-@click.argument("output", metavar="OUTPUT", type=click.Path(path_type=Path))
+@click.argument("output", metavar="OUTPUT", type=Place())
 @scorer_options
 @click.option("--messages-column", help="Column of {role, content} lists. [default: messages]")
 @click.option("--prompt-column", help="Column of prompts. [default: prompt]")
@@ -188,19 +201,33 @@ def main() -> None:
     type=click.IntRange(min=1),
     help="Engines at a time; default: one per GPU or tensor-parallel group, one without a GPU.",
 )
+@click.option(
+    "--address",
+    help="Ray cluster to join: auto, or host:port of its head. [default: RAY_ADDRESS, as ray job "
+    "submit sets it, else this machine alone]",
+)
+@click.option(
+    "--unit-timeout",
+    "unit_timeout_s",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Seconds in the engine after which a unit's worker is killed and the unit given to "
+    "another. [default: 20 times what finished units of that length took, at least 120]",
+)
 @click.option("--overwrite", is_flag=True, help="Discard the earlier run in OUTPUT.")
 @click.option("--overwrite-columns", is_flag=True, help="Replace rsr columns that INPUT has.")
 @json_option
 @click.option("-v", "--verbose", is_flag=True, help="Show what vLLM and Ray say.")
 def score(
     input: str,
-    output: Path,
+    output: Path | str,
     messages_column: str | None,
     prompt_column: str | None,
     response_column: str | None,
     text_column: str | None,
     limit: int | None,
     workers: int | None,
+    address: str | None,
+    unit_timeout_s: float | None,
     overwrite: bool,
     overwrite_columns: bool,
     as_json: bool,
@@ -211,7 +238,8 @@ def score(
 
     INPUT is a Parquet, JSON or JSON-lines file, a folder of them, or a glob. OUTPUT gets one
     Parquet file for each, under the same name: the same rows in the same order, the input's
-    columns untouched, and the score columns. Stopped half way, the same command goes on.
+    columns untouched, and the score columns. Stopped half way, the same command goes on. Both
+    may be on an object store: s3://bucket/…, gs://bucket/…, az://container/….
     """
     configure_logging(verbose)
 
@@ -224,9 +252,12 @@ def score(
             columns=columns,
             limit=limit,
             workers=workers,
+            address=address,
+            unit_timeout_s=unit_timeout_s,
             overwrite=overwrite,
             overwrite_columns=overwrite_columns,
             verbose=verbose,
+            command=typed_command(),
         )
         return run_score(options, Progress(), stop)
 
@@ -270,7 +301,8 @@ def score_result_json(result: ScoreResult) -> dict[str, Any]:
         "seconds": result.seconds,
         "tokens_per_s": result.num_tokens_now / result.seconds if result.seconds else None,
         "dataset_rsr": result.summary.dataset.rsr,
-        "failures": result.failures,
+        "setbacks": result.setbacks,
+        "failures": [str(failure) for failure in result.failures],
     }
 
 
@@ -291,12 +323,26 @@ def print_score_result(result: ScoreResult) -> None:
     table.add_row("scored tokens", f"{summary.num_tokens:,}{speed}")
     rsr = summary.dataset.rsr
     table.add_row("data-set RSR", "nothing was scored" if rsr is None else f"{rsr:.4f}")
+    if result.setbacks:
+        told = ", ".join(f"{count:,} {cause}" for cause, count in sorted(result.setbacks.items()))
+        table.add_row("setbacks", told)
     table.add_row("result", f"{result.output}/")
     table.add_row("log", str(result.log))
     console = Console()
     console.print(table, highlight=False, soft_wrap=True)
-    for failure in result.failures:
-        Console(stderr=True).print(f"failed: {failure}", highlight=False, soft_wrap=True)
+    if result.failures:
+        _print_failures(result.failures)
+
+
+def _print_failures(failures: list[Failure]) -> None:
+    """A table of what the run ended without, on stderr."""
+    table = Table(title="failed", title_justify="left", box=None, pad_edge=False)
+    for heading in ("what", "attempts", "why"):
+        table.add_column(heading, overflow="fold")
+    for failure in failures:
+        # As Text: a reason may hold brackets, which rich would take for its markup.
+        table.add_row(Text(failure.where), str(failure.attempts), Text(failure.reason))
+    Console(stderr=True).print(table, highlight=False)
 
 
 @main.command()
@@ -349,6 +395,9 @@ for command in (
     correlate_command,
     simulate_command,
     report,
+    plan,
+    status,
+    verify,
 ):
     main.add_command(command)
 

@@ -6,14 +6,17 @@ stderr. Logging is configured here and nowhere else. Knows no command.
 """
 
 import logging
+import shlex
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from rsr.jobs.errors import Interrupted, ShardsFailed, UsageError
 from rsr.jobs.interrupt import StopRequest
+from rsr.jobs.storage import is_remote
 
 EXIT_FAILURES, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 75
 T = TypeVar("T")
@@ -42,6 +45,17 @@ class RankClip(click.ParamType):
         return rank
 
 
+class Place(click.ParamType):
+    """A local path, or an object store's URL, which must not be tidied up as a path would be."""
+
+    name = "path|url"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Path | str:
+        return value if isinstance(value, Path) or is_remote(value) else Path(value)
+
+
 def configure_logging(verbose: bool) -> None:
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING,
@@ -66,3 +80,8 @@ def guarded(run: Callable[[StopRequest], T]) -> T:
     except Interrupted:
         click.echo("rsr: interrupted; the same command goes on from here", err=True)
         sys.exit(EXIT_INTERRUPTED)
+
+
+def typed_command() -> str:
+    """What was typed, as a shell would take it again."""
+    return shlex.join(["rsr", *sys.argv[1:]])

@@ -5,6 +5,7 @@ own. So the first signal only leaves a mark, which the run looks at between two 
 """
 
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,10 +21,22 @@ class StopRequest:
     def __init__(self) -> None:
         self._is_set = False
 
+    @property
+    def is_set(self) -> bool:
+        return self._is_set
+
     def check(self) -> None:
         """Raises `Interrupted` if so."""
         if self._is_set:
             raise Interrupted
+
+    def wait(self, seconds: float) -> None:
+        """Sleep; raises `Interrupted` as soon as somebody asks."""
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0:
+            self.check()
+            time.sleep(min(left, 0.1))
+        self.check()
 
     @contextmanager
     def listening(self) -> Iterator[None]:

@@ -2,26 +2,31 @@
 
     OUTPUT/<shard>.parquet              finished shards: input rows plus score columns
     OUTPUT/.rsr/manifest.json           what the run is: settings, versions, input shards
-    OUTPUT/.rsr/receipts/<shard>.json   a finished shard: rows, tokens, statuses
-    OUTPUT/.rsr/units/<shard>/*.scores  score columns of finished units of unfinished shards
+    OUTPUT/.rsr/receipts/<shard>.json   a finished shard: what vouches for its output
+    OUTPUT/.rsr/units/<shard>/*.scores  finished units of unfinished shards: a receipt, one line of
+                                        JSON, then the score columns as Parquet
+    OUTPUT/.rsr/staged/                 JSON input as Parquet
     OUTPUT/.rsr/run.log                 what vLLM, Ray and the workers have to say
+    OUTPUT/.rsr/events.jsonl            what happened when, one JSON object a line (`events.py`)
     OUTPUT/.rsr/lock                    held while a run writes
 
-Every file appears whole under its name or not at all. Input columns are copied with pyarrow,
-type for type; only the score columns are made by Polars. Knows nothing of models or Ray.
+OUTPUT is a local folder or a prefix of an object store; either way every file appears whole
+under its name or not at all. Input columns are copied with pyarrow, type for type; only the score
+columns are made by Polars. Knows nothing of models or Ray.
 """
 
-import fcntl
+import io
 import json
-import os
+import logging
+import re
 import shutil
-import socket
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, cast
 
 import polars as pl
 import pyarrow as pa
@@ -29,256 +34,394 @@ import pyarrow.parquet as pq
 
 from rsr.jobs import score_columns
 from rsr.jobs.errors import UsageError
-from rsr.jobs.files import atomic_path, write_text_atomically
+from rsr.jobs.locks import HeldError, Holder
+from rsr.jobs.receipts import Receipt, hash_bytes, hash_file, new_digest
 from rsr.jobs.score_columns import Summary
-from rsr.jobs.shards import Shard, Unit, iter_rows, open_parquet
+from rsr.jobs.shards import Shard, ShardReader, Unit, fingerprint, open_parquet
+from rsr.jobs.storage import Storage, StoredFile, is_remote, open_storage
+
+logger = logging.getLogger(__name__)
 
 STATE_FOLDER = ".rsr"
+MANIFEST = f"{STATE_FOLDER}/manifest.json"
+LOCK = f"{STATE_FOLDER}/lock"
 METADATA_KEY = b"rsr"
 """Key of the run's identity, as JSON, in the metadata of every output file."""
+UNIT_NAME = re.compile(r"(?P<start>\d{12})-(?P<stop>\d{12})\.scores")
+ROW_GROUP_BYTES = 64 << 20
+"""Decoded; a shard is written with no more than this in memory."""
+
+
+class IncompleteShardError(Exception):
+    """A shard was to be written before all of its rows were scored."""
+
+
+class ChangedInputError(Exception):
+    """An input file is not the one that was scored."""
 
 
 @dataclass(frozen=True, slots=True)
 class OutputFolder:
     """A run's output. Making one touches nothing; `create` does.
 
-    command: the `rsr` command whose run this is; another's is refused.
+    root: a local path, or an object store's URL. settings: `hash_identity` of the run that writes;
+    files of any other are not trusted. command: the `rsr` command whose run this is; a folder of
+    another's is refused.
     """
 
-    root: Path
+    root: Path | str
+    settings: str = ""
     command: str = "score"
 
     @property
-    def state(self) -> Path:
-        return self.root / STATE_FOLDER
+    def storage(self) -> Storage:
+        return open_storage(self.root)
 
     @property
-    def manifest_path(self) -> Path:
-        return self.state / "manifest.json"
+    def state(self) -> Path:
+        """Where this machine puts what grows while a run goes: logs and events.
+
+        Part of a local OUTPUT; beside an object store, which cannot append, a folder of the
+        machine's own.
+        """
+        if not is_remote(str(self.root)):
+            return Path(self.root) / STATE_FOLDER
+        label = hash_bytes(str(self.root).encode())
+        return Path(tempfile.gettempdir()) / f"rsr-{label}"
 
     @property
     def log_path(self) -> Path:
         return self.state / "run.log"
 
-    def shard_path(self, shard: Shard) -> Path:
-        return self.root / shard.name
+    @property
+    def events_path(self) -> Path:
+        return self.state / "events.jsonl"
 
-    def receipt_path(self, shard: Shard) -> Path:
-        return self.state / "receipts" / f"{shard.name}.json"
+    @staticmethod
+    def receipt_name(shard_name: str) -> str:
+        return f"{STATE_FOLDER}/receipts/{shard_name}.json"
 
-    def units_folder(self, shard: Shard) -> Path:
-        return self.state / "units" / shard.name
+    @staticmethod
+    def units_folder(shard_name: str) -> str:
+        return f"{STATE_FOLDER}/units/{shard_name}"
 
-    def unit_path(self, unit: Unit) -> Path:
+    def unit_name(self, unit: Unit) -> str:
         # Not .parquet: a glob over OUTPUT must never take these for output.
-        return self.units_folder(unit.shard) / f"{unit.start:012d}-{unit.stop:012d}.scores"
+        return f"{self.units_folder(unit.shard.name)}/{unit.start:012d}-{unit.stop:012d}.scores"
 
-    def staged_path(self, name: str) -> Path:
-        """Where JSON input named `name` stands as Parquet."""
-        return self.state / "staged" / name
+    @staticmethod
+    def staged_name(name: str, source_fingerprint: str) -> str:
+        """Where JSON input of this content, to be written as `name`, stands as Parquet."""
+        label = hash_bytes(source_fingerprint.encode())[:8]
+        return f"{STATE_FOLDER}/staged/{name.removesuffix('.parquet')}.{label}.parquet"
 
     def read_manifest(self) -> dict[str, Any] | None:
         """The earlier run's manifest, or None; `UsageError` if the folder is not a run's."""
         try:
-            manifest = json.loads(self.manifest_path.read_text(encoding="utf-8"))
+            manifest = cast(dict[str, Any], json.loads(self.storage.read(MANIFEST)))
         except (FileNotFoundError, NotADirectoryError):
-            manifest = None
+            if any(not file.name.startswith(f"{STATE_FOLDER}/") for file in self.storage.list()):
+                raise UsageError(
+                    f"{self.root} is not empty and was not written by rsr {self.command}"
+                ) from None
+            return None
         except ValueError as error:
             raise UsageError(
-                f"{self.manifest_path} is damaged ({error}); use --overwrite"
+                f"{self.storage.describe(MANIFEST)} is damaged ({error}); use --overwrite"
             ) from error
-        if manifest is not None:
-            writer = manifest.get("command", "score")
-            if writer != self.command:
-                # Not even with --overwrite: a night of scoring is not lost to a mistyped path.
-                raise UsageError(
-                    f"{self.root} holds what rsr {writer} wrote; choose another OUTPUT"
-                )
-        elif self.root.is_dir() and any(e.name != STATE_FOLDER for e in self.root.iterdir()):
-            raise UsageError(f"{self.root} is not empty and was not written by rsr {self.command}")
+        writer = manifest.get("writer", "score")
+        if writer != self.command:
+            # Not even with --overwrite: a night of scoring is not lost to a mistyped path.
+            raise UsageError(f"{self.root} holds what rsr {writer} wrote; choose another OUTPUT")
         return manifest
 
     def create(self, manifest: dict[str, Any]) -> None:
-        text = json.dumps({"command": self.command} | manifest, indent=2)
-        write_text_atomically(self.manifest_path, text + "\n")
+        text = json.dumps({"writer": self.command} | manifest, indent=2)
+        self.storage.write(MANIFEST, text.encode() + b"\n")
 
     def clear(self, manifest: dict[str, Any]) -> None:
         """Remove what the run of `manifest` wrote, and nothing else."""
         for shard in manifest["shards"]:
-            (self.root / shard["name"]).unlink(missing_ok=True)
+            self.storage.remove(shard["name"])
         for part in ("receipts", "units", "staged"):
-            shutil.rmtree(self.state / part, ignore_errors=True)
-        self.manifest_path.unlink(missing_ok=True)
+            self.storage.remove_folder(f"{STATE_FOLDER}/{part}")
+        self.storage.remove(MANIFEST)
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the folder for this process; the kernel lets go of it however the process ends."""
-        with self._open_lock() as file:
+        """Hold the folder for this process, until it ends or is known to be dead."""
+        with ExitStack() as held:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                held.enter_context(self.storage.hold(LOCK))
+            except HeldError as error:
+                raise UsageError(f"{self.root} is being written by {error}") from error
             except OSError as error:
-                file.seek(0)
-                raise UsageError(f"{self.root} is being written by {file.read()}") from error
-            file.truncate(0)
-            started = time.strftime("%Y-%m-%d %H:%M:%S %Z")
-            file.write(f"process {os.getpid()} on {socket.gethostname()} since {started}")
-            file.flush()
+                reason = error.strerror or error
+                raise UsageError(f"OUTPUT {self.root} cannot be written: {reason}") from error
             yield
 
-    def _open_lock(self) -> TextIO:
-        try:
-            self.state.mkdir(parents=True, exist_ok=True)
-            return (self.state / "lock").open("a+")
-        except OSError as error:
-            raise UsageError(f"OUTPUT {self.root} cannot be written: {error.strerror}") from error
+    def publish_logs(self) -> None:
+        """Put a copy of what grew on this machine into OUTPUT, where it is on an object store."""
+        if not is_remote(str(self.root)) or not self.state.is_dir():
+            return
+        for file in self.state.iterdir():
+            try:
+                with self.storage.writing(f"{STATE_FOLDER}/{file.name}") as temporary:
+                    shutil.copyfile(file, temporary)
+            except OSError as error:
+                logger.warning("%s stays on this machine alone: %s", file, error)
+
+    def holder(self) -> Holder | None:
+        """Who writes here now."""
+        return self.storage.holder(LOCK)
 
     def commit_unit(self, unit: Unit, frame: pl.DataFrame) -> Summary:
-        """Keep a scored unit until its shard is complete."""
+        """Keep a scored unit, with its receipt, until its shard is complete."""
         assert len(frame) == unit.num_rows, "a unit must come back with all its rows"
-        with atomic_path(self.unit_path(unit)) as temporary:
-            frame.write_parquet(temporary)
-        return Summary.of(frame)
+        buffer = io.BytesIO()
+        frame.write_parquet(buffer)
+        content = buffer.getvalue()
+        now = time.time()
+        receipt = Receipt(
+            start=unit.start,
+            stop=unit.stop,
+            fingerprint=unit.shard.fingerprint,
+            settings=self.settings,
+            content_bytes=len(content),
+            content_blake2b=hash_bytes(content),
+            version="",
+            first_finished_s=now,
+            finished_s=now,
+            summary=Summary.of(frame),
+        )
+        self.storage.write(self.unit_name(unit), receipt.to_json().encode() + b"\n" + content)
+        return receipt.summary
+
+    def kept_units(self, shard: Shard) -> list[tuple[Unit, Receipt]]:
+        """Finished units that can be trusted and do not overlap, in order of rows.
+
+        Whatever cut them: a unit that was halved stands beside its neighbours as two.
+        """
+        kept: list[tuple[Unit, Receipt]] = []
+        cursor = 0
+        for unit in self._unit_files(shard):
+            if unit.start >= cursor and (read := self._read_unit_file(unit)) is not None:
+                kept.append((unit, read[0]))
+                cursor = unit.stop
+        return kept
+
+    def _unit_files(self, shard: Shard) -> list[Unit]:
+        """The units that have a file, by first row, the longest first where several begin."""
+        files = self.storage.list(self.units_folder(shard.name))
+        ranges = (range_of_unit(file.name) for file in files)
+        return [
+            Unit(shard, start, stop)
+            for start, stop in sorted(filter(None, ranges), key=lambda r: (r[0], -r[1]))
+            if start < stop <= shard.num_rows
+        ]
 
     def read_unit(self, unit: Unit) -> pl.DataFrame | None:
         """A finished unit's score columns; None if there are none that can be trusted."""
-        path = self.unit_path(unit)
-        if not path.exists():
-            return None
-        try:
-            frame = pl.read_parquet(path.read_bytes())
-        except (pl.exceptions.PolarsError, OSError):
-            return None
-        return frame if len(frame) == unit.num_rows else None
+        read = self._read_unit_file(unit)
+        return None if read is None else pl.read_parquet(read[1])
 
-    def read_receipt(self, shard: Shard) -> Summary | None:
-        """A finished shard's summary; None unless its output is there with all its rows."""
+    def _read_unit_file(self, unit: Unit) -> tuple[Receipt, bytes] | None:
+        """The receipt and what it vouches for; None unless it does."""
         try:
-            receipt = json.loads(self.receipt_path(shard).read_text(encoding="utf-8"))
-            num_rows = pq.read_metadata(self.shard_path(shard)).num_rows
-            size = self.shard_path(shard).stat().st_size
-        except (OSError, ValueError, pa.ArrowException):
+            head, _, content = self.storage.read(self.unit_name(unit)).partition(b"\n")
+        except FileNotFoundError:
             return None
-        if receipt["fingerprint"] != shard.fingerprint or receipt["output_bytes"] != size:
+        receipt = Receipt.parse(head)
+        if receipt is None or not receipt.is_for(unit.shard, unit.start, unit.stop, self.settings):
             return None
-        return _summary_from_json(receipt["summary"]) if num_rows == shard.num_rows else None
+        return (receipt, content) if hash_bytes(content) == receipt.content_blake2b else None
 
-    def commit_shard(self, shard: Shard, units: list[Unit], identity: dict[str, Any]) -> Summary:
+    def stored_receipt(self, shard_name: str) -> Receipt | None:
+        """A shard's receipt as it stands, whatever has become of the output."""
+        try:
+            return Receipt.parse(self.storage.read(self.receipt_name(shard_name)))
+        except FileNotFoundError:
+            return None
+
+    def read_receipt(self, shard: Shard) -> Receipt | None:
+        """A finished shard's receipt; None unless its output is there and the one vouched for.
+
+        An output that was not written since is not read again: what decayed on the disk without
+        being written is for `rsr verify` to find.
+        """
+        receipt = self.stored_receipt(shard.name)
+        if receipt is None or not receipt.is_for(shard, 0, shard.num_rows, self.settings):
+            return None
+        found = self.storage.find(shard.name)
+        if found is None or found.num_bytes != receipt.content_bytes:
+            return None
+        if found.version == receipt.version or self.has_content(found, receipt):
+            return receipt
+        return None
+
+    def has_content(self, file: StoredFile, receipt: Receipt) -> bool:
+        """Whether a file is, byte for byte, the one that its receipt vouches for."""
+        with self.storage.open(file.name) as opened:
+            return hash_file(opened) == receipt.content_blake2b
+
+    def commit_shard(self, shard: Shard, identity: dict[str, Any]) -> Summary:
         """Write the shard's output from its input rows and finished units, then its receipt.
 
-        Streams: holds the score columns, and one batch of the input at a time.
+        Takes any finished units that hold every row once, however they were cut. Raises
+        `IncompleteShardError` if there are none such, `ChangedInputError` if the input is another
+        by now. Streams: holds a unit's score columns and a row group's rows at a time.
         """
-        frames = [frame for unit in units if (frame := self.read_unit(unit)) is not None]
-        assert len(frames) == len(units), "a shard is committed when all its units are"
-        token_columns = identity["settings"]["token_scores"]
-        scores = (
-            pl.concat(frames) if frames else score_columns.to_frame([], token_columns=token_columns)
+        if fingerprint(shard.path) != shard.fingerprint:
+            raise ChangedInputError(
+                f"{shard.path} has changed since the run began; its scores are of other rows"
+            )
+        trusted = {unit: r for unit in self._unit_files(shard) if (r := self._receipt_of(unit))}
+        units = exact_cover(list(trusted), shard.num_rows)
+        if units is None:
+            raise IncompleteShardError(
+                f"{shard.name}: not every row has a finished unit that can be trusted"
+            )
+        receipts = [trusted[unit] for unit in units]
+        summary = Summary()
+        for receipt in receipts:
+            summary.merge(receipt.summary)
+        with self.storage.writing(shard.name) as temporary, temporary.open("wb") as file:
+            sink = HashingFile(file)
+            _write_shard(sink, shard, self._score_tables(units, identity), identity)
+        found = self.storage.find(shard.name)
+        assert found is not None, "a file that was written is there"
+        finished_s = [time.time()] + [receipt.finished_s for receipt in receipts]
+        written = Receipt(
+            start=0,
+            stop=shard.num_rows,
+            fingerprint=shard.fingerprint,
+            settings=self.settings,
+            content_bytes=sink.num_bytes,
+            content_blake2b=sink.hexdigest(),
+            version=found.version,
+            first_finished_s=min(finished_s),
+            finished_s=max(finished_s),
+            summary=summary,
         )
-        assert len(scores) == shard.num_rows, "every row has exactly one score"
-        with atomic_path(self.shard_path(shard)) as temporary:
-            _write_shard(temporary, shard, score_columns.to_arrow(scores), identity)
-        summary = Summary.of(scores)
-        receipt = {
-            "fingerprint": shard.fingerprint,
-            "output_bytes": self.shard_path(shard).stat().st_size,
-            "summary": asdict(summary),
-        }
-        write_text_atomically(self.receipt_path(shard), json.dumps(receipt, indent=2) + "\n")
-        shutil.rmtree(self.units_folder(shard), ignore_errors=True)
+        self.storage.write(self.receipt_name(shard.name), written.to_json().encode() + b"\n")
+        self.storage.remove_folder(self.units_folder(shard.name))
         return summary
 
+    def _receipt_of(self, unit: Unit) -> Receipt | None:
+        read = self._read_unit_file(unit)
+        return None if read is None else read[0]
 
-@contextmanager
-def kept_as_it_was(output: OutputFolder) -> Iterator[None]:
-    """Leave nothing behind if the block refuses to run."""
-    missing = [p for p in (output.state, *output.state.parents) if not p.exists()]
-    try:
-        yield
-    except BaseException:
-        if missing:
-            shutil.rmtree(missing[-1], ignore_errors=True)
-        raise
-
-
-def check_places(input: str, files: list[Path], names: list[str], output: Path) -> None:
-    """Raises `UsageError` if writing `names` below `output` would touch the input."""
-    root = output.resolve()
-    if output.exists() and not output.is_dir():
-        raise UsageError(f"OUTPUT {output} is a file; expected a folder to be created")
-    for file, name in zip(files, names, strict=True):
-        if root / name == file.resolve():
-            raise UsageError(f"OUTPUT {output} would overwrite its own input {file}")
-    source = Path(input)
-    if source.is_dir() and root.is_relative_to(source.resolve()):
-        raise UsageError(f"OUTPUT {output} lies inside INPUT {input}")
+    def _score_tables(self, units: Sequence[Unit], identity: dict[str, Any]) -> Iterator[pa.Table]:
+        """The units' score columns, one after the other, at least one table, if an empty one."""
+        with_tokens = identity["settings"]["token_scores"]
+        yield score_columns.to_arrow(score_columns.to_frame([], token_columns=with_tokens))
+        for unit in units:
+            frame = self.read_unit(unit)
+            if frame is None:
+                raise IncompleteShardError(f"{self.unit_name(unit)} was damaged a moment ago")
+            yield score_columns.to_arrow(frame)
 
 
-def require_same_run(manifest: dict[str, Any], identity: dict[str, Any], output: Path) -> None:
-    """Raises `UsageError` naming what differs, unless both are runs of one meaning."""
-    differences = [
-        f"{key} was {before.get(key)!r} and is now {now.get(key)!r}"
-        for part in ("settings", "columns", "model")
-        for before, now in ((manifest.get(part, {}), identity.get(part, {})),)
-        for key in now
-        if before.get(key) != now[key]
-    ]
-    if manifest["shards"] != identity["shards"]:
-        differences.append(_describe_input_change(manifest["shards"], identity["shards"]))
-    if differences:
-        raise UsageError(
-            f"{output} holds a run with other settings: {'; '.join(differences)}. Choose another "
-            "OUTPUT, or discard that run with --overwrite"
-        )
+def range_of_unit(file_name: str) -> tuple[int, int] | None:
+    """First row and row after the last of a unit, from its file's name."""
+    match = UNIT_NAME.fullmatch(file_name.rpartition("/")[2])
+    return (int(match["start"]), int(match["stop"])) if match else None
 
 
-def _describe_input_change(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> str:
-    old = {s["name"]: s for s in before}
-    new = {s["name"]: s for s in now}
-    changed = [name for name in new if name in old and new[name] != old[name]]
-    added = [name for name in new if name not in old]
-    gone = [name for name in old if name not in new]
-    parts = (("changed", changed), ("new", added), ("gone", gone))
-    return "input shards " + ", ".join(
-        f"{word}: {names[0]}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
-        for word, names in parts
-        if names
-    )
+def exact_cover(units: Sequence[Unit], num_rows: int) -> list[Unit] | None:
+    """Units that hold rows [0, num_rows) once each, in order; None if no choice of `units` does."""
+    # From the last row back: what is reachable from a row on is known when that row is asked for.
+    following: dict[int, Unit | None] = {num_rows: None}
+    for unit in sorted(units, key=lambda u: u.start, reverse=True):
+        if unit.stop in following:
+            following[unit.start] = unit
+    if 0 not in following:
+        return None
+    cover: list[Unit] = []
+    while (link := following[cover[-1].stop if cover else 0]) is not None:
+        cover.append(link)
+    return cover
 
 
-def describe_inputs(shards: Sequence[Shard]) -> list[dict[str, Any]]:
-    """What a manifest says of the input."""
-    return [{"name": s.name, "num_rows": s.num_rows, "fingerprint": s.fingerprint} for s in shards]
+class HashingFile(io.RawIOBase):
+    """A file to write to from front to back, which knows the hash of what was written."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._digest = new_digest()
+        self.num_bytes = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, content: Any) -> int:
+        self._digest.update(content)
+        self.num_bytes += len(content)
+        return self._file.write(content)
+
+    def tell(self) -> int:
+        return self.num_bytes
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def hexdigest(self) -> str:
+        return self._digest.hexdigest()
 
 
-def require_disk_space(output: Path, needed_bytes: float) -> None:
-    """Raises `UsageError` if the disk of `output` has less than `needed_bytes` free."""
-    root = output.resolve()
-    existing = next(p for p in (root, *root.parents) if p.exists())
-    free = shutil.disk_usage(existing).free
-    if free < needed_bytes:
-        raise UsageError(
-            f"OUTPUT {output} needs about {needed_bytes / 2**20:,.1f} MiB, and "
-            f"{existing} has {free / 2**20:,.1f} MiB free"
-        )
+def output_schema(source: pa.Schema, scores: pa.Schema, identity: dict[str, Any]) -> pa.Schema:
+    """The input's columns but for earlier scores, then the scores; metadata of both."""
+    kept = [field for field in source if not score_columns.is_score_column(field.name)]
+    metadata = {**(source.metadata or {}), METADATA_KEY: json.dumps(identity).encode()}
+    return pa.schema([*kept, *scores], metadata=metadata)
 
 
-def _write_shard(path: Path, shard: Shard, scores: pa.Table, identity: dict[str, Any]) -> None:
+def _write_shard(
+    sink: HashingFile, shard: Shard, score_tables: Iterator[pa.Table], identity: dict[str, Any]
+) -> None:
+    first = next(score_tables)
     with open_parquet(shard.path) as source:
         schema = source.schema_arrow
         compression = compression_of(source)
     kept = [i for i, name in enumerate(schema.names) if not score_columns.is_score_column(name)]
-    metadata = {**(schema.metadata or {}), METADATA_KEY: json.dumps(identity).encode()}
-    fields = [schema.field(i) for i in kept] + list(scores.schema)
-    full = pa.schema(fields, metadata=metadata)
-    with pq.ParquetWriter(path, full, compression=compression) as writer:
-        start = 0
-        for batch in iter_rows(shard.path, 0, shard.num_rows):
-            part = scores.slice(start, batch.num_rows).combine_chunks()
-            arrays = [batch.column(i) for i in kept] + [
-                column.chunk(0) if column.num_chunks else pa.array([], column.type)
-                for column in part.columns
-            ]
-            writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=full))
-            start += batch.num_rows
+    full = output_schema(schema, first.schema, identity)
+    input_schema = pa.schema([schema.field(i) for i in kept])
+    scores = _TableQueue(first, score_tables)
+    with pq.ParquetWriter(sink, full, compression=compression) as writer:
+        for batches in _row_groups(ShardReader(shard.path).rows(0, shard.num_rows)):
+            table = pa.Table.from_batches([batch.select(kept) for batch in batches], input_schema)
+            columns = [*table.columns, *scores.take(table.num_rows).columns]
+            writer.write_table(pa.Table.from_arrays(columns, schema=full))
+
+
+def _row_groups(batches: Iterator[pa.RecordBatch]) -> Iterator[list[pa.RecordBatch]]:
+    """Batches together, as many as are written at a time."""
+    group: list[pa.RecordBatch] = []
+    num_bytes = 0
+    for batch in batches:
+        group.append(batch)
+        num_bytes += batch.nbytes
+        if num_bytes >= ROW_GROUP_BYTES:
+            yield group
+            group, num_bytes = [], 0
+    if group:
+        yield group
+
+
+class _TableQueue:
+    """Tables from which any number of rows can be taken, in order."""
+
+    def __init__(self, first: pa.Table, more: Iterator[pa.Table]) -> None:
+        self._table = first
+        self._more = more
+
+    def take(self, num_rows: int) -> pa.Table:
+        parts = [self._table]
+        while sum(part.num_rows for part in parts) < num_rows:
+            parts.append(next(self._more))
+        whole = pa.concat_tables(parts)
+        self._table = whole.slice(num_rows)
+        return whole.slice(0, num_rows)
 
 
 def compression_of(source: pq.ParquetFile) -> str:
@@ -287,8 +430,3 @@ def compression_of(source: pq.ParquetFile) -> str:
         return "zstd"
     codec = source.metadata.row_group(0).column(0).compression.lower()
     return "none" if codec == "uncompressed" else codec
-
-
-def _summary_from_json(values: dict[str, Any]) -> Summary:
-    dataset = score_columns.DatasetRsr(**values.pop("dataset"))
-    return Summary(**values, dataset=dataset)

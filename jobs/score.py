@@ -9,44 +9,60 @@ the terminal is `progress.py`'s.
 
 import importlib.metadata
 import logging
-import os
 import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pyarrow as pa
 
 from rsr.engine.config import ScorerConfig
+from rsr.engine.trajectory import Status
 from rsr.jobs import score_columns
+from rsr.jobs.cluster.work import Failure, WorkQueue
 from rsr.jobs.errors import UsageError
 from rsr.jobs.interrupt import StopRequest
-from rsr.jobs.output import (
-    OutputFolder,
+from rsr.jobs.output import OutputFolder
+from rsr.jobs.preflight import (
+    canonical,
     check_places,
     describe_inputs,
     kept_as_it_was,
+    missing_folders,
+    refusing_what_cannot_be_reached,
     require_disk_space,
     require_same_run,
 )
 from rsr.jobs.progress import Progress
+from rsr.jobs.receipts import IDENTITY_PARTS, Receipt, hash_identity
 from rsr.jobs.score_columns import Summary
 from rsr.jobs.shards import (
     JSON_SUFFIXES,
+    RowGroup,
     Shard,
     TrajectoryColumns,
     Unit,
     choose_columns,
     cut_units,
     describe_shard,
+    file_size_bytes,
     find_inputs,
+    fingerprint,
     open_parquet,
-    stage_json,
+    row_groups,
 )
+from rsr.jobs.staging import stage_json
+from rsr.jobs.storage import is_remote
 
 if TYPE_CHECKING:
     from rsr.engine.student import Student
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
+R = TypeVar("R")
 
 RUN_SETTINGS_THAT_CHANGE_NO_SCORE = (
     "tensor_parallel_size",
@@ -64,6 +80,9 @@ UNIT_BYTES = {"cpu": 64 << 10, "gpu": 4 << 20}
 MIN_UNITS, MIN_UNIT_ROWS = 10, 8
 """A short run is cut finer, so that its progress shows, but not below a few siblings."""
 
+FILES_AT_A_TIME = 8
+"""Looked at before a run: footers, receipts, kept units."""
+
 SCORE_BYTES_PER_ROW = 128
 TOKEN_COLUMN_BYTES_PER_TEXT_BYTE = 3
 """For the disk check: three 4-byte values a token, a token being about four bytes of text."""
@@ -73,20 +92,26 @@ TOKEN_COLUMN_BYTES_PER_TEXT_BYTE = 3
 class ScoreOptions:
     """What `rsr score` is asked to do; the scoring itself is in `scorer`.
 
-    limit: take only the first rows of INPUT. workers: engines at a time; None is one for each
-    GPU or tensor-parallel group, one on a machine without. overwrite: discard an earlier run in
-    OUTPUT. overwrite_columns: replace score columns that INPUT already has.
+    input, output: local paths or URLs of an object store. limit: take only the first rows of
+    INPUT. workers: engines at a time; None is one for each GPU or tensor-parallel group, one on a
+    machine without. address: of a Ray cluster; None is RAY_ADDRESS, or this machine alone.
+    unit_timeout_s: in the engine, before a unit's worker is taken to hang; None is learned from
+    finished units. overwrite: discard an earlier run in OUTPUT. overwrite_columns: replace score
+    columns that INPUT already has. command: what was typed, for whoever must repeat it.
     """
 
     input: str
-    output: Path
+    output: Path | str
     scorer: ScorerConfig
     columns: TrajectoryColumns = field(default_factory=TrajectoryColumns)
     limit: int | None = None
     workers: int | None = None
+    address: str | None = None
+    unit_timeout_s: float | None = None
     overwrite: bool = False
     overwrite_columns: bool = False
     verbose: bool = False
+    command: str = ""
 
 
 @dataclass(slots=True)
@@ -94,15 +119,17 @@ class ScoreResult:
     """What a run did. summary: all rows of OUTPUT, earlier runs' included.
 
     num_tokens_now, seconds: scored by this run, without the time to load the model.
-    failures: units and shards that were given up, with the reason.
+    setbacks: how often what went wrong on the way, by cause.
+    failures: rows and shards that were given up or refused, with the reason.
     """
 
-    output: Path
+    output: Path | str
     log: Path
     summary: Summary
     num_tokens_now: int = 0
     seconds: float = 0.0
-    failures: list[str] = field(default_factory=list)
+    setbacks: dict[str, int] = field(default_factory=dict)
+    failures: list[Failure] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +140,7 @@ class Plan:
     columns: TrajectoryColumns
     output: OutputFolder
     identity: dict[str, Any]
-    unfinished: dict[str, tuple[Shard, list[Unit]]]
+    unfinished: dict[str, Shard]
     kept: Summary
     todo: list[Unit]
     done: Summary
@@ -125,25 +152,31 @@ def run_score(options: ScoreOptions, progress: Progress, stop: StopRequest) -> S
     Raises `UsageError` before a model is loaded, with OUTPUT as it was; `Interrupted` when
     `stop` says so, with every finished unit kept.
     """
-    inputs = find_inputs(options.input)
     output = OutputFolder(options.output)
-    files, names = [file for file, _ in inputs], [name for _, name in inputs]
-    check_places(options.input, files, names, options.output)
-    manifest = output.read_manifest()
     with ExitStack() as held:
-        with kept_as_it_was(output):
+        with refusing_what_cannot_be_reached():
+            inputs = find_inputs(options.input)
+            check_places(options.input, inputs, options.output)
+            # A folder that is not a run's is refused before anything is put there.
+            output.read_manifest()
+            missing = missing_folders(output)
             # One lock from the first look to the last file: no other run may come in between.
             held.enter_context(output.lock())
-            plan = _prepare(options, inputs, output, manifest)
-        return _execute(options, plan, progress, stop)
+            with kept_as_it_was(output, missing):
+                output.storage.remove_leftovers()
+                plan = _prepare(options, inputs, output)
+        try:
+            return _execute(options, plan, progress, stop)
+        finally:
+            output.publish_logs()
 
 
 def _prepare(
     options: ScoreOptions,
-    inputs: list[tuple[Path, str]],
+    inputs: list[tuple[str, str]],
     output: OutputFolder,
-    manifest: dict[str, Any] | None,
 ) -> Plan:
+    manifest = output.read_manifest()
     shards, columns = _describe_input(options, inputs, output)
     # transformers takes seconds to import: a wrong path should not wait for it.
     from rsr.engine.student import open_student
@@ -170,6 +203,8 @@ def _prepare(
             "unit_rows": _unit_rows(sum(s.num_rows for s in shards), device),
             "unit_bytes": UNIT_BYTES[device],
             "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "sources": {name: canonical(file) for file, name in inputs},
+            "command": options.command,
         }
         output.create(manifest)
     return _plan_work(student, columns, output, manifest, shards)
@@ -186,52 +221,88 @@ def _plan_work(
     manifest: dict[str, Any],
     shards: list[Shard],
 ) -> Plan:
+    identity = {key: manifest[key] for key in (*IDENTITY_PARTS, "versions")}
+    output = replace(output, settings=hash_identity(identity))
     done, kept, todo = Summary(), Summary(), []
-    unfinished: dict[str, tuple[Shard, list[Unit]]] = {}
+    unfinished: dict[str, Shard] = {}
+
+    def look_at(shard: Shard) -> Receipt | ShardState:
+        if (finished := output.read_receipt(shard)) is not None:
+            return finished
+        groups = row_groups(open_parquet(shard.path).metadata, columns.names)
+        return ShardState(output.kept_units(shard), groups)
+
     # Long shards first, so that the last to finish is a short one.
-    for shard in sorted(shards, key=lambda s: -s.num_bytes):
-        if (receipt := output.read_receipt(shard)) is not None:
-            done.merge(receipt)
+    by_size = sorted(shards, key=lambda s: -s.num_bytes)
+    for shard, state in zip(by_size, _in_parallel(look_at, by_size), strict=True):
+        if isinstance(state, Receipt):
+            done.merge(state.summary)
             continue
-        units = cut_units(shard, max_rows=manifest["unit_rows"], max_bytes=manifest["unit_bytes"])
-        unfinished[shard.name] = (shard, units)
-        for unit in units:
-            if (frame := output.read_unit(unit)) is None:
-                todo.append(unit)
-            else:
-                kept.merge(Summary.of(frame))
-    identity = {key: manifest[key] for key in ("settings", "columns", "model", "versions")}
+        unfinished[shard.name] = shard
+        for _, receipt in state.kept:
+            kept.merge(receipt.summary)
+        todo += cut_units(
+            shard,
+            max_rows=manifest["unit_rows"],
+            max_bytes=manifest["unit_bytes"],
+            kept=[unit for unit, _ in state.kept],
+            groups=state.groups,
+        )
     return Plan(student, columns, output, identity, unfinished, kept, todo, done)
 
 
+@dataclass(frozen=True, slots=True)
+class ShardState:
+    """A shard without output: its trusted units, and how the rest may be cut."""
+
+    kept: list[tuple[Unit, Receipt]]
+    groups: list[RowGroup]
+
+
+def _in_parallel(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """`map`, several at a time: an object store answers slowly, and many at once."""
+    with ThreadPoolExecutor(FILES_AT_A_TIME) as pool:
+        yield from pool.map(function, items)
+
+
 def _describe_input(
-    options: ScoreOptions, inputs: list[tuple[Path, str]], output: OutputFolder
+    options: ScoreOptions, inputs: list[tuple[str, str]], output: OutputFolder
 ) -> tuple[list[Shard], TrajectoryColumns]:
+    # With --limit most files may not be needed at all: one after the other, until it is enough.
+    tables: Iterator[tuple[str, pa.Schema]] = (
+        _as_parquet(file, name, output) for file, name in inputs
+    )
+    if options.limit is None:
+        tables = _in_parallel(lambda named: _as_parquet(*named, output), inputs)
     shards: list[Shard] = []
-    columns: TrajectoryColumns | None = None
+    columns = options.columns
     rows_left = options.limit
-    for file, name in inputs:
-        if rows_left == 0:
-            break
-        path = file
-        if file.suffix in JSON_SUFFIXES:
-            path = output.staged_path(name)
-            if not path.exists():
-                stage_json(file, path)
-        with open_parquet(path) as parquet:
-            schema = parquet.schema_arrow
-        columns = choose_columns(schema, columns or options.columns, str(file))
+    for (file, name), (path, schema) in zip(inputs, tables, strict=False):
+        columns = choose_columns(schema, columns, file)
         scored = [n for n in schema.names if score_columns.is_score_column(n)]
         if scored and not options.overwrite_columns:
             raise UsageError(
                 f"{file} already has {', '.join(scored)}; replace them with --overwrite-columns"
             )
-        shard = describe_shard(str(path), name, columns, rows_left)
-        rows_left = None if rows_left is None else rows_left - shard.num_rows
-        shards.append(shard)
-    if columns is None:
-        raise UsageError(f"--limit {options.limit}: expected at least 1 row")
+        # As every machine can open it, whatever its working directory.
+        shards.append(describe_shard(canonical(path), name, columns, rows_left))
+        if rows_left is not None:
+            rows_left -= shards[-1].num_rows
+            if rows_left == 0:
+                break
     return shards, columns
+
+
+def _as_parquet(file: str, name: str, output: OutputFolder) -> tuple[str, pa.Schema]:
+    """Where an input stands as Parquet, and its schema."""
+    path = file
+    if file.endswith(JSON_SUFFIXES):
+        # Of this very content: a JSON file that has changed since is staged, and found, anew.
+        staged = output.staged_name(name, fingerprint(file))
+        path = output.storage.describe(staged)
+        if output.storage.find(staged) is None:
+            stage_json(file, path)
+    return path, open_parquet(path).schema_arrow
 
 
 def _identity(
@@ -261,12 +332,14 @@ def _versions() -> dict[str, str]:
 
 
 def _require_disk_space(options: ScoreOptions, shards: list[Shard]) -> None:
+    if is_remote(str(options.output)):
+        return  # asking for the sizes of its inputs would be in vain
     per_text_byte = TOKEN_COLUMN_BYTES_PER_TEXT_BYTE if options.scorer.token_scores else 0
-    needed = sum(
-        os.path.getsize(s.path) + SCORE_BYTES_PER_ROW * s.num_rows + per_text_byte * s.num_bytes
+    needed_bytes = sum(
+        file_size_bytes(s.path) + SCORE_BYTES_PER_ROW * s.num_rows + per_text_byte * s.num_bytes
         for s in shards
     )
-    require_disk_space(options.output, needed)
+    require_disk_space(options.output, needed_bytes)
 
 
 def _has_gpu() -> bool:
@@ -281,58 +354,52 @@ def _execute(
     total = Summary()
     total.merge(plan.done)
     result = ScoreResult(options.output, plan.output.log_path, total)
-    if not plan.unfinished:
-        return result
+    if plan.unfinished:
+        # Ray and vLLM cost seconds to import: not before it is sure that there is work for them.
+        from rsr.jobs.cluster.run import ClusterOptions, run_on_cluster
+        from rsr.jobs.cluster.worker import WorkerJob
 
-    # Ray and vLLM cost seconds to import: not before it is sure that there is work for them.
-    from rsr.jobs.cluster import Dispatcher, Failed, WorkerJob, ray_session, worker_resources
-
-    job = WorkerJob(
-        scorer=plan.student.config,
-        columns=plan.columns,
-        output=plan.output,
-        identity=plan.identity,
-        verbose=options.verbose,
-    )
-    with ray_session(verbose=options.verbose):
-        num_workers, resources = worker_resources(
-            options.workers, options.scorer.tensor_parallel_size
+        report = run_on_cluster(
+            WorkerJob(
+                scorer=plan.student.config,
+                columns=plan.columns,
+                output=replace(plan.output, root=canonical(options.output)),
+                identity=plan.identity,
+                verbose=options.verbose,
+                must_see=_local_paths(plan),
+            ),
+            WorkQueue(plan.unfinished, plan.todo),
+            ClusterOptions(
+                address=options.address,
+                num_workers=options.workers,
+                unit_timeout_s=options.unit_timeout_s,
+            ),
+            num_rows=sum(shard.num_rows for shard in plan.unfinished.values()),
+            kept=plan.kept,
+            progress=progress,
+            stop=stop,
         )
-        progress.loading(plan.student.config.model, num_workers)
-        dispatcher = Dispatcher(job, num_workers=num_workers, resources=resources)
-        for _ in dispatcher.wait_until_ready():
-            stop.check()
-        if dispatcher.scorers - {plan.student.config.scorer}:
-            logger.warning(
-                "the LM head of %s is not a plain matrix: scoring with vLLM's prompt_logprobs, "
-                "which counts ties against the target and gives no entropy",
-                plan.student.config.model,
-            )
-        num_rows = sum(shard.num_rows for shard, _ in plan.unfinished.values())
-        started = time.perf_counter()
-        with progress.scoring(num_rows, plan.kept):
-            for outcome in dispatcher.run(plan.todo, plan.unfinished):
-                stop.check()
-                if outcome is None:
-                    progress.tick()
-                elif isinstance(outcome, Failed):
-                    result.failures.append(outcome.error)
-                elif isinstance(outcome.work, Shard):
-                    total.merge(outcome.summary)
-                else:
-                    result.num_tokens_now += outcome.summary.num_tokens
-                    progress.advance(outcome.summary)
-        result.seconds = time.perf_counter() - started
-    result.failures += _uncommitted(plan, result.failures)
+        total.merge(report.written)
+        result.num_tokens_now = report.finished.num_tokens
+        result.seconds = report.seconds
+        result.setbacks = dict(report.setbacks)
+        result.failures = report.failures
+        if result.failures:
+            reason = "not written; its finished units are kept"
+            result.failures += [Failure(name, 0, 1, reason) for name in report.unwritten]
+    _list_engine_errors(result)
     return result
 
 
-def _uncommitted(plan: Plan, failures: list[str]) -> list[str]:
-    """Shards that failures left without output; what is kept of them serves the next start."""
-    if not failures:
-        return []
-    return [
-        f"{name}: not written, its finished units are kept"
-        for name, (shard, _) in plan.unfinished.items()
-        if plan.output.read_receipt(shard) is None
-    ]
+def _local_paths(plan: Plan) -> tuple[Path, ...]:
+    """Of what every machine must find where this one does: the first input file, the model."""
+    places = (next(iter(plan.unfinished.values())).path, plan.student.config.model)
+    return tuple(Path(p).resolve() for p in places if not is_remote(p) and Path(p).exists())
+
+
+def _list_engine_errors(result: ScoreResult) -> None:
+    """A row without a score for the engine's sake is a failure also of the run that skips it."""
+    num_rows = result.summary.rows_by_status.get(Status.ENGINE_ERROR, 0)
+    if num_rows:
+        reason = f"rsr_status {Status.ENGINE_ERROR}: each failed alone; more in {result.log}"
+        result.failures.append(Failure(f"{num_rows:,} rows", num_rows, 1, reason))

@@ -175,18 +175,18 @@ def open_scored(
     schema: pa.Schema | None = None
     identities: list[dict[str, Any]] = []
     for file, name in inputs:
-        if file.suffix in JSON_SUFFIXES:
-            raise _never_scored(str(file))
+        if file.endswith(JSON_SUFFIXES):
+            raise _never_scored(file)
         with open_parquet(file) as parquet:
             own_schema = parquet.schema_arrow
-        _require_score_columns(own_schema, str(file))
+        _require_score_columns(own_schema, file)
         if schema is not None:
-            _require_same_schema(schema, own_schema, str(inputs[0][0]), str(file))
+            _require_same_schema(schema, own_schema, inputs[0][0], file)
         schema = schema or own_schema
-        identity = _identity(own_schema, str(file))
+        identity = _identity(own_schema, file)
         if identity is not None and identity not in identities:
             identities.append(identity)
-        shards.append(describe_shard(str(file), name, TrajectoryColumns(), None))
+        shards.append(describe_shard(file, name, TrajectoryColumns(), None))
     assert schema is not None, "find_inputs finds at least one file"
     table = ScoredTable(path, tuple(shards), schema, tuple(identities), rank_clip)
     table.require([c.name for c in score_columns.ROW_COLUMNS])

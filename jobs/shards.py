@@ -1,7 +1,7 @@
 """Input: which files there are, which of their columns hold trajectories, and how to read them.
 
-A shard is one input file. Everything downstream sees Parquet: JSON files are rewritten as
-Parquet once, row for row (`stage_json`). Tables are read with pyarrow, not Polars: Polars
+A shard is one input file, on a disk or an object store. Everything downstream sees Parquet: JSON
+files are rewritten as Parquet once (`staging.py`). Tables are read with pyarrow, not Polars: Polars
 normalises Arrow types on the way in (dictionary keys, maps, fixed-size binary, 256-bit
 decimals, time32, nullability), and input columns must leave bit for bit as they came.
 Knows nothing of models or scores.
@@ -10,10 +10,11 @@ Knows nothing of models or scores.
 import glob
 import hashlib
 import json
-import logging
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from math import ceil
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
@@ -21,13 +22,13 @@ import pyarrow.parquet as pq
 
 from rsr.engine.trajectory import Trajectory
 from rsr.jobs.errors import UsageError
-from rsr.jobs.files import atomic_path
-
-logger = logging.getLogger(__name__)
+from rsr.jobs.storage import READ_AHEAD_BYTES, is_remote, locate, open_storage
 
 PARQUET_SUFFIXES = (".parquet", ".pq")
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
-READ_BATCH_ROWS = 1024
+READ_BATCH_ROWS = 256
+READ_BATCH_BYTES = 8 << 20
+"""Decoded at a time, so that neither many nor long rows fill the memory."""
 FINGERPRINT_BYTES = 64 << 10
 
 
@@ -35,9 +36,9 @@ FINGERPRINT_BYTES = 64 << 10
 class Shard:
     """One input file.
 
-    path: what is read (for JSON input, its staged Parquet). name: the output's path below the
-    output folder. num_rows: rows the run takes of it, from the front. num_bytes: their share of
-    the uncompressed trajectory columns, estimated from the footer.
+    path: what is read, a path or URL (for JSON input, its staged Parquet). name: the output's
+    path below the output folder. num_rows: rows the run takes of it, from the front. num_bytes:
+    their share of the uncompressed trajectory columns, estimated from the footer.
     """
 
     path: str
@@ -77,66 +78,102 @@ class TrajectoryColumns:
         return " + ".join(f"{kind}={name!r}" for kind, name in asdict(self).items() if name)
 
 
-def find_inputs(pattern: str) -> list[tuple[Path, str]]:
-    """Files behind INPUT (a file, a folder or a glob), each with its path relative to INPUT.
+def find_inputs(pattern: str) -> list[tuple[str, str]]:
+    """Files behind INPUT (a file, a folder or a glob), each with its output's path.
 
     Raises `UsageError` if there are none, or if two would have the same output.
     """
-    if "://" in pattern:
-        raise UsageError(f"{pattern}: object stores are not supported yet; give a local path")
-    path = Path(pattern)
-    if path.is_file():
-        found = [(path, path.name)]
-    elif path.is_dir():
-        found = [(file, str(file.relative_to(path))) for file in _files_of_folder(path)]
-    elif glob.has_magic(pattern):
-        root = Path(*_fixed_parts(path))
-        files = [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]
-        found = [(file, str(file.relative_to(root))) for file in files if file.is_file()]
-        if not found:
-            raise UsageError(f"no file matches {pattern}")
-    else:
-        raise UsageError(f"no such file or folder: {pattern}")
+    found = _find_remote(pattern) if is_remote(pattern) else _find_local(pattern)
     for file, _ in found:
-        if file.suffix not in PARQUET_SUFFIXES + JSON_SUFFIXES:
+        if PurePosixPath(file).suffix not in PARQUET_SUFFIXES + JSON_SUFFIXES:
             raise UsageError(
                 f"{file}: expected a {', '.join(PARQUET_SUFFIXES + JSON_SUFFIXES)} file"
             )
-    named = [(file, str(Path(name).with_suffix(".parquet"))) for file, name in found]
+    named = [(file, str(PurePosixPath(name).with_suffix(".parquet"))) for file, name in found]
     _require_distinct_outputs(named)
     return named
 
 
-def _files_of_folder(folder: Path) -> list[Path]:
-    visible = sorted(
-        file
-        for file in folder.rglob("*")
-        if file.is_file()
-        and not any(part.startswith((".", "_")) for part in file.relative_to(folder).parts)
+def _find_local(pattern: str) -> list[tuple[str, str]]:
+    path = Path(pattern)
+    if path.is_file():
+        return [(pattern, path.name)]
+    if path.is_dir():
+        names = [file.name for file in open_storage(path).list()]
+        return [(str(path / name), name) for name in _files_of_folder(pattern, names)]
+    if not glob.has_magic(pattern):
+        raise UsageError(f"no such file or folder: {pattern}")
+    root = Path(*_fixed_parts(path.parts))
+    files = [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]
+    found = [(str(file), str(file.relative_to(root))) for file in files if file.is_file()]
+    if not found:
+        raise UsageError(f"no file matches {pattern}")
+    return found
+
+
+def _find_remote(url: str) -> list[tuple[str, str]]:
+    storage, name = locate(url.rstrip("/"))
+    if not glob.has_magic(url):
+        if storage.find(name) is not None:
+            return [(url, name)]
+        folder = open_storage(url)
+        names = [file.name for file in folder.list()]
+        if not names:
+            raise UsageError(f"no such file or folder: {url}")
+        return [(folder.describe(n), n) for n in _files_of_folder(url, names)]
+    scheme, _, rest = url.partition("://")
+    fixed = "/".join(_fixed_parts(tuple(rest.split("/"))))
+    root = open_storage(f"{scheme}://{fixed}")
+    matching = _glob_pattern(rest[len(fixed) :].lstrip("/"))
+    found = [(root.describe(f.name), f.name) for f in root.list() if matching.fullmatch(f.name)]
+    if not found:
+        raise UsageError(f"no file matches {url}")
+    return found
+
+
+def _glob_pattern(pattern: str) -> re.Pattern[str]:
+    """What `glob` takes, for names that are not on a disk."""
+    words = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    parts = re.split(r"(\*\*/|\*\*|\*|\?|\[!?[^\]]+\])", pattern)
+    return re.compile(
+        "".join(
+            words[part]
+            if part in words
+            else (f"[^{part[2:]}" if part.startswith("[!") else part)
+            if index % 2
+            else re.escape(part)
+            for index, part in enumerate(parts)
+        )
     )
-    parquet = [file for file in visible if file.suffix in PARQUET_SUFFIXES]
-    other = [file for file in visible if file.suffix in JSON_SUFFIXES]
+
+
+def _files_of_folder(folder: str, names: Sequence[str]) -> list[str]:
+    visible = [
+        name for name in names if not any(part.startswith((".", "_")) for part in name.split("/"))
+    ]
+    parquet = [name for name in visible if name.endswith(PARQUET_SUFFIXES)]
+    other = [name for name in visible if name.endswith(JSON_SUFFIXES)]
     if parquet and other:
         raise UsageError(
-            f"{folder} holds both Parquet ({parquet[0].name}, …) and JSON files "
-            f"({other[0].name}, …); name one kind with a glob such as '{folder}/**/*.parquet'"
+            f"{folder} holds both Parquet ({parquet[0]}, …) and JSON files "
+            f"({other[0]}, …); name one kind with a glob such as '{folder}/**/*.parquet'"
         )
     if not parquet and not other:
         raise UsageError(f"{folder} holds no Parquet, JSON or JSON-lines file")
     return parquet or other
 
 
-def _fixed_parts(path: Path) -> list[str]:
+def _fixed_parts(parts: tuple[str, ...]) -> list[str]:
     fixed: list[str] = []
-    for part in path.parts[:-1]:
+    for part in parts[:-1]:
         if glob.has_magic(part):
             break
         fixed.append(part)
     return fixed
 
 
-def _require_distinct_outputs(named: list[tuple[Path, str]]) -> None:
-    by_name: dict[str, Path] = {}
+def _require_distinct_outputs(named: list[tuple[str, str]]) -> None:
+    by_name: dict[str, str] = {}
     for file, name in named:
         if (other := by_name.setdefault(name, file)) != file:
             raise UsageError(f"{other} and {file} would both become {name}; score them apart")
@@ -144,8 +181,10 @@ def _require_distinct_outputs(named: list[tuple[Path, str]]) -> None:
 
 def open_parquet(path: str | Path) -> pq.ParquetFile:
     """Raises `UsageError` if the file is not Parquet."""
+    storage, name = locate(path)
     try:
-        return pq.ParquetFile(path)
+        # Column chunks are read through a small buffer, not whole: they may be gigabytes.
+        return pq.ParquetFile(storage.open(name), buffer_size=READ_AHEAD_BYTES, pre_buffer=False)
     except (pa.ArrowException, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UsageError(f"{path} cannot be read as Parquet: {reason}") from error
@@ -205,69 +244,193 @@ def _is_message_list(kind: pa.DataType) -> bool:
     return pa.types.is_struct(item) or pa.types.is_null(item) or _is_text(item)
 
 
-def describe_shard(path: str, name: str, columns: TrajectoryColumns, max_rows: int | None) -> Shard:
-    """Row count, size and fingerprint from a Parquet footer, nothing else being read."""
-    file = open_parquet(path)
-    metadata = file.metadata
-    num_bytes = sum(
-        metadata.row_group(group).column(leaf).total_uncompressed_size
-        for group in range(metadata.num_row_groups)
+@dataclass(frozen=True, slots=True)
+class RowGroup:
+    """A Parquet row group. num_bytes: uncompressed, of the trajectory columns."""
+
+    num_rows: int
+    num_bytes: int
+
+
+def row_groups(metadata: pq.FileMetaData, columns: Sequence[str] | None) -> list[RowGroup]:
+    """The row groups of a file, in order, sized by the given columns or by all."""
+    leaves = [
+        leaf
         for leaf in range(metadata.num_columns)
-        if metadata.schema.column(leaf).path.split(".")[0] in columns.names
-    )
-    num_rows = metadata.num_rows if max_rows is None else min(metadata.num_rows, max_rows)
-    share = num_rows / max(1, metadata.num_rows)
-    return Shard(path, name, num_rows, int(num_bytes * share), _fingerprint(Path(path)))
-
-
-def _fingerprint(path: Path) -> str:
-    """Changes with any rewrite of a Parquet file: its size, and a hash of the footer's end."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        file.seek(max(0, size - FINGERPRINT_BYTES))
-        return f"{size}:{hashlib.sha256(file.read()).hexdigest()[:16]}"
-
-
-def cut_units(shard: Shard, *, max_rows: int, max_bytes: int) -> list[Unit]:
-    """Contiguous units of at most `max_rows` rows and about `max_bytes` of trajectory text."""
-    if not shard.num_rows:
-        return []
-    bytes_per_row = max(1.0, shard.num_bytes / shard.num_rows)
-    step = max(1, min(max_rows, int(max_bytes / bytes_per_row)))
+        if columns is None or metadata.schema.column(leaf).path.split(".")[0] in columns
+    ]
+    groups = (metadata.row_group(index) for index in range(metadata.num_row_groups))
     return [
-        Unit(shard, start, min(start + step, shard.num_rows))
-        for start in range(0, shard.num_rows, step)
+        RowGroup(group.num_rows, sum(group.column(i).total_uncompressed_size for i in leaves))
+        for group in groups
     ]
 
 
-def read_trajectories(unit: Unit, columns: TrajectoryColumns) -> list[Trajectory]:
-    """The unit's rows; a value that cannot be decoded leaves its row empty, not its neighbours'."""
-    rows: list[Trajectory] = []
-    for batch in iter_rows(unit.shard.path, unit.start, unit.stop, columns.names):
-        decoded = {name: _decode(batch.column(name)) for name in columns.names}
-        for index in range(batch.num_rows):
-            values = {kind: decoded[name][index] for kind, name in asdict(columns).items() if name}
-            rows.append(_trajectory(values))
-    return rows
+def describe_shard(path: str, name: str, columns: TrajectoryColumns, max_rows: int | None) -> Shard:
+    """Row count, size and fingerprint from a Parquet footer, nothing else being read."""
+    metadata = open_parquet(path).metadata
+    num_bytes = sum(group.num_bytes for group in row_groups(metadata, columns.names))
+    num_rows = metadata.num_rows if max_rows is None else min(metadata.num_rows, max_rows)
+    share = num_rows / max(1, metadata.num_rows)
+    return Shard(path, name, num_rows, int(num_bytes * share), fingerprint(path))
+
+
+def fingerprint(path: str) -> str:
+    """Changes with any rewrite of a Parquet file: its size, and a hash of the footer's end."""
+    storage, name = locate(path)
+    end = storage.read(name, last_bytes=FINGERPRINT_BYTES)
+    return f"{file_size_bytes(path)}:{hashlib.sha256(end).hexdigest()[:16]}"
+
+
+def file_size_bytes(path: str) -> int:
+    storage, name = locate(path)
+    found = storage.find(name)
+    if found is None:
+        raise UsageError(f"{path} is gone")
+    return found.num_bytes
+
+
+def cut_units(
+    shard: Shard,
+    *,
+    max_rows: int,
+    max_bytes: int,
+    kept: Sequence[Unit] = (),
+    groups: Sequence[RowGroup] = (),
+) -> list[Unit]:
+    """Contiguous units of at most `max_rows` rows and about `max_bytes` of trajectory text.
+
+    A unit is a run of whole row groups, or an even part of one: a row group can only be read
+    from its front, so that a unit with the end of one and the front of the next would have two
+    decoded for it. kept: units that need not be cut again, in order of rows and disjoint.
+    groups: the shard's row groups; without, it counts as one.
+    """
+    units: list[Unit] = []
+    for gap_start, gap_stop in _gaps(kept, shard.num_rows):
+        start, num_bytes = gap_start, 0.0
+        for low, high, row_bytes in _pieces(shard, groups, gap_start, gap_stop):
+            step = max(1, min(max_rows, int(max_bytes / max(1.0, row_bytes))))
+            fits = high - start <= max_rows and num_bytes + (high - low) * row_bytes <= max_bytes
+            if start < low and not fits:
+                units.append(Unit(shard, start, low))
+                start, num_bytes = low, 0.0
+            num_bytes += (high - low) * row_bytes
+            if high - low > step:
+                size = ceil((high - low) / ceil((high - low) / step))
+                units += [Unit(shard, s, min(s + size, high)) for s in range(low, high, size)]
+                start, num_bytes = high, 0.0
+        if start < gap_stop:
+            units.append(Unit(shard, start, gap_stop))
+    return units
+
+
+def _gaps(kept: Sequence[Unit], num_rows: int) -> Iterator[tuple[int, int]]:
+    starts = [0, *(unit.stop for unit in kept)]
+    stops = [*(unit.start for unit in kept), num_rows]
+    return ((start, stop) for start, stop in zip(starts, stops, strict=True) if start < stop)
+
+
+def _pieces(
+    shard: Shard, groups: Sequence[RowGroup], start: int, stop: int
+) -> Iterator[tuple[int, int, float]]:
+    """Row groups' parts within [start, stop): first row, row after the last, bytes of a row."""
+    first = 0
+    for group in groups or [RowGroup(shard.num_rows, shard.num_bytes)]:
+        low, high = max(start, first), min(stop, first + group.num_rows)
+        if low < high:
+            yield low, high, group.num_bytes / group.num_rows
+        first += group.num_rows
+
+
+class ShardReader:
+    """Rows of one Parquet file, a bounded piece at a time.
+
+    A row group can only be decoded from its front. It is therefore left open where the last read
+    stopped: units of one large row group, read in ascending order, cost each row one decoding per
+    reader, however many units there are. Holds a batch and a read-ahead buffer per column.
+    Raises `UsageError` if the file is not Parquet, `OSError` or `pa.ArrowException` if it is
+    damaged.
+    """
+
+    def __init__(self, path: str, columns: Sequence[str] | None = None) -> None:
+        self.path = path
+        self._columns = columns
+        self._file = open_parquet(path)
+        self._groups = row_groups(self._file.metadata, columns)
+        self._open_group: int | None = None
+        self._batches: Iterator[pa.RecordBatch] = iter(())
+        self._rest: pa.RecordBatch | None = None
+        self._position = 0
+
+    def rows(self, start: int, stop: int) -> Iterator[pa.RecordBatch]:
+        """Rows [start, stop), touching only their row groups."""
+        first = 0
+        for index, group in enumerate(self._groups):
+            last = first + group.num_rows
+            if first < stop and start < last:
+                yield from self._rows_of_group(index, first, max(start, first), min(stop, last))
+            first = last
+
+    def _rows_of_group(
+        self, index: int, first: int, start: int, stop: int
+    ) -> Iterator[pa.RecordBatch]:
+        if self._open_group != index or self._position > start:
+            self._batches = self._file.iter_batches(self._batch_rows(index), [index], self._columns)
+            self._rest, self._position = None, first
+        # Not to be gone on with, should the next read fail half way.
+        self._open_group = None
+        while self._position < stop:
+            batch = self._rest if self._rest is not None else next(self._batches, None)
+            if batch is None:
+                raise OSError(f"{self.path} ends at row {self._position}, before its footer says")
+            end = self._position + batch.num_rows
+            low, high = max(start, self._position), min(stop, end)
+            self._rest = batch.slice(high - self._position) if high < end else None
+            offset, self._position = self._position, min(stop, end)
+            if low < high:
+                yield batch.slice(low - offset, high - low)
+        self._open_group = index
+
+    def _batch_rows(self, index: int) -> int:
+        group = self._groups[index]
+        row_bytes = max(1, group.num_bytes // max(1, group.num_rows))
+        return max(1, min(READ_BATCH_ROWS, READ_BATCH_BYTES // row_bytes))
 
 
 def iter_rows(
     path: str, start: int, stop: int, columns: Sequence[str] | None = None
 ) -> Iterator[pa.RecordBatch]:
     """Rows [start, stop) of a Parquet file in record batches, touching only their row groups."""
-    with open_parquet(path) as file:
-        first = 0
-        for group in range(file.metadata.num_row_groups):
-            last = first + file.metadata.row_group(group).num_rows
-            if first < stop and start < last:
-                position = first
-                for batch in file.iter_batches(READ_BATCH_ROWS, [group], columns):
-                    end = position + batch.num_rows
-                    low, high = max(start, position), min(stop, end)
-                    if low < high:
-                        yield batch.slice(low - position, high - low)
-                    position = end
-            first = last
+    return ShardReader(path, columns).rows(start, stop)
+
+
+class TrajectoryReader:
+    """Reads units; keeps the last one's shard open, for the next is likely to be of the same."""
+
+    def __init__(self, columns: TrajectoryColumns) -> None:
+        self._columns = columns
+        self._reader: ShardReader | None = None
+
+    def read(self, unit: Unit) -> list[Trajectory]:
+        """The unit's rows; a value that cannot be decoded leaves its row empty, no other."""
+        if self._reader is None or self._reader.path != unit.shard.path:
+            self._reader = ShardReader(unit.shard.path, self._columns.names)
+        rows: list[Trajectory] = []
+        for batch in self._reader.rows(unit.start, unit.stop):
+            decoded = {name: _decode(batch.column(name)) for name in self._columns.names}
+            for index in range(batch.num_rows):
+                values = {
+                    kind: decoded[name][index]
+                    for kind, name in asdict(self._columns).items()
+                    if name
+                }
+                rows.append(_trajectory(values))
+        return rows
+
+
+def read_trajectories(unit: Unit, columns: TrajectoryColumns) -> list[Trajectory]:
+    """One unit's rows, as `TrajectoryReader.read` gives them."""
+    return TrajectoryReader(columns).read(unit)
 
 
 def _decode(column: pa.Array) -> list[Any]:
@@ -287,66 +450,19 @@ def _decode_value(value: pa.Scalar) -> Any:
 def _trajectory(values: dict[str, Any]) -> Trajectory:
     messages = values.get("messages")
     if isinstance(messages, str):
-        messages = _parse_json(messages)
+        messages = parse_json(messages)
     elif isinstance(messages, list):
-        messages = [_parse_json(m) if isinstance(m, str) else m for m in messages]
+        messages = [parse_json(m) if isinstance(m, str) else m for m in messages]
     if messages is not None and not isinstance(messages, list):
         messages = [messages]
     prompt, response = values.get("prompt"), values.get("response")
     return Trajectory(messages=messages, prompt=prompt, response=response, text=values.get("text"))
 
 
-def _parse_json(text: str) -> Any:
+def parse_json(text: str) -> Any:
     """The value, or the text itself where it is not JSON: the encoder refuses that row."""
     try:
         return json.loads(text)
-    except ValueError:
+    # Nested a thousand deep is no conversation either.
+    except (ValueError, RecursionError):
         return text
-
-
-def stage_json(source: Path, target: Path) -> None:
-    """Rewrite a `.json` (one list) or JSON-lines file as Parquet, one row for each entry.
-
-    Keys become columns. A column whose values have no common Arrow type holds their JSON text.
-    A line that is not a JSON object becomes a row of nulls, so that every line has its row.
-    Raises `UsageError` if a `.json` file is not a list of objects.
-    """
-    rows = _read_json_rows(source)
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    arrays = {name: _json_column([row.get(name) for row in rows]) for name in names}
-    table = pa.table(arrays) if names else pa.table({"text": pa.nulls(len(rows), pa.string())})
-    with atomic_path(target) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
-
-
-def _read_json_rows(source: Path) -> list[dict[str, Any]]:
-    text = source.read_text(encoding="utf-8", errors="replace")
-    if source.suffix == ".json":
-        try:
-            loaded = json.loads(text)
-        except ValueError as error:
-            raise UsageError(f"{source} is not JSON: {error}") from error
-        if not isinstance(loaded, list):
-            raise UsageError(f"{source} holds a {type(loaded).__name__}; expected a list of rows")
-        entries = loaded
-    else:
-        # Not splitlines(): U+2028 and its like are legal inside a JSON string.
-        entries = [_parse_json(line) for line in text.split("\n") if line.strip()]
-    rows = []
-    for number, entry in enumerate(entries, start=1):
-        if not isinstance(entry, dict):
-            logger.warning(
-                "%s: entry %d is not a JSON object; it becomes a null row", source, number
-            )
-            entry = {}
-        rows.append(entry)
-    return rows
-
-
-def _json_column(values: list[Any]) -> pa.Array:
-    try:
-        return pa.array(values)
-    except (pa.ArrowException, UnicodeEncodeError, TypeError, OverflowError):
-        # `ensure_ascii` keeps even a lone surrogate, as its escape.
-        texts = [None if v is None else json.dumps(v, ensure_ascii=True) for v in values]
-        return pa.array(texts, pa.string())

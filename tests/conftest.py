@@ -9,6 +9,8 @@ import pytest
 # Tests must not reach for a hub, and two OpenMP pools must not spin against each other.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Nor must Ray kill a test's workers for the memory that other programs take.
+os.environ.setdefault("RAY_memory_monitor_refresh_ms", "0")
 
 CHATML = (
     "{% for message in messages %}"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SOURCES = [path for room in ("kernels", "engine", "jobs") for path in (ROOT / room).glob("*.py")]
+SOURCES = [path for room in ("kernels", "engine", "jobs") for path in (ROOT / room).rglob("*.py")]
 FORBIDDEN = {
     "kernels": {"rsr.engine", "rsr.jobs", "vllm", "ray", "click", "transformers", "polars"},
     "engine": {"rsr.jobs", "ray", "click", "polars", "pyarrow"},
@@ -28,12 +28,12 @@ def is_within(module: str, package: str) -> bool:
     return module == package or module.startswith(f"{package}.")
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: f"{path.parent.name}/{path.name}")
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_point_one_way(path):
     crossed = {
         module
         for module in imported_modules(path)
-        for package in FORBIDDEN[path.parent.name]
+        for package in FORBIDDEN[path.relative_to(ROOT).parts[0]]
         if is_within(module, package)
     }
     assert not crossed

@@ -86,7 +86,7 @@ class _ResidentPeak:
     """Samples this process's resident memory a thousand times a second, for want of a counter."""
 
     def __enter__(self) -> "_ResidentPeak":
-        self._before = self._peak = _resident_bytes()
+        self._before = self._peak = resident_bytes()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
         self._thread.start()
@@ -98,14 +98,14 @@ class _ResidentPeak:
 
     def _sample(self) -> None:
         while not self._stop.wait(0.001):
-            self._peak = max(self._peak, _resident_bytes())
+            self._peak = max(self._peak, resident_bytes())
 
     @property
     def extra_bytes(self) -> int:
         return self._peak - self._before
 
 
-def _resident_bytes() -> int:
+def resident_bytes() -> int:
     """Anonymous memory only: pages of libraries come and go as the kernel pleases."""
     status = Path("/proc/self/status").read_text()
     (line,) = (line for line in status.splitlines() if line.startswith("RssAnon:"))

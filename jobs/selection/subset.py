@@ -27,14 +27,14 @@ from rich.console import Console
 from rich.progress import Progress
 
 from rsr.jobs.errors import ShardsFailed
-from rsr.jobs.files import atomic_path, write_text_atomically
+from rsr.jobs.files import atomic_path
 from rsr.jobs.interrupt import StopRequest
-from rsr.jobs.output import (
-    OutputFolder,
+from rsr.jobs.output import OutputFolder, compression_of
+from rsr.jobs.preflight import (
     check_places,
-    compression_of,
     describe_inputs,
     kept_as_it_was,
+    missing_folders,
     require_disk_space,
     require_same_run,
 )
@@ -74,14 +74,15 @@ def write_subset(
     could not be read or written, the others being complete; `Interrupted` when `stop` says so,
     every finished shard kept.
     """
-    folder = OutputFolder(output, command)
+    folder = OutputFolder(output, command=command)
     shards = table.shards
-    check_places(table.path, [Path(s.path) for s in shards], [s.name for s in shards], output)
+    check_places(table.path, [(s.path, s.name) for s in shards], output)
     identity = {"settings": settings, "shards": describe_inputs(shards)}
     manifest = folder.read_manifest()
     with ExitStack() as held:
-        with kept_as_it_was(folder):
-            held.enter_context(folder.lock())
+        missing = missing_folders(folder)
+        held.enter_context(folder.lock())
+        with kept_as_it_was(folder, missing):
             if manifest is not None and not overwrite:
                 require_same_run(manifest, identity, output)
             keep = choose()
@@ -125,8 +126,8 @@ def _unfinished(folder: OutputFolder, table: ScoredTable, keep: Mask) -> list[tu
 
 def _is_finished(folder: OutputFolder, shard: Shard) -> bool:
     try:
-        receipt = json.loads(folder.receipt_path(shard).read_text(encoding="utf-8"))
-        size = folder.shard_path(shard).stat().st_size
+        receipt = json.loads(folder.storage.read(folder.receipt_name(shard.name)))
+        size = _output_path(folder, shard).stat().st_size
     except (OSError, ValueError):
         return False
     return receipt == {"fingerprint": shard.fingerprint, "output_bytes": size}
@@ -167,11 +168,15 @@ def _failure(shard: Shard, future: Future[None]) -> list[str]:
 
 
 def _commit(folder: OutputFolder, shard: Shard, mask: Mask, stop: StopRequest) -> None:
-    target = folder.shard_path(shard)
+    target = _output_path(folder, shard)
     with atomic_path(target) as temporary:
         _copy_rows(shard, mask, temporary, stop)
     receipt = {"fingerprint": shard.fingerprint, "output_bytes": target.stat().st_size}
-    write_text_atomically(folder.receipt_path(shard), json.dumps(receipt) + "\n")
+    folder.storage.write(folder.receipt_name(shard.name), json.dumps(receipt).encode() + b"\n")
+
+
+def _output_path(folder: OutputFolder, shard: Shard) -> Path:
+    return Path(folder.root) / shard.name
 
 
 def _copy_rows(shard: Shard, mask: Mask, target: Path, stop: StopRequest) -> None:

@@ -1,17 +1,113 @@
-"""Scored files without a student: rows as `rsr score` would have written them."""
+"""Runs and scored files without a model: what scoring leaves, with made-up scores."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from s3_server import SILENCE_S, FaultyProxy, make_bucket, s3_server
 
-from rsr.engine.metrics import STORED_RANK_CLIPS
+from rsr.engine.metrics import STORED_RANK_CLIPS, TrajectoryScore, score_tokens
+from rsr.engine.trajectory import Status, TokenScores
 from rsr.jobs import score_columns
-from rsr.jobs.output import METADATA_KEY
+from rsr.jobs.output import METADATA_KEY, OutputFolder
+from rsr.jobs.receipts import hash_identity
+from rsr.jobs.shards import Shard, TrajectoryColumns, Unit, cut_units, describe_shard
+from rsr.jobs.storage import open_bucket
+
+TEXT = TrajectoryColumns(text="text")
+
+
+def made_up_score(row: int) -> TrajectoryScore:
+    """Another score for each row; every fifth row has nothing to score."""
+    if row % 5 == 4:
+        return TrajectoryScore(Status.NO_RESPONSE)
+    tokens = TokenScores(
+        token_ids=np.array([5, 6], np.int32),
+        ranks=np.array([1, 2 + row], np.int32),
+        logprobs=np.array([-1.0 - row, -2.0], np.float32),
+        entropies=np.array([0.1, 0.2], np.float32),
+    )
+    return score_tokens(tokens)
+
+
+@dataclass(frozen=True)
+class MadeUpRun:
+    """A run whose scores are `made_up_score` of the row's number in its shard."""
+
+    output: OutputFolder
+    shards: list[Shard]
+    identity: dict
+
+    def keep(self, unit: Unit) -> None:
+        scores = [made_up_score(row) for row in range(unit.start, unit.stop)]
+        self.output.commit_unit(unit, score_columns.to_frame(scores, token_columns=False))
+
+    def finish(self, shard: Shard) -> None:
+        kept = [unit for unit, _ in self.output.kept_units(shard)]
+        for unit in cut_units(shard, max_rows=3, max_bytes=1 << 20, kept=kept):
+            self.keep(unit)
+        self.output.commit_shard(shard, self.identity)
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> Callable[..., MadeUpRun]:
+    """Begins a run over tables, by file name; OUTPUT is `out` unless told otherwise."""
+
+    def make(tables: dict[str, pa.Table], root: Path | str | None = None) -> MadeUpRun:
+        shards, sources = [], {}
+        for name, table in tables.items():
+            source = tmp_path / "in" / name
+            source.parent.mkdir(parents=True, exist_ok=True)
+            pq.write_table(table, source, row_group_size=4)
+            shards.append(describe_shard(str(source), name, TEXT, None))
+            sources[name] = str(source)
+        identity = {
+            "settings": {"token_scores": False, "model": "made-up"},
+            "columns": {"text": "text"},
+            "model": {},
+            "versions": {},
+        }
+        output = replace(
+            OutputFolder(tmp_path / "out" if root is None else root),
+            settings=hash_identity(identity),
+        )
+        described = [
+            {"name": s.name, "num_rows": s.num_rows, "fingerprint": s.fingerprint} for s in shards
+        ]
+        rest = {"created": "today", "sources": sources, "command": "rsr score in out --model m"}
+        output.create(identity | {"shards": described} | rest)
+        return MadeUpRun(output, shards, identity)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[FaultyProxy]:
+    """A real S3 server behind a proxy that can be told to fail; `s3://bucket` is on it."""
+    pytest.importorskip("moto.server", reason="needs moto[server]")
+    with s3_server() as proxy, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        patch.setenv("AWS_ACCESS_KEY_ID", "key")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        patch.setenv("AWS_REGION", "us-east-1")
+        patch.setenv("AWS_TIMEOUT", f"{SILENCE_S / 2}s")
+        open_bucket.cache_clear()
+        make_bucket(proxy, "bucket")
+        yield proxy
+    open_bucket.cache_clear()
+
+
+@pytest.fixture
+def s3_url(s3: FaultyProxy, tmp_path: Path) -> str:
+    """A prefix of the test's own."""
+    return f"s3://bucket/{tmp_path.name}/with space"
+
 
 IDENTITY = {
     "settings": {"model": "student", "dtype": "float32", "rank_clip": 100},

@@ -3,20 +3,30 @@
 import datetime
 import decimal
 import json
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rsr.engine.metrics import TrajectoryScore, score_tokens
 from rsr.engine.trajectory import Status, TokenScores
 from rsr.jobs import score_columns
 from rsr.jobs.files import atomic_path
-from rsr.jobs.output import METADATA_KEY, OutputFolder
+from rsr.jobs.output import (
+    METADATA_KEY,
+    ChangedInputError,
+    IncompleteShardError,
+    OutputFolder,
+    exact_cover,
+)
 from rsr.jobs.score_columns import Summary
-from rsr.jobs.shards import TrajectoryColumns, cut_units, describe_shard
+from rsr.jobs.shards import Shard, TrajectoryColumns, Unit, cut_units, describe_shard
 
 IDENTITY = {"settings": {"token_scores": False}, "columns": {}, "model": {}, "versions": {}}
 
@@ -68,8 +78,8 @@ def commit(tmp_path, table, scores, *, token_columns=False, **write_options):
         part = score_columns.to_frame(scores[unit.start : unit.stop], token_columns=token_columns)
         output.commit_unit(unit, part)
     identity = IDENTITY | {"settings": {"token_scores": token_columns}}
-    output.commit_shard(shard, units, identity)
-    return output, shard, pq.read_table(output.shard_path(shard))
+    output.commit_shard(shard, identity)
+    return output, shard, pq.read_table(output.root / shard.name)
 
 
 @pytest.mark.parametrize("row_group_size", [1, 2, 100])
@@ -134,15 +144,34 @@ def test_output_is_readable_by_polars(tmp_path):
 
 def test_receipt_is_trusted_only_while_the_output_is_the_one_it_was_for(tmp_path):
     output, shard, _ = commit(tmp_path, pa.table({"text": ["a", "b"]}), [score(), score(3.0)])
-    summary = output.read_receipt(shard)
-    assert summary == Summary.of(pl.read_parquet(output.shard_path(shard)))
-    assert not output.units_folder(shard).exists()
-    whole = output.shard_path(shard).read_bytes()
-    output.shard_path(shard).write_bytes(whole[:-20])
+    file = output.root / shard.name
+    assert output.read_receipt(shard).summary == Summary.of(pl.read_parquet(file))
+    assert not (output.root / output.units_folder(shard.name)).exists()
+    whole = file.read_bytes()
+    for damaged in (whole[:-20], whole[:100] + b"x" + whole[101:]):
+        file.write_bytes(damaged)
+        assert output.read_receipt(shard) is None
+    # A copy has another time of writing, and the same content.
+    file.write_bytes(whole)
+    assert output.read_receipt(shard) is not None
+    assert replace(output, settings="other").read_receipt(shard) is None
+    assert output.read_receipt(replace(shard, fingerprint="other")) is None
+    file.unlink()
     assert output.read_receipt(shard) is None
-    output.shard_path(shard).write_bytes(whole)
-    assert output.read_receipt(shard) == summary
-    output.receipt_path(shard).write_text("{")
+
+
+def test_torn_or_altered_receipt_is_none(tmp_path):
+    output, shard, _ = commit(tmp_path, pa.table({"text": ["a", "b"]}), [score(), score(3.0)])
+    path = output.root / output.receipt_name(shard.name)
+    whole, receipt = path.read_bytes(), output.read_receipt(shard)
+    assert receipt is not None
+    for length in range(0, len(whole) - 1, 7):
+        path.write_bytes(whole[:length])
+        assert output.read_receipt(shard) is None
+    for position in range(len(whole) - 1):
+        path.write_bytes(whole[:position] + b"7" + whole[position + 1 :])
+        # A digit may be beyond what a float holds; nothing else goes unnoticed.
+        assert output.read_receipt(shard) in (None, receipt)
     assert output.read_receipt(shard) is None
 
 
@@ -150,9 +179,24 @@ def test_damaged_unit_is_not_trusted(tmp_path):
     output, shard, _ = commit(tmp_path, pa.table({"text": ["a", "b"]}), [score(), score()])
     (unit,) = cut_units(shard, max_rows=2, max_bytes=1 << 20)
     output.commit_unit(unit, score_columns.to_frame([score()] * 2, token_columns=False))
-    assert output.read_unit(unit) is not None
-    output.unit_path(unit).write_bytes(output.unit_path(unit).read_bytes()[:-9])
-    assert output.read_unit(unit) is None
+    assert len(output.read_unit(unit)) == 2
+    path = output.root / output.unit_name(unit)
+    whole = path.read_bytes()
+    for damaged in (b"", whole[:40], whole[:-9], whole[:-9] + b"x" + whole[-8:], whole + b"x"):
+        path.write_bytes(damaged)
+        assert output.read_unit(unit) is None
+        assert output.kept_units(shard) == []
+    path.write_bytes(whole)
+    assert replace(output, settings="other").read_unit(unit) is None
+
+
+def test_scores_are_not_written_beside_rows_they_are_not_of(tmp_path):
+    output, shard, _ = commit(tmp_path, pa.table({"text": ["a", "b"]}), [score(), score()])
+    (unit,) = cut_units(shard, max_rows=2, max_bytes=1 << 20)
+    output.commit_unit(unit, score_columns.to_frame([score()] * 2, token_columns=False))
+    pq.write_table(pa.table({"text": ["b", "a"]}), shard.path)
+    with pytest.raises(ChangedInputError):
+        output.commit_shard(shard, IDENTITY)
 
 
 def test_file_is_whole_or_absent(tmp_path):
@@ -169,3 +213,59 @@ def test_file_is_whole_or_absent(tmp_path):
     with atomic_path(target) as temporary:
         temporary.write_text("whole")
     assert [p.name for p in target.parent.iterdir()] == ["file"]
+
+
+def test_shard_is_written_from_units_however_they_were_cut(tmp_path):
+    source = tmp_path / "in.parquet"
+    pq.write_table(pa.table({"text": list("abcdef")}), source)
+    output = OutputFolder(tmp_path / "out")
+    shard = describe_shard(str(source), "in.parquet", TrajectoryColumns(text="text"), None)
+    scores = [score(1.0 + row) for row in range(6)]
+
+    def keep(start, stop):
+        frame = score_columns.to_frame(scores[start:stop], token_columns=False)
+        output.commit_unit(Unit(shard, start, stop), frame)
+
+    # A unit of four that was halved, a half that was scored whole after all, a late neighbour.
+    for start, stop in ((2, 4), (0, 2), (0, 3), (5, 6)):
+        keep(start, stop)
+    kept = [unit for unit, _ in output.kept_units(shard)]
+    assert [(u.start, u.stop) for u in kept] == [(0, 3), (5, 6)]
+    rest = cut_units(shard, max_rows=10, max_bytes=1 << 20, kept=kept)
+    assert [(u.start, u.stop) for u in rest] == [(3, 5)]
+    with pytest.raises(IncompleteShardError):
+        output.commit_shard(shard, IDENTITY)
+    assert not (output.root / shard.name).exists()
+    keep(4, 5)
+    output.commit_shard(shard, IDENTITY)
+    written = pq.read_table(output.root / shard.name)
+    assert written["text"].to_pylist() == list("abcdef")
+    assert written["rsr"].to_pylist() == [s.rsr for s in scores]
+
+
+def test_half_written_file_of_a_killed_process_is_not_a_unit_and_is_swept_up(tmp_path):
+    output, shard, _ = commit(tmp_path, pa.table({"text": ["a", "b"]}), [score(), score()])
+    (unit,) = cut_units(shard, max_rows=2, max_bytes=1 << 20)
+    with atomic_path(output.root / output.unit_name(unit)) as temporary:
+        temporary.write_bytes(b"half")
+        # As another process would have named its own, had it been killed here.
+        left = temporary.with_name(temporary.name.replace(temporary.name[-12:], "0badc0de.tmp"))
+        shutil.copy(temporary, left)
+    (output.root / output.unit_name(unit)).unlink()
+    assert output.kept_units(shard) == []
+    output.storage.remove_leftovers()
+    assert not left.exists()
+    assert output.read_receipt(shard) is not None
+
+
+@given(st.lists(st.tuples(st.integers(0, 8), st.integers(1, 4)), max_size=12), st.integers(0, 8))
+def test_a_cover_is_found_if_there_is_one(ranges, num_rows):
+    shard = Shard("p", "n", num_rows, 0, "f")
+    units = [Unit(shard, start, start + length) for start, length in ranges]
+    reachable = {0}
+    for _ in range(num_rows):
+        reachable |= {u.stop for u in units if u.start in reachable}
+    cover = exact_cover(units, num_rows)
+    assert (cover is not None) == (num_rows in reachable)
+    if cover is not None:
+        assert [r for u in cover for r in range(u.start, u.stop)] == list(range(num_rows))

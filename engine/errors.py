@@ -1,0 +1,28 @@
+"""Which errors of the engine mean that it asked for too much memory. Knows torch and strings."""
+
+import torch
+
+SIGNS = (
+    "out of memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "No available memory for the cache blocks",
+    "is larger than the available KV cache memory",
+)
+"""Of allocators that raise a plain RuntimeError, and of vLLM when its KV cache does not fit."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether `error`, or one it came from, says that memory ran out: less at a time may do."""
+    seen: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        if isinstance(cause, MemoryError | torch.OutOfMemoryError):
+            return True
+        message = str(cause).lower()
+        if any(sign.lower() in message for sign in SIGNS):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False

@@ -1,0 +1,10 @@
+"""Many workers on one job: who scores which unit, and what happens when one of them is lost.
+
+session.py     join a Ray cluster or start one here; how many workers fit, and what each asks
+worker.py      the Ray actor: one student, three steps of a unit that overlap
+pool.py        the workers as Ray sees them: start, send, kill, wait
+work.py        what is left to do: long units first, suspects alone, halving; plain data
+deadlines.py   how long a unit may take; plain arithmetic
+dispatcher.py  the loop between work and pool; knows neither Ray nor the terminal
+metrics.py     the same events as Ray metrics
+"""

@@ -1,0 +1,129 @@
+"""The workers as Ray sees them: actors that start, answer and die.
+
+Turns Ray's many errors into the few causes that `dispatcher.py` knows.
+"""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import ActorUnavailableError, NodeDiedError, OutOfMemoryError, RayError
+
+from rsr.jobs.cluster.dispatcher import Answer, Done, Failed, Lost, Placed, Ready
+from rsr.jobs.cluster.session import Room
+from rsr.jobs.cluster.work import Task
+from rsr.jobs.cluster.worker import Introduction, Loaded, Problem, Scored, Worker, WorkerJob
+from rsr.jobs.events import Cause
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """What a reference stands for. max_num_batched_tokens: to load with, once introduced."""
+
+    worker: int
+    task: Task | None = None
+    max_num_batched_tokens: int | None = None
+
+
+class RayPool:
+    """A `Pool` of Ray actors."""
+
+    def __init__(self, job: WorkerJob, room: Room) -> None:
+        self._job = ray.put(job)
+        self._room = room
+        self._actors: dict[int, ActorHandle] = {}
+        self._calls: dict[Any, _Call] = {}
+
+    @property
+    def num_places(self) -> int:
+        return self._room.num_places
+
+    def start(self, worker: int, max_num_batched_tokens: int | None) -> None:
+        actor = self._actors[worker] = self._hire(worker)
+        self._calls[actor.introduce.remote()] = _Call(
+            worker, max_num_batched_tokens=max_num_batched_tokens
+        )
+
+    def _hire(self, worker: int) -> ActorHandle:
+        """Ask Ray for a process; returns at once, whether or not there is room yet."""
+        return ray.remote(Worker).options(**self._room.resources).remote(self._job)
+
+    def send(self, worker: int, task: Task) -> None:
+        self._calls[self._actors[worker].do.remote(task)] = _Call(worker, task)
+
+    def kill(self, worker: int) -> None:
+        self._calls = {ref: call for ref, call in self._calls.items() if call.worker != worker}
+        ray.kill(self._actors.pop(worker))
+
+    def wait(self, seconds: float) -> list[Answer]:
+        references = list(self._calls)
+        if not references:
+            time.sleep(seconds)
+            return []
+        done, _ = ray.wait(references, num_returns=1, timeout=seconds)
+        if done:
+            done, _ = ray.wait(references, num_returns=len(references), timeout=0)
+        return [self._answer(reference, self._calls.pop(reference)) for reference in done]
+
+    def _answer(self, reference: Any, call: _Call) -> Answer:
+        try:
+            result = ray.get(reference)
+        except RayError as error:
+            return Lost(worker=call.worker, cause=_cause(error), reason=_reason(error))
+        match result:
+            case Introduction(missing=missing) if missing:
+                reason = (
+                    f"the machine {result.node} has no {', '.join(map(str, missing))}: every "
+                    "machine of the cluster must see the same files there"
+                )
+                return Failed(worker=call.worker, task=None, cause=Cause.SETUP, reason=reason)
+            case Introduction():
+                loading = self._actors[call.worker].load.remote(call.max_num_batched_tokens)
+                self._calls[loading] = _Call(call.worker)
+                return Placed(worker=call.worker, node=result.node, pid=result.pid)
+            case Loaded():
+                return Ready(
+                    worker=call.worker,
+                    seconds=result.seconds,
+                    scorer=result.scorer,
+                    max_num_batched_tokens=result.max_num_batched_tokens,
+                )
+            case Scored():
+                assert call.task is not None
+                return Done(
+                    worker=call.worker,
+                    task=call.task,
+                    summary=result.summary,
+                    seconds=result.seconds,
+                )
+            case Problem():
+                return Failed(
+                    worker=call.worker, task=call.task, cause=result.cause, reason=result.reason
+                )
+        raise AssertionError(f"a worker answered {result!r}")
+
+
+def _cause(error: RayError) -> Cause:
+    """A dead worker has many names."""
+    text = str(error)
+    if isinstance(error, OutOfMemoryError) or "running low on memory" in text:
+        return Cause.MEMORY
+    if isinstance(error, NodeDiedError) or "node has died" in text or _is_preempted(error):
+        return Cause.NODE
+    return Cause.CRASH
+
+
+def _is_preempted(error: RayError) -> bool:
+    return bool(getattr(error, "preempted", False))
+
+
+def _reason(error: RayError) -> str:
+    """The telling line of Ray's explanation, which begins with ids and ends with advice."""
+    if isinstance(error, ActorUnavailableError):
+        return "it does not answer"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if line.startswith("The actor is dead because")]
+    line = (telling or lines or [repr(error)])[0]
+    return line.split(" Some common causes")[0].removeprefix("The actor is dead because ")

@@ -1,0 +1,128 @@
+"""A Ray cluster to work on: one that is there, or this machine; how many workers fit on it.
+
+The only difference between a GPU cluster and CPU machines is what a worker asks Ray for.
+"""
+
+import logging
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from rsr.jobs import interrupt
+from rsr.jobs.errors import UsageError
+
+OBJECT_STORE_BYTES = 128 << 20
+"""A local Ray's shared memory: nothing large crosses it."""
+CONNECT_SECONDS = 10.0
+
+
+@contextmanager
+def ray_session(address: str | None, *, verbose: bool) -> Iterator[None]:
+    """Join the cluster at `address`, else start Ray on this machine; leave it after.
+
+    address: `auto` or host:port; None is what RAY_ADDRESS says, as `ray job submit` sets it.
+    Raises `UsageError` if no cluster answers there.
+    """
+    address = address or os.environ.get("RAY_ADDRESS")
+    if address and address != "auto":
+        _require_answer(address)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    local: dict[str, Any] = {}
+    if not address:
+        local = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+    handlers = {number: signal.getsignal(number) for number in interrupt.SIGNALS}
+    try:
+        ray.init(
+            address or "local",
+            log_to_driver=verbose,
+            logging_level=logging.INFO if verbose else logging.ERROR,
+            **local,
+        )
+    except (ConnectionError, RayError) as error:
+        raise _no_cluster(address) from error
+    finally:
+        # Ray puts a handler of its own in the driver's place, which knows nothing of exit codes.
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _require_answer(address: str) -> None:
+    """Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise UsageError(f"--address {address}: expected auto, or host:port of the head node")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+    except OSError as error:
+        raise _no_cluster(address) from error
+
+
+def _no_cluster(address: str | None) -> UsageError:
+    return UsageError(
+        f"no Ray cluster answers at {address}: start one with `ray start`, or give another "
+        "--address (RAY_ADDRESS)"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What one worker asks Ray for, and by which every node's workers are counted."""
+
+    resources: dict[str, float]
+
+    @property
+    def num_places(self) -> int:
+        """How many workers the nodes that are alive hold; a worker is never spread over two."""
+        return sum(self._on_node(node["Resources"]) for node in _nodes())
+
+    def _on_node(self, available: dict[str, float]) -> int:
+        if "num_gpus" in self.resources:
+            return int(available.get("GPU", 0) // self.resources["num_gpus"])
+        return int(available.get("CPU", 0) // self.resources["num_cpus"])
+
+
+def room_for_workers(num_workers: int | None, tensor_parallel_size: int) -> Room:
+    """One worker for each GPU or tensor-parallel group; without GPUs, one for each machine.
+
+    num_workers: how many there will be, or None. Raises `UsageError` if no node, or on this
+    machine alone not enough of it, is there for them.
+    """
+    nodes = [node["Resources"] for node in _nodes()]
+    gpus = [int(node.get("GPU", 0)) for node in nodes]
+    if not any(gpus):
+        # A Ray worker gets as many OpenMP threads as CPUs.
+        cpus = [int(node.get("CPU", 0)) for node in nodes if node.get("CPU", 0) >= 1]
+        if not cpus:
+            raise UsageError(
+                "the Ray cluster has neither GPUs nor CPUs yet; start its machines first"
+            )
+        each = -(-(num_workers or 1) // len(cpus))
+        return Room({"num_cpus": max(1, min(cpus) // each)})
+    room = Room({"num_gpus": tensor_parallel_size, "num_cpus": 1})
+    if max(gpus) < tensor_parallel_size:
+        raise UsageError(
+            f"--tensor-parallel-size {tensor_parallel_size}: the GPUs of one copy of the model "
+            f"must be in one machine, and none has more than {max(gpus)}"
+        )
+    if num_workers is not None and len(nodes) == 1 and num_workers > room.num_places:
+        raise UsageError(
+            f"{num_workers} workers of {tensor_parallel_size} GPUs need "
+            f"{num_workers * tensor_parallel_size}; there are {sum(gpus)}"
+        )
+    return room
+
+
+def _nodes() -> list[dict[str, Any]]:
+    return [node for node in ray.nodes() if node["Alive"]]

@@ -1,0 +1,260 @@
+"""The Ray actor: one student for as long as it lives.
+
+A unit passes three threads, each taking units in the order they came: read, engine, write. So
+one unit is read or written while another is scored. What goes wrong is answered, not raised, with
+its cause; only unit descriptions and summaries cross the wire. Knows nothing of other workers.
+"""
+
+import asyncio
+import logging
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from rsr.engine.config import ScorerConfig, ScorerKind
+from rsr.engine.errors import is_out_of_memory
+from rsr.engine.metrics import TrajectoryScore
+from rsr.engine.trajectory import Status, Trajectory
+from rsr.jobs import score_columns
+from rsr.jobs.cluster.work import CommitShard, RefuseRow, ScoreUnit, Task
+from rsr.jobs.events import Cause
+from rsr.jobs.output import OutputFolder
+from rsr.jobs.score_columns import Summary
+from rsr.jobs.shards import TrajectoryColumns, TrajectoryReader, Unit
+
+logger = logging.getLogger(__name__)
+
+DETAILS_LOGGED = 20
+"""Refused rows of one unit whose reason is logged; their status is in the output anyway."""
+WRITE_PATIENCE_SECONDS = 30.0
+"""A full disk may have room again soon; scoring again would cost more than waiting."""
+WRITE_PAUSE_SECONDS = 1.0
+T = TypeVar("T")
+
+
+class Engine(Protocol):
+    """What a worker needs of `rsr.engine.Scorer`."""
+
+    @property
+    def kind(self) -> ScorerKind: ...
+
+    @property
+    def max_num_batched_tokens(self) -> int | None: ...
+
+    def score(self, trajectories: Sequence[Trajectory]) -> list[TrajectoryScore]: ...
+
+
+def open_scorer(config: ScorerConfig) -> Engine:
+    # vLLM takes seconds to import, and the driver never needs it.
+    from rsr.engine.scorer import Scorer
+
+    return Scorer(config)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerJob:
+    """All that a worker must know besides its units; sent once.
+
+    must_see: paths that every machine must have at the same place.
+    """
+
+    scorer: ScorerConfig
+    columns: TrajectoryColumns
+    output: OutputFolder
+    identity: dict[str, Any]
+    verbose: bool = False
+    must_see: tuple[Path, ...] = ()
+    open_engine: Callable[[ScorerConfig], Engine] = open_scorer
+
+
+@dataclass(frozen=True, slots=True)
+class Introduction:
+    """Where a worker is. missing: of `WorkerJob.must_see`."""
+
+    node: str
+    pid: int
+    missing: tuple[Path, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    scorer: ScorerKind
+    max_num_batched_tokens: int | None
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """seconds: in the engine, or for writing a shard."""
+
+    summary: Summary
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What went wrong, in one line."""
+
+    cause: Cause
+    reason: str
+
+
+class _TaskError(Exception):
+    """Carries a `Problem` out of one of a task's steps."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem.reason)
+        self.problem = problem
+
+
+class Worker:
+    """Methods are coroutines: Ray starts them in the order of the calls, and none blocks."""
+
+    def __init__(self, job: WorkerJob) -> None:
+        if not job.verbose:
+            _redirect_output(job.output.log_path)
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+        self._job = job
+        self._reader = TrajectoryReader(job.columns)
+        self._engine: Engine
+        # The engine has a thread of its own: CUDA and OpenMP remember which one called them first.
+        self._reading, self._scoring, self._writing, self._committing = (
+            ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
+            for name in ("read", "engine", "write", "commit")
+        )
+
+    async def introduce(self) -> Introduction:
+        missing = tuple(path for path in self._job.must_see if not path.exists())
+        return Introduction(socket.gethostname(), os.getpid(), missing)
+
+    async def load(self, max_num_batched_tokens: int | None) -> Loaded | Problem:
+        """Load the model; `max_num_batched_tokens` overrides the configured one."""
+        config = self._job.scorer
+        if max_num_batched_tokens is not None:
+            config = replace(config, max_num_batched_tokens=max_num_batched_tokens)
+        try:
+            self._engine, seconds = await _run(
+                self._scoring, _engine_cause, lambda: self._job.open_engine(config)
+            )
+        except _TaskError as error:
+            return error.problem
+        return Loaded(self._engine.kind, self._engine.max_num_batched_tokens, seconds)
+
+    async def do(self, task: Task) -> Scored | Problem:
+        try:
+            match task:
+                case ScoreUnit():
+                    return await self._score(task)
+                case RefuseRow():
+                    return await self._refuse(task)
+                case CommitShard():
+                    summary, seconds = await _run(
+                        self._committing, _output_cause, lambda: self._commit(task)
+                    )
+                    return Scored(summary, seconds)
+        except _TaskError as error:
+            return error.problem
+
+    async def _score(self, task: ScoreUnit) -> Scored:
+        rows, _ = await _run(self._reading, _input_cause, lambda: self._read(task))
+        if isinstance(rows, Summary):
+            return Scored(rows, 0.0)
+        scores, seconds = await _run(self._scoring, _engine_cause, lambda: self._engine.score(rows))
+        summary, _ = await _run(self._writing, _output_cause, lambda: self._keep(task.unit, scores))
+        return Scored(summary, seconds)
+
+    def _read(self, task: ScoreUnit) -> list[Trajectory] | Summary:
+        """The unit's rows, or what is known of them if an earlier worker kept them."""
+        if task.may_be_kept and (frame := self._job.output.read_unit(task.unit)) is not None:
+            return Summary.of(frame)
+        return self._reader.read(task.unit)
+
+    async def _refuse(self, task: RefuseRow) -> Scored:
+        score = TrajectoryScore(
+            Status.ENGINE_ERROR, rank_clip=self._job.scorer.rank_clip, detail=task.reason
+        )
+        summary, _ = await _run(
+            self._writing, _output_cause, lambda: self._keep(task.unit, [score])
+        )
+        return Scored(summary, 0.0)
+
+    def _keep(self, unit: Unit, scores: list[TrajectoryScore]) -> Summary:
+        refused = [(i, s) for i, s in enumerate(scores, unit.start) if not s.status.is_scored]
+        for row, score in refused[:DETAILS_LOGGED]:
+            logger.info("%s row %d: %s: %s", unit.shard.name, row, score.status, score.detail)
+        frame = score_columns.to_frame(scores, token_columns=self._job.scorer.token_scores)
+        return _patiently(lambda: self._job.output.commit_unit(unit, frame))
+
+    def _commit(self, task: CommitShard) -> Summary:
+        output, identity = self._job.output, self._job.identity
+        return _patiently(lambda: output.commit_shard(task.shard, identity))
+
+
+async def _run(
+    thread: ThreadPoolExecutor, cause_of: Callable[[BaseException], Cause], step: Callable[[], T]
+) -> tuple[T, float]:
+    """The step's result and its seconds; raises `_TaskError` whatever the step raises.
+
+    This is the edge at which one unit's misfortune must not become its neighbours'.
+    """
+
+    def timed() -> tuple[T, float]:
+        started = time.perf_counter()
+        return step(), time.perf_counter() - started
+
+    try:
+        return await asyncio.get_running_loop().run_in_executor(thread, timed)
+    except Exception as error:
+        logger.exception("a step of the worker failed")
+        raise _TaskError(Problem(cause_of(error), _one_line(error))) from error
+
+
+def _input_cause(_error: BaseException) -> Cause:
+    return Cause.INPUT
+
+
+def _output_cause(_error: BaseException) -> Cause:
+    return Cause.OUTPUT
+
+
+def _engine_cause(error: BaseException) -> Cause:
+    return Cause.MEMORY if is_out_of_memory(error) else Cause.ENGINE
+
+
+def _patiently(write: Callable[[], T]) -> T:
+    """Try again for a while what the file system refuses."""
+    end = time.monotonic() + WRITE_PATIENCE_SECONDS
+    while True:
+        try:
+            return write()
+        except OSError as error:
+            if time.monotonic() > end:
+                raise
+            logger.warning("cannot write, trying again: %s", error)
+            time.sleep(WRITE_PAUSE_SECONDS)
+
+
+def _one_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0]}" if lines else repr(error)
+
+
+def _redirect_output(log_path: Path) -> None:
+    """Send this process's and its children's chatter to the run's log."""
+    try:
+        log_path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    except OSError as error:
+        # Ray's own log has it then; a worker that cannot write will say so about a unit.
+        logger.warning("%s cannot be written: %s", log_path, error)
+        return
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+        os.dup2(descriptor, stream.fileno())
+    os.close(descriptor)

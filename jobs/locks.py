@@ -1,0 +1,94 @@
+"""Holding a folder: one process at a time, and everybody else can read who it is.
+
+Knows local files and the kernel's locks; the same promise on an object store is
+`object_lock.py`'s.
+"""
+
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TextIO
+
+PATIENCE_S = 1.0
+"""A look at who holds a lock takes it for an instant: not a reason to refuse a run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Who holds a lock. started_s: Unix time."""
+
+    pid: int
+    host: str
+    started_s: float
+
+    @classmethod
+    def this_process(cls) -> "Holder":
+        return cls(os.getpid(), socket.gethostname(), time.time())
+
+    @classmethod
+    def parse(cls, text: str) -> "Holder":
+        """A lock's content; what cannot be read is still somebody."""
+        try:
+            values = json.loads(text)
+            return cls(int(values["pid"]), str(values["host"]), float(values["started_s"]))
+        except (ValueError, KeyError, TypeError):
+            return cls(0, "unknown", 0.0)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    def __str__(self) -> str:
+        started = time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(self.started_s))
+        return f"process {self.pid} on {self.host} since {started}"
+
+
+class HeldError(Exception):
+    """Another process holds the lock."""
+
+    def __init__(self, holder: Holder) -> None:
+        super().__init__(str(holder))
+        self.holder = holder
+
+
+@contextmanager
+def hold_local(path: Path) -> Iterator[None]:
+    """Hold the file for this process; the kernel lets go of it however the process ends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        _lock(file)
+        file.truncate(0)
+        file.write(Holder.this_process().to_json())
+        file.flush()
+        yield
+
+
+def _lock(file: TextIO) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                file.seek(0)
+                raise HeldError(Holder.parse(file.read())) from None
+        time.sleep(PATIENCE_S / 10)
+
+
+def find_local_holder(path: Path) -> Holder | None:
+    """Who holds the file, if anybody does."""
+    try:
+        with path.open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return Holder.parse(file.read())
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    return None

@@ -1,0 +1,470 @@
+"""The dispatcher on workers that exist on paper only, with a clock of their own."""
+
+import heapq
+import random
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from rsr.jobs.cluster.deadlines import Deadlines
+from rsr.jobs.cluster.dispatcher import (
+    MAX_SETBACKS,
+    MIN_BATCHED_TOKENS,
+    Answer,
+    CannotStartError,
+    Dispatcher,
+    Done,
+    Failed,
+    Lost,
+    Placed,
+    Ready,
+)
+from rsr.jobs.cluster.work import (
+    RANGES_LISTED,
+    CommitShard,
+    RefuseRow,
+    ScoreUnit,
+    Task,
+    WorkQueue,
+)
+from rsr.jobs.events import BatchShrunk, Cause, Event, Next, ShardWritten, UnitFailed, WorkerLost
+from rsr.jobs.score_columns import Summary
+from rsr.jobs.shards import Shard, Unit
+
+HANGS = object()
+Misfortune = Callable[["PaperPool", int, Unit], Answer | object | None]
+
+
+def make_shard(name: str, num_rows: int, *, row_bytes: int = 100) -> Shard:
+    return Shard(f"/in/{name}", name, num_rows, num_rows * row_bytes, "fingerprint")
+
+
+def cut(shard: Shard, step: int) -> list[Unit]:
+    return [
+        Unit(shard, start, min(start + step, shard.num_rows))
+        for start in range(0, shard.num_rows, step)
+    ]
+
+
+@dataclass
+class PaperWorker:
+    max_num_batched_tokens: int
+    queue: list[Task] = field(default_factory=list)
+    engine_free_at: float = 0.0
+
+
+@dataclass
+class PaperPool:
+    """Takes a second a unit (`seconds_of` says otherwise) on a clock that only waiting moves.
+
+    misfortune: what a unit is answered with, if not with being done; `HANGS` for nothing at all.
+    start_answers: what a start is answered with.
+    """
+
+    num_places: int = 2
+    misfortune: Misfortune | None = None
+    seconds_of: Callable[[Unit], float] = lambda unit: 1.0
+    vllm_default_tokens: int = 8192
+    now: float = 0.0
+    killed: list[int] = field(default_factory=list)
+    refused: list[Unit] = field(default_factory=list)
+    sent: list[tuple[int, Task]] = field(default_factory=list)
+    scored: list[Unit] = field(default_factory=list)
+    workers: dict[int, PaperWorker] = field(default_factory=dict)
+    in_hand: Counter = field(default_factory=Counter)
+    most_in_hand: Counter = field(default_factory=Counter)
+    start_answers: Callable[["PaperPool", int], list[Answer]] | None = None
+    _due: list[tuple[float, int, int, Any]] = field(default_factory=list)
+    _order: int = 0
+
+    def start(self, worker: int, max_num_batched_tokens: int | None) -> None:
+        tokens = max_num_batched_tokens or self.vllm_default_tokens
+        self.workers[worker] = PaperWorker(tokens)
+        answers = self.start_answers and self.start_answers(self, worker)
+        if answers is None:
+            answers = [
+                Placed(worker=worker, node="paper", pid=worker),
+                Ready(worker=worker, seconds=0.0, scorer="kernel", max_num_batched_tokens=tokens),
+            ]
+        for answer in answers:
+            self._answer_at(self.now, worker, answer)
+
+    def send(self, worker: int, task: Task) -> None:
+        self.sent.append((worker, task))
+        self.in_hand[worker] += isinstance(task, ScoreUnit)
+        self.most_in_hand[worker] = max(self.most_in_hand[worker], self.in_hand[worker])
+        hand = self.workers[worker]
+        if not isinstance(task, ScoreUnit):
+            if isinstance(task, RefuseRow):
+                self.refused.append(task.unit)
+            self._answer_at(self.now, worker, done(worker, task))
+            return
+        hand.engine_free_at = max(hand.engine_free_at, self.now) + self.seconds_of(task.unit)
+        answer: Answer | object = done(worker, task)
+        if self.misfortune is not None:
+            answer = self.misfortune(self, worker, task.unit) or answer
+        if isinstance(answer, Failed):
+            answer = Failed(worker=worker, task=task, cause=answer.cause, reason=answer.reason)
+        self._answer_at(hand.engine_free_at, worker, answer)
+
+    def kill(self, worker: int) -> None:
+        self.killed.append(worker)
+        del self.workers[worker]
+
+    def wait(self, seconds: float) -> list[Answer]:
+        answers: list[Answer] = []
+        while self._due and not answers and self._due[0][0] <= self.now + seconds:
+            due, _, worker, answer = heapq.heappop(self._due)
+            if worker in self.workers:
+                self.now = max(self.now, due)
+                if isinstance(answer, Done) and isinstance(answer.task, ScoreUnit):
+                    self.scored.append(answer.task.unit)
+                    self.in_hand[worker] -= 1
+                answers.append(answer)
+        if not answers:
+            self.now += seconds
+        return answers
+
+    def _answer_at(self, due: float, worker: int, answer: Answer | object) -> None:
+        self._order += 1
+        if answer is not HANGS:
+            heapq.heappush(self._due, (due, self._order, worker, answer))
+
+
+def done(worker: int, task: Task) -> Done:
+    num_rows = 0 if not hasattr(task, "unit") else task.unit.num_rows
+    return Done(worker=worker, task=task, summary=Summary(num_rows=num_rows), seconds=1.0)
+
+
+def crash(worker: int) -> Lost:
+    return Lost(worker=worker, cause=Cause.CRASH, reason="killed by a test")
+
+
+def run_on_paper(pool: PaperPool, queue: WorkQueue, **options) -> tuple[Dispatcher, list[Event]]:
+    dispatcher = Dispatcher(pool, queue, clock=lambda: pool.now, **options)
+    events = [event for event in dispatcher.until_ready() if event is not None]
+    for number, event in enumerate(dispatcher.run()):
+        assert number < 100_000, "the run does not end"
+        if event is not None:
+            events.append(event)
+    return dispatcher, events
+
+
+def rows_of(units: list[Unit]) -> Counter:
+    return Counter((u.shard.name, row) for u in units for row in range(u.start, u.stop))
+
+
+def all_rows(*shards: Shard) -> Counter:
+    return Counter((s.name, row) for s in shards for row in range(s.num_rows))
+
+
+def poison(shard_name: str, row: int, cause: Cause = Cause.CRASH) -> Misfortune:
+    def strike(pool: PaperPool, worker: int, unit: Unit) -> Answer | None:
+        if unit.shard.name != shard_name or not unit.start <= row < unit.stop:
+            return None
+        if cause is Cause.CRASH:
+            return crash(worker)
+        return Failed(worker=worker, task=None, cause=cause, reason="struck by a test")
+
+    return strike
+
+
+def test_every_row_is_scored_once_and_every_shard_written_after_its_rows():
+    shards = [make_shard("a", 100), make_shard("b", 1), make_shard("c", 0), make_shard("d", 37)]
+    units = [unit for shard in shards for unit in cut(shard, 8)]
+    pool = PaperPool(num_places=3)
+    queue = WorkQueue({s.name: s for s in shards}, units)
+    _, events = run_on_paper(pool, queue)
+    assert rows_of(pool.scored) == all_rows(*shards)
+    written = [event.shard for event in events if isinstance(event, ShardWritten)]
+    assert sorted(written) == ["a", "b", "c", "d"]
+    assert not queue.failures()
+    assert not queue.unwritten_shards()
+
+
+def test_long_units_come_first_and_a_shard_stays_together():
+    short, long = make_shard("short", 20, row_bytes=10), make_shard("long", 25, row_bytes=1000)
+    pool = PaperPool(num_places=1)
+    queue = WorkQueue({s.name: s for s in (short, long)}, cut(short, 10) + cut(long, 10))
+    run_on_paper(pool, queue)
+    assert [(u.shard.name, u.num_rows) for u in pool.scored] == [
+        ("long", 10), ("long", 10), ("long", 5), ("short", 10), ("short", 10),
+    ]  # fmt: skip
+
+
+def test_a_worker_has_two_units_in_hand_but_none_waits_while_another_worker_has_nothing():
+    shard = make_shard("a", 12)
+    pool = PaperPool(num_places=4)
+    run_on_paper(pool, WorkQueue({"a": shard}, cut(shard, 1)))
+    assert pool.now == pytest.approx(3.0)
+    assert max(pool.most_in_hand.values()) == 2
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 7])
+@pytest.mark.parametrize("row", [0, 37, 63])
+@pytest.mark.parametrize("cause", [Cause.CRASH, Cause.ENGINE])
+def test_poison_row_is_refused_alone(num_workers, row, cause):
+    shards = [make_shard("a", 64), make_shard("b", 256)]
+    pool = PaperPool(num_places=num_workers, misfortune=poison("a", row, cause))
+    queue = WorkQueue({s.name: s for s in shards}, cut(shards[0], 64) + cut(shards[1], 64))
+    _, events = run_on_paper(pool, queue)
+    assert [(u.shard.name, u.start, u.stop) for u in pool.refused] == [("a", row, row + 1)]
+    assert rows_of(pool.scored) + rows_of(pool.refused) == all_rows(*shards)
+    assert not queue.unwritten_shards()
+    (failure,) = queue.failures()
+    assert failure.where == f"a row {row}"
+    # One loss that may be anybody's, then one to a halving, and two of the row alone.
+    assert len([e for e in events if isinstance(e, WorkerLost)]) == 2 + 5 + 2
+
+
+def test_unit_that_waits_behind_a_poisoned_one_is_innocent():
+    shard = make_shard("a", 128)
+    pool = PaperPool(num_places=1, misfortune=poison("a", 3))
+    _, events = run_on_paper(pool, WorkQueue({"a": shard}, cut(shard, 32)))
+    blamed = {(e.start, e.stop) for e in events if isinstance(e, UnitFailed)}
+    assert all(start <= 3 < stop for start, stop in blamed)
+
+
+def test_suspect_has_its_worker_to_itself():
+    shard = make_shard("a", 640)
+    pool = PaperPool(num_places=2, misfortune=poison("a", 100))
+    run_on_paper(pool, WorkQueue({"a": shard}, cut(shard, 16)))
+    for worker in {w for w, _ in pool.sent}:
+        tasks = [t for w, t in pool.sent if w == worker and isinstance(t, ScoreUnit)]
+        fatal = [t for t in tasks if t.unit.start <= 100 < t.unit.stop]
+        if fatal and fatal[0].may_be_kept:
+            assert tasks[-1] == fatal[0], "something was sent to a worker that had a suspect"
+
+
+def test_workers_lost_at_random_cost_no_row_its_score():
+    for seed in range(20):
+        dice = random.Random(seed)
+        shards = [make_shard("a", 500), make_shard("b", 300)]
+        pool = PaperPool(
+            num_places=3,
+            misfortune=lambda pool, worker, unit, dice=dice: (
+                crash(worker) if dice.random() < 0.1 else None
+            ),
+        )
+        queue = WorkQueue({s.name: s for s in shards}, cut(shards[0], 16) + cut(shards[1], 16))
+        run_on_paper(pool, queue)
+        kept = rows_of(pool.scored) + rows_of(pool.refused)
+        assert kept == all_rows(*shards)
+        assert not queue.unwritten_shards()
+        assert not pool.refused
+
+
+def test_hanging_worker_is_killed_and_its_unit_goes_to_another():
+    shard = make_shard("a", 40)
+    hung = []
+
+    def hang_once(pool: PaperPool, worker: int, unit: Unit) -> object | None:
+        if unit.start == 20 and not hung:
+            hung.append(worker)
+            return HANGS
+        return None
+
+    pool = PaperPool(num_places=2, misfortune=hang_once)
+    _, events = run_on_paper(
+        pool, WorkQueue({"a": shard}, cut(shard, 10)), deadlines=Deadlines(60.0)
+    )
+    assert pool.killed == hung
+    assert rows_of(pool.scored) == all_rows(shard)
+    (failed,) = [e for e in events if isinstance(e, UnitFailed)]
+    assert (failed.cause, failed.next) == (Cause.TIMEOUT, Next.AGAIN_ALONE)
+    assert 60 <= pool.now < 70
+
+
+def test_deadline_grows_with_the_unit_and_is_learned():
+    shard = make_shard("a", 100_000)
+    deadlines = Deadlines()
+    first = deadlines.seconds(Unit(shard, 0, 10))
+    deadlines.observe(Unit(shard, 0, 100), 30.0)
+    assert deadlines.seconds(Unit(shard, 0, 100)) == pytest.approx(600.0)
+    assert deadlines.seconds(Unit(shard, 0, 200)) == pytest.approx(1200.0)
+    assert deadlines.seconds(Unit(shard, 0, 1)) == 120.0 < first
+
+
+def test_out_of_memory_halves_the_batch_until_it_fits():
+    shard = make_shard("a", 64)
+
+    def too_much(pool: PaperPool, worker: int, unit: Unit) -> Answer | None:
+        if pool.workers[worker].max_num_batched_tokens <= 2048:
+            return None
+        return Failed(worker=worker, task=None, cause=Cause.MEMORY, reason="CUDA out of memory")
+
+    pool = PaperPool(num_places=1, misfortune=too_much)
+    queue = WorkQueue({"a": shard}, cut(shard, 16))
+    _, events = run_on_paper(pool, queue)
+    shrunk = [(e.tokens_before, e.tokens_now) for e in events if isinstance(e, BatchShrunk)]
+    assert shrunk == [(8192, 4096), (4096, 2048)]
+    assert rows_of(pool.scored) == all_rows(shard)
+    assert not queue.failures()
+
+
+def test_row_that_never_fits_is_refused_once_the_batch_is_smallest():
+    shard = make_shard("a", 4)
+    pool = PaperPool(num_places=1, misfortune=poison("a", 2, Cause.MEMORY))
+    queue = WorkQueue({"a": shard}, cut(shard, 4))
+    run_on_paper(pool, queue)
+    assert [(u.start, u.stop) for u in pool.refused] == [(2, 3)]
+    assert rows_of(pool.scored) + rows_of(pool.refused) == all_rows(shard)
+    assert all(w.max_num_batched_tokens == MIN_BATCHED_TOKENS for w in pool.workers.values())
+
+
+def test_unreadable_rows_are_given_up_after_a_few_attempts_and_listed():
+    shards = [make_shard("bad", 20), make_shard("good", 20)]
+    pool = PaperPool(num_places=2, misfortune=poison("bad", 12, Cause.INPUT))
+    queue = WorkQueue({s.name: s for s in shards}, cut(shards[0], 10) + cut(shards[1], 10))
+    run_on_paper(pool, queue)
+    (failure,) = queue.failures()
+    assert (failure.where, failure.attempts) == ("bad rows 10 to 19", 3)
+    assert queue.unwritten_shards() == ["bad"]
+    assert not pool.killed
+
+
+def test_long_shard_that_cannot_be_read_costs_itself_alone():
+    shards = [make_shard("bad", 500, row_bytes=1000), make_shard("good", 20)]
+
+    def unreadable(pool: PaperPool, worker: int, unit: Unit) -> Answer | None:
+        if unit.shard.name == "good":
+            return None
+        return Failed(worker=worker, task=None, cause=Cause.INPUT, reason="not Parquet")
+
+    pool = PaperPool(num_places=1, misfortune=unreadable)
+    queue = WorkQueue({s.name: s for s in shards}, cut(shards[0], 10) + cut(shards[1], 10))
+    run_on_paper(pool, queue)
+    assert queue.unwritten_shards() == ["bad"]
+    assert sum(failure.num_rows for failure in queue.failures()) == 500
+    assert len(queue.failures()) == RANGES_LISTED + 1
+
+
+def test_engine_that_fails_on_everything_ends_the_run_without_refusing_its_rows():
+    shard = make_shard("a", 10_000)
+
+    def always(pool: PaperPool, worker: int, unit: Unit) -> Answer:
+        return crash(worker)
+
+    pool = PaperPool(num_places=2, misfortune=always)
+    queue = WorkQueue({"a": shard}, cut(shard, 100))
+    run_on_paper(pool, queue)
+    assert not pool.refused
+    assert len(pool.killed) <= MAX_SETBACKS + 2
+    (failure,) = queue.failures()
+    assert failure.num_rows == 10_000
+    assert "killed by a test" in failure.reason
+
+
+def test_lost_node_is_held_against_nobody_and_fewer_workers_go_on():
+    shard = make_shard("a", 400)
+
+    def lose_node(pool: PaperPool, worker: int, unit: Unit) -> Answer | None:
+        if worker == 0 and unit.start >= 100:
+            pool.num_places = 1
+            return Lost(worker=worker, cause=Cause.NODE, reason="its node has died")
+        return None
+
+    pool = PaperPool(num_places=2, misfortune=lose_node)
+    _, events = run_on_paper(pool, WorkQueue({"a": shard}, cut(shard, 10)))
+    assert rows_of(pool.scored) == all_rows(shard)
+    assert len(pool.workers) == 1
+    assert {e.next for e in events if isinstance(e, UnitFailed)} == {Next.AGAIN}
+
+
+def test_cluster_that_grows_gets_more_workers():
+    shard = make_shard("a", 4000)
+
+    def grow(pool: PaperPool, worker: int, unit: Unit) -> None:
+        if unit.start >= 1000:
+            pool.num_places = 6
+
+    pool = PaperPool(num_places=2, misfortune=grow)
+    run_on_paper(pool, WorkQueue({"a": shard}, cut(shard, 10)))
+    assert len({worker for worker, _ in pool.sent}) == 6
+    assert pool.now < 100 / 2 + 5 + 300 / 6 + 10
+
+
+def test_model_that_cannot_be_loaded_is_refused_at_once():
+    def refuse(pool: PaperPool, worker: int) -> list[Answer]:
+        reason = "ValueError: no such architecture"
+        return [
+            Placed(worker=worker, node="paper", pid=1),
+            Failed(worker=worker, task=None, cause=Cause.ENGINE, reason=reason),
+        ]
+
+    shard = make_shard("a", 4)
+    pool = PaperPool(start_answers=refuse)
+    with pytest.raises(CannotStartError, match="no such architecture"):
+        run_on_paper(pool, WorkQueue({"a": shard}, cut(shard, 2)))
+
+
+def test_worker_that_dies_while_it_loads_is_replaced():
+    def die_first(pool: PaperPool, worker: int) -> list[Answer] | None:
+        placed = Placed(worker=worker, node="paper", pid=1)
+        return [placed, crash(worker)] if worker < 3 else None
+
+    shard = make_shard("a", 4)
+    pool = PaperPool(num_places=1, start_answers=die_first)
+    run_on_paper(pool, WorkQueue({"a": shard}, cut(shard, 2)))
+    assert rows_of(pool.scored) == all_rows(shard)
+
+
+def test_model_on_which_every_start_dies_is_given_up():
+    shard = make_shard("a", 4)
+    pool = PaperPool(num_places=1, start_answers=lambda pool, worker: [crash(worker)])
+    with pytest.raises(CannotStartError, match="killed by a test"):
+        run_on_paper(pool, WorkQueue({"a": shard}, cut(shard, 2)))
+
+
+def test_shard_that_cannot_be_written_is_tried_a_few_times_and_listed():
+    shards = [make_shard("a", 4), make_shard("b", 4)]
+
+    class FullDisk(PaperPool):
+        def send(self, worker: int, task: Task) -> None:
+            if isinstance(task, CommitShard) and task.shard.name == "a":
+                self.sent.append((worker, task))
+                failed = Failed(worker=worker, task=task, cause=Cause.OUTPUT, reason="disk full")
+                self._answer_at(self.now, worker, failed)
+            else:
+                super().send(worker, task)
+
+    pool = FullDisk()
+    queue = WorkQueue({s.name: s for s in shards}, cut(shards[0], 2) + cut(shards[1], 2))
+    run_on_paper(pool, queue)
+    assert queue.unwritten_shards() == ["a"]
+    assert [(f.where, f.reason, f.attempts) for f in queue.failures()] == [("a", "disk full", 3)]
+
+
+def test_draining_waits_for_units_in_hand_and_hands_out_no_more():
+    shard = make_shard("a", 1000)
+    pool = PaperPool(num_places=2)
+    dispatcher = Dispatcher(pool, WorkQueue({"a": shard}, cut(shard, 1)), clock=lambda: pool.now)
+    list(dispatcher.until_ready())
+    for _ in dispatcher.run():
+        if len(pool.scored) >= 10:
+            break
+    list(dispatcher.drain(10.0))
+    assert rows_of(pool.scored) == rows_of([t.unit for _, t in pool.sent])
+    assert len(pool.scored) <= 14
+
+
+def test_draining_does_not_wait_for_ever():
+    shard = make_shard("a", 10)
+    pool = PaperPool(num_places=1, misfortune=lambda pool, worker, unit: HANGS)
+    dispatcher = Dispatcher(pool, WorkQueue({"a": shard}, cut(shard, 1)), clock=lambda: pool.now)
+    list(dispatcher.until_ready())
+    next(dispatcher.run())
+    before = pool.now
+    list(dispatcher.drain(10.0))
+    assert pool.now - before <= 11
+
+
+def test_queue_keeps_nothing_of_finished_units():
+    shard = make_shard("a", 5000)
+    queue = WorkQueue({"a": shard}, cut(shard, 1))
+    run_on_paper(PaperPool(num_places=8), queue)
+    kept = [value for value in vars(queue).values() if hasattr(value, "__len__")]
+    assert sum(map(len, kept)) == 0
