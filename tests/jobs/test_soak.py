@@ -43,7 +43,7 @@ PROGRESS_PATIENCE_S = 40
 """Until a fault is injected although nothing was finished since the last one."""
 OUTPUT_DISK_MIB = 256
 CLOCK_JUMPS_S = (3 * 3600, -86_400, 40 * 86_400)
-FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
+FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
 MAX_SECONDS = 3600 if IS_LONG else 550
 MAX_RELATIVE_DIFFERENCE = 1e-5
 """Of a unit that was halved: another batch, other last bits. Whole units must be equal."""
