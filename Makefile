@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed-$(ACCELERATOR)
 EXTRAS := $(ACCELERATOR),demo,dev
 
-.PHONY: help setup demo test test-fast test-gpu soak lint format bench clean
+.PHONY: help setup demo test test-fast test-gpu fuzz soak lint format bench clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ test-fast: setup  ## only the tests that start neither vLLM nor Ray
 
 test-gpu: setup  ## only the tests that need an NVIDIA GPU
 	$(BIN)/pytest -m gpu
+
+fuzz: setup  ## look for input that breaks reading, for some minutes
+	RSR_FUZZ_CASES=20000 $(BIN)/pytest --timeout 3600 tests/jobs/test_fuzz.py
 
 soak: setup  ## 60 random faults while a three-node Ray cluster scores; keeps the report
 	RSR_SOAK_FAULTS=60 RSR_SOAK_REPORT=benchmarks/results/soak.json $(BIN)/pytest -s tests/jobs/test_soak.py

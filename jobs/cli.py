@@ -44,6 +44,7 @@ from rsr.jobs.demo.demo import (
 from rsr.jobs.demo.trajectories import DEFAULT_NUM_PROBLEMS
 from rsr.jobs.errors import UsageError
 from rsr.jobs.interrupt import StopRequest
+from rsr.jobs.plan import plan
 from rsr.jobs.progress import Progress, format_seconds
 from rsr.jobs.score import ScoreOptions, ScoreResult, run_score
 from rsr.jobs.shards import TrajectoryColumns
@@ -385,6 +386,7 @@ def demo(output: Path, seed: int, num_problems: int, as_json: bool, verbose: boo
 
 
 main.add_command(bench)
+main.add_command(plan)
 main.add_command(status)
 main.add_command(verify)
 

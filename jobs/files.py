@@ -1,25 +1,38 @@
 """Local files that appear complete or not at all."""
 
 import os
-import uuid
+import re
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+TEMPORARY_NAME = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
+"""What a killed process may leave behind; nobody reads such a file."""
 
 
 @contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
     """A temporary path beside `target` that becomes `target` if the block ends well.
 
-    The content reaches the disk before the name does. If the block raises, nothing is left.
+    The content reaches the disk before the name does, and both before this returns. If the block
+    raises, nothing is left.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    # Not the process id: two machines that write to one disk may share it.
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.tmp")
+    # Not the process id: machines that share a disk have the same ones.
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
+        _to_disk(temporary)
         os.replace(temporary, target)
+        _to_disk(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -25,7 +25,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 from rsr.jobs.locks import HeldError, Holder
 
 if TYPE_CHECKING:
-    from obstore import PutResult, UpdateVersion
+    from obstore import ObjectMeta, PutResult, UpdateVersion
     from obstore.store import ObjectStore
 
 logger = logging.getLogger(__name__)
@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 RENEW_S = 30.0
 EXPIRY_S = 300.0
 """Far above what a store's retries may take, so that a slow night loses nobody's lock."""
+RELEASE_TRIES = 3
 
 
 @contextmanager
@@ -67,7 +68,11 @@ def _take(store: "ObjectStore", key: str, content: bytes) -> "UpdateVersion":
     try:
         return _version(obstore.put(store, key, content, mode="create"))
     except AlreadyExistsError:
-        found = obstore.get(store, key)
+        try:
+            found = obstore.get(store, key)
+        except FileNotFoundError:
+            # Let go of a moment ago.
+            return _take(store, key, content)
         theirs = bytes(found.bytes())
         # The answer to our own put may have been lost, and the put tried again.
         if theirs == content:
@@ -104,11 +109,15 @@ def _renew(
 
 
 def _release(store: "ObjectStore", key: str, content: bytes) -> None:
-    try:
-        if bytes(obstore.get(store, key).bytes()) == content:
-            obstore.delete(store, key)
-    except (BaseError, FileNotFoundError) as error:
-        logger.warning("the lock on OUTPUT was left behind: %s", error)
+    for _ in range(RELEASE_TRIES):
+        try:
+            if bytes(obstore.get(store, key).bytes()) == content:
+                obstore.delete(store, key)
+            return
+        except FileNotFoundError:
+            return
+        except BaseError as error:
+            logger.warning("the lock on OUTPUT could not be removed: %s", error)
 
 
 def _current(store: "ObjectStore", key: str) -> Holder:
@@ -118,5 +127,9 @@ def _current(store: "ObjectStore", key: str) -> Holder:
         return Holder.parse("")
 
 
-def _version(meta: "PutResult | obstore.ObjectMeta") -> "UpdateVersion":
-    return {"e_tag": meta["e_tag"], "version": meta["version"]}
+def _version(meta: "PutResult | ObjectMeta") -> "UpdateVersion":
+    version: UpdateVersion = {"e_tag": meta["e_tag"]}
+    # Where a store has no versions, obstore reports None and will not take it back.
+    if meta["version"] is not None:
+        version["version"] = meta["version"]
+    return version

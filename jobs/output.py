@@ -17,7 +17,9 @@ columns are made by Polars. Knows nothing of models or Ray.
 
 import io
 import json
+import logging
 import re
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -37,6 +39,8 @@ from rsr.jobs.receipts import Receipt, hash_bytes, hash_file, new_digest
 from rsr.jobs.score_columns import Summary
 from rsr.jobs.shards import Shard, ShardReader, Unit, fingerprint, open_parquet
 from rsr.jobs.storage import Storage, StoredFile, is_remote, open_storage
+
+logger = logging.getLogger(__name__)
 
 STATE_FOLDER = ".rsr"
 MANIFEST = f"{STATE_FOLDER}/manifest.json"
@@ -104,9 +108,10 @@ class OutputFolder:
         return f"{self.units_folder(unit.shard.name)}/{unit.start:012d}-{unit.stop:012d}.scores"
 
     @staticmethod
-    def staged_name(name: str) -> str:
-        """Where JSON input named `name` stands as Parquet."""
-        return f"{STATE_FOLDER}/staged/{name}"
+    def staged_name(name: str, source_fingerprint: str) -> str:
+        """Where JSON input of this content, to be written as `name`, stands as Parquet."""
+        label = hash_bytes(source_fingerprint.encode())[:8]
+        return f"{STATE_FOLDER}/staged/{name.removesuffix('.parquet')}.{label}.parquet"
 
     def read_manifest(self) -> dict[str, Any] | None:
         """The earlier run's manifest, or None; `UsageError` if the folder is not a run's."""
@@ -145,6 +150,17 @@ class OutputFolder:
                 reason = error.strerror or error
                 raise UsageError(f"OUTPUT {self.root} cannot be written: {reason}") from error
             yield
+
+    def publish_logs(self) -> None:
+        """Put a copy of what grew on this machine into OUTPUT, where it is on an object store."""
+        if not is_remote(str(self.root)) or not self.state.is_dir():
+            return
+        for file in self.state.iterdir():
+            try:
+                with self.storage.writing(f"{STATE_FOLDER}/{file.name}") as temporary:
+                    shutil.copyfile(file, temporary)
+            except OSError as error:
+                logger.warning("%s stays on this machine alone: %s", file, error)
 
     def holder(self) -> Holder | None:
         """Who writes here now."""
@@ -299,7 +315,7 @@ class OutputFolder:
 
 def range_of_unit(file_name: str) -> tuple[int, int] | None:
     """First row and row after the last of a unit, from its file's name."""
-    match = UNIT_NAME.search(file_name)
+    match = UNIT_NAME.fullmatch(file_name.rpartition("/")[2])
     return (int(match["start"]), int(match["stop"])) if match else None
 
 

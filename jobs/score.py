@@ -11,11 +11,14 @@ import importlib.metadata
 import logging
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pyarrow as pa
 
 from rsr.engine.config import ScorerConfig
 from rsr.engine.trajectory import Status
@@ -23,12 +26,13 @@ from rsr.jobs import score_columns
 from rsr.jobs.cluster.work import Failure, WorkQueue
 from rsr.jobs.errors import UsageError
 from rsr.jobs.interrupt import StopRequest
-from rsr.jobs.output import STATE_FOLDER, OutputFolder
+from rsr.jobs.output import MANIFEST, STATE_FOLDER, OutputFolder
 from rsr.jobs.progress import Progress
-from rsr.jobs.receipts import IDENTITY_PARTS, hash_identity
+from rsr.jobs.receipts import IDENTITY_PARTS, Receipt, hash_identity
 from rsr.jobs.score_columns import Summary
 from rsr.jobs.shards import (
     JSON_SUFFIXES,
+    RowGroup,
     Shard,
     TrajectoryColumns,
     Unit,
@@ -37,6 +41,7 @@ from rsr.jobs.shards import (
     describe_shard,
     file_size_bytes,
     find_inputs,
+    fingerprint,
     open_parquet,
     row_groups,
 )
@@ -47,6 +52,8 @@ if TYPE_CHECKING:
     from rsr.engine.student import Student
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
+R = TypeVar("R")
 
 RUN_SETTINGS_THAT_CHANGE_NO_SCORE = (
     "tensor_parallel_size",
@@ -63,6 +70,9 @@ UNIT_BYTES = {"cpu": 64 << 10, "gpu": 4 << 20}
 
 MIN_UNITS, MIN_UNIT_ROWS = 10, 8
 """A short run is cut finer, so that its progress shows, but not below a few siblings."""
+
+FILES_AT_A_TIME = 8
+"""Looked at before a run: footers, receipts, kept units."""
 
 SCORE_BYTES_PER_ROW = 128
 TOKEN_COLUMN_BYTES_PER_TEXT_BYTE = 3
@@ -138,12 +148,18 @@ def run_score(options: ScoreOptions, progress: Progress, stop: StopRequest) -> S
         with _refusing_what_cannot_be_reached():
             inputs = find_inputs(options.input)
             _check_places(options, inputs)
-            manifest = output.read_manifest()
-            with _kept_as_it_was(output, manifest):
-                # One lock from the first look to the last file: no other run may come in between.
-                held.enter_context(output.lock())
-                plan = _prepare(options, inputs, output, manifest)
-        return _execute(options, plan, progress, stop)
+            # A folder that is not a run's is refused before anything is put there.
+            output.read_manifest()
+            missing = [p for p in (output.state, *output.state.parents) if not p.exists()]
+            # One lock from the first look to the last file: no other run may come in between.
+            held.enter_context(output.lock())
+            with _kept_as_it_was(output, missing):
+                output.storage.remove_leftovers()
+                plan = _prepare(options, inputs, output)
+        try:
+            return _execute(options, plan, progress, stop)
+        finally:
+            output.publish_logs()
 
 
 @contextmanager
@@ -156,13 +172,12 @@ def _refusing_what_cannot_be_reached() -> Iterator[None]:
 
 
 @contextmanager
-def _kept_as_it_was(output: OutputFolder, manifest: dict[str, Any] | None) -> Iterator[None]:
-    """Leave nothing behind if the block refuses to run."""
-    missing = [p for p in (output.state, *output.state.parents) if not p.exists()]
+def _kept_as_it_was(output: OutputFolder, missing: list[Path]) -> Iterator[None]:
+    """Leave nothing behind if the block refuses to run. missing: folders there were not."""
     try:
         yield
     except BaseException:
-        if manifest is None:
+        if output.storage.find(MANIFEST) is None:
             output.storage.remove_folder(f"{STATE_FOLDER}/staged")
         if missing:
             shutil.rmtree(missing[-1], ignore_errors=True)
@@ -191,8 +206,8 @@ def _prepare(
     options: ScoreOptions,
     inputs: list[tuple[str, str]],
     output: OutputFolder,
-    manifest: dict[str, Any] | None,
 ) -> Plan:
+    manifest = output.read_manifest()
     shards, columns = _describe_input(options, inputs, output)
     # transformers takes seconds to import: a wrong path should not wait for it.
     from rsr.engine.student import open_student
@@ -241,55 +256,81 @@ def _plan_work(
     output = replace(output, settings=hash_identity(identity))
     done, kept, todo = Summary(), Summary(), []
     unfinished: dict[str, Shard] = {}
-    # Long shards first, so that the last to finish is a short one.
-    for shard in sorted(shards, key=lambda s: -s.num_bytes):
+
+    def look_at(shard: Shard) -> Receipt | ShardState:
         if (finished := output.read_receipt(shard)) is not None:
-            done.merge(finished.summary)
+            return finished
+        groups = row_groups(open_parquet(shard.path).metadata, columns.names)
+        return ShardState(output.kept_units(shard), groups)
+
+    # Long shards first, so that the last to finish is a short one.
+    by_size = sorted(shards, key=lambda s: -s.num_bytes)
+    for shard, state in zip(by_size, _in_parallel(look_at, by_size), strict=True):
+        if isinstance(state, Receipt):
+            done.merge(state.summary)
             continue
         unfinished[shard.name] = shard
-        units = output.kept_units(shard)
-        for _, receipt in units:
+        for _, receipt in state.kept:
             kept.merge(receipt.summary)
         todo += cut_units(
             shard,
             max_rows=manifest["unit_rows"],
             max_bytes=manifest["unit_bytes"],
-            kept=[unit for unit, _ in units],
-            groups=row_groups(open_parquet(shard.path).metadata, columns.names),
+            kept=[unit for unit, _ in state.kept],
+            groups=state.groups,
         )
     return Plan(student, columns, output, identity, unfinished, kept, todo, done)
+
+
+@dataclass(frozen=True, slots=True)
+class ShardState:
+    """A shard without output: its trusted units, and how the rest may be cut."""
+
+    kept: list[tuple[Unit, Receipt]]
+    groups: list[RowGroup]
+
+
+def _in_parallel(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """`map`, several at a time: an object store answers slowly, and many at once."""
+    with ThreadPoolExecutor(FILES_AT_A_TIME) as pool:
+        yield from pool.map(function, items)
 
 
 def _describe_input(
     options: ScoreOptions, inputs: list[tuple[str, str]], output: OutputFolder
 ) -> tuple[list[Shard], TrajectoryColumns]:
+    # With --limit most files may not be needed at all: one after the other, until it is enough.
+    each = _in_parallel if options.limit is None else map
+    paths = each(lambda named: _as_parquet(*named, output), inputs)
     shards: list[Shard] = []
-    columns: TrajectoryColumns | None = None
+    columns = options.columns
     rows_left = options.limit
-    for file, name in inputs:
-        if rows_left == 0:
-            break
-        path = file
-        if file.endswith(JSON_SUFFIXES):
-            staged = output.staged_name(name)
-            path = output.storage.describe(staged)
-            if output.storage.find(staged) is None:
-                stage_json(file, path)
-        with open_parquet(path) as parquet:
-            schema = parquet.schema_arrow
-        columns = choose_columns(schema, columns or options.columns, file)
+    for (file, name), (path, schema) in zip(inputs, paths, strict=False):
+        columns = choose_columns(schema, columns, file)
         scored = [n for n in schema.names if score_columns.is_score_column(n)]
         if scored and not options.overwrite_columns:
             raise UsageError(
                 f"{file} already has {', '.join(scored)}; replace them with --overwrite-columns"
             )
         # As every machine can open it, whatever its working directory.
-        shard = describe_shard(_canonical(path), name, columns, rows_left)
-        rows_left = None if rows_left is None else rows_left - shard.num_rows
-        shards.append(shard)
-    if columns is None:
-        raise UsageError(f"--limit {options.limit}: expected at least 1 row")
+        shards.append(describe_shard(_canonical(path), name, columns, rows_left))
+        if rows_left is not None:
+            rows_left -= shards[-1].num_rows
+            if rows_left == 0:
+                break
     return shards, columns
+
+
+def _as_parquet(file: str, name: str, output: OutputFolder) -> tuple[str, pa.Schema]:
+    """Where an input stands as Parquet, and its schema."""
+    path = file
+    if file.endswith(JSON_SUFFIXES):
+        # Of this very content: a JSON file that has changed since is staged, and found, anew.
+        staged = output.staged_name(name, fingerprint(file))
+        path = output.storage.describe(staged)
+        if output.storage.find(staged) is None:
+            stage_json(file, path)
+    return path, open_parquet(path).schema_arrow
 
 
 def _identity(

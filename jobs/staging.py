@@ -7,6 +7,7 @@ write. A `.json` file is one list, and is held in memory. Knows nothing of traje
 import io
 import json
 import logging
+import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,22 @@ import pyarrow.parquet as pq
 
 from rsr.jobs.errors import UsageError
 from rsr.jobs.shards import parse_json
-from rsr.jobs.storage import locate
+from rsr.jobs.storage import READ_AHEAD_BYTES, locate
 
 logger = logging.getLogger(__name__)
 
-CHUNK_BYTES = 16 << 20
-"""JSON text read at a time."""
+CHUNK_BYTES = 4 << 20
+"""JSON text read, and written as a row group, at a time."""
+
+BAD_ENTRIES_NAMED = 3
 
 Row = dict[str, Any]
+ColumnType = pa.DataType | None
+"""None: the column holds each value's JSON text, strings in their quotes."""
+
+
+_one_at_a_time = threading.Lock()
+"""Python parses no faster on several threads, and each would hold a chunk, or a `.json` file."""
 
 
 class _NotOfTypeError(Exception):
@@ -37,44 +46,49 @@ def stage_json(source: str | Path, target: str | Path) -> None:
     A line that is not a JSON object becomes a row of nulls, so that every line has its row.
     Raises `UsageError` if a `.json` file is not a list of objects, or has no text in it.
     """
-    types: dict[str, pa.DataType] = {}
-    for chunk in _chunks(str(source), warn=True):
+    with _one_at_a_time:
+        _stage(str(source), target)
+
+
+def _stage(source: str, target: str | Path) -> None:
+    types: dict[str, ColumnType] = {}
+    for chunk in _chunks(source, warn=True):
         for name, kind in _column_types(chunk).items():
             types[name] = _common_type(types[name], kind) if name in types else kind
     storage, target_name = locate(target)
     while True:
         try:
             with storage.writing(target_name) as temporary:
-                _write(str(source), temporary, types)
+                _write(source, temporary, types)
             return
         except _NotOfTypeError as error:
-            types[str(error)] = pa.string()
+            types[str(error)] = None
 
 
-def _write(source: str, target: Path, types: dict[str, pa.DataType]) -> None:
+def _write(source: str, target: Path, types: dict[str, ColumnType]) -> None:
     # A table needs a column to have rows.
-    names = {_column_name(name): name for name in types} or {"text": "text"}
-    schema = pa.schema([(name, types.get(key, pa.string())) for name, key in names.items()])
+    names = {_column_name(key): key for key in types} or {"text": "text"}
+    schema = pa.schema([(name, types.get(key) or pa.string()) for name, key in names.items()])
     with pq.ParquetWriter(target, schema, compression="zstd") as writer:
         for chunk in _chunks(source):
             arrays = [
-                _column([row.get(key) for row in chunk], schema.field(name).type, key)
-                for name, key in names.items()
+                _column([row.get(key) for row in chunk], types.get(key), key)
+                for key in names.values()
             ]
             writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
 
 
-def _column_types(rows: list[Row]) -> dict[str, pa.DataType]:
+def _column_types(rows: list[Row]) -> dict[str, ColumnType]:
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: _type_of([row.get(name) for row in rows]) for name in names}
 
 
-def _type_of(values: list[Any]) -> pa.DataType:
+def _type_of(values: list[Any]) -> ColumnType:
     try:
         kind = pa.array(values).type
     except (pa.ArrowException, UnicodeEncodeError, TypeError, OverflowError):
-        return pa.string()
-    return pa.string() if _has_empty_struct(kind) else kind
+        return None
+    return None if _has_empty_struct(kind) else kind
 
 
 def _has_empty_struct(kind: pa.DataType) -> bool:
@@ -84,26 +98,26 @@ def _has_empty_struct(kind: pa.DataType) -> bool:
     return bool(pa.types.is_list(kind)) and _has_empty_struct(kind.value_type)
 
 
-def _common_type(first: pa.DataType, second: pa.DataType) -> pa.DataType:
-    """The type of both; text where there is none. Strings are text already, whatever comes."""
-    if first == second or pa.types.is_null(second):
-        return first
+def _common_type(first: ColumnType, second: ColumnType) -> ColumnType:
+    """The type that holds the values of both."""
+    if first is None or second is None:
+        return None
     try:
         schemas = [pa.schema([("", first)]), pa.schema([("", second)])]
         return pa.unify_schemas(schemas, promote_options="permissive").field(0).type
     except pa.ArrowException:
-        return pa.string()
+        return None
 
 
-def _column(values: list[Any], kind: pa.DataType, name: str) -> pa.Array:
+def _column(values: list[Any], kind: ColumnType, name: str) -> pa.Array:
+    if kind is None:
+        # `ensure_ascii` keeps even a lone surrogate, as its escape.
+        texts = [None if v is None else json.dumps(v, ensure_ascii=True) for v in values]
+        return pa.array(texts, pa.string())
     try:
         return pa.array(values, kind)
     except (pa.ArrowException, UnicodeEncodeError, TypeError, OverflowError) as error:
-        if kind != pa.string():
-            raise _NotOfTypeError(name) from error
-    # `ensure_ascii` keeps even a lone surrogate, as its escape.
-    texts = [None if v is None else json.dumps(v, ensure_ascii=True) for v in values]
-    return pa.array(texts, pa.string())
+        raise _NotOfTypeError(name) from error
 
 
 def _column_name(key: str) -> str:
@@ -115,12 +129,14 @@ def _chunks(source: str, *, warn: bool = False) -> Iterator[list[Row]]:
     """The file's rows, about `CHUNK_BYTES` of its text at a time."""
     entries = _json_list(source) if source.endswith(".json") else _json_lines(source)
     rows: list[Row] = []
-    num_bytes = 0
+    num_bytes = num_bad = 0
     for number, (entry, entry_bytes) in enumerate(entries, start=1):
-        if not isinstance(entry, dict) and warn:
-            logger.warning(
-                "%s: entry %d is not a JSON object; it becomes a null row", source, number
-            )
+        if not isinstance(entry, dict):
+            num_bad += 1
+            if warn and num_bad <= BAD_ENTRIES_NAMED:
+                logger.warning(
+                    "%s: entry %d is not a JSON object; it becomes a null row", source, number
+                )
         rows.append(entry if isinstance(entry, dict) else {})
         num_bytes += entry_bytes
         if num_bytes >= CHUNK_BYTES:
@@ -128,6 +144,8 @@ def _chunks(source: str, *, warn: bool = False) -> Iterator[list[Row]]:
             rows, num_bytes = [], 0
     if rows:
         yield rows
+    if warn and num_bad > BAD_ENTRIES_NAMED:
+        logger.warning("%s: %d entries are not JSON objects", source, num_bad)
 
 
 def _json_list(source: str) -> Iterable[tuple[Any, int]]:
@@ -148,7 +166,10 @@ def _json_lines(source: str) -> Iterator[tuple[Any, int]]:
     with storage.open(name) as file:
         # Only "\n" ends a line: U+2028 and its like are legal inside a JSON string.
         lines = io.TextIOWrapper(
-            io.BufferedReader(file), encoding="utf-8-sig", errors="replace", newline="\n"
+            io.BufferedReader(file, READ_AHEAD_BYTES),
+            encoding="utf-8-sig",
+            errors="replace",
+            newline="\n",
         )
         for line in lines:
             if line.strip():

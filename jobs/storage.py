@@ -7,33 +7,41 @@ conditional puts (which locks need, and pyarrow's and fsspec's file systems lack
 timeouts and dropped connections tried again. Knows nothing of what is in the files.
 """
 
+import io
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import pyarrow as pa
 
 from rsr.jobs.errors import UsageError
-from rsr.jobs.files import atomic_path
+from rsr.jobs.files import TEMPORARY_NAME, atomic_path
 from rsr.jobs.locks import Holder, find_local_holder, hold_local
 
 if TYPE_CHECKING:
-    from obstore import ObjectMeta
+    from obstore import GetOptions, ObjectMeta
     from obstore.auth.boto3 import Boto3CredentialProvider
-    from obstore.store import AzureStore, GCSStore, S3Store
+    from obstore.store import AzureStore, GCSStore, RetryConfig, S3Store
 
     Bucket = S3Store | GCSStore | AzureStore
 
+T = TypeVar("T")
+
 REMOTE_SCHEMES = ("s3", "gs", "az")
-READ_AHEAD_BYTES = 1 << 20
+READ_AHEAD_BYTES = 4 << 20
+"""Of a file read from front to back, per column: an object store answers slowly, at any size."""
+MAX_RETRIES = 10
 RETRY_FOR = timedelta(minutes=3)
-"""How long one request is tried again; longer outages are the dispatcher's to survive."""
+PAUSES_S = (0.2, 1.0, 5.0)
+"""How often and how long obstore tries a request again, and the pauses between our own tries;
+longer outages are the dispatcher's."""
 
 
 class StorageError(OSError):
@@ -84,6 +92,9 @@ class Storage(Protocol):
 
     def remove_folder(self, folder: str) -> None:
         """Remove every file below `folder`, however deep."""
+
+    def remove_leftovers(self) -> None:
+        """Remove what killed processes left half-written. Only for who holds the folder."""
 
     def hold(self, name: str) -> AbstractContextManager[None]:
         """Hold the lock `name`; raises `locks.HeldError`, with who, if another process does."""
@@ -168,6 +179,11 @@ class LocalStorage:
         if (self.root / folder).is_dir():
             (self.root / folder).rmdir()
 
+    def remove_leftovers(self) -> None:
+        for file in self.list():
+            if TEMPORARY_NAME.fullmatch(PurePosixPath(file.name).name):
+                self.remove(file.name)
+
     def hold(self, name: str) -> AbstractContextManager[None]:
         return hold_local(self.root / name)
 
@@ -194,87 +210,98 @@ class ObjectStorage:
         import obstore
 
         try:
-            with self._explained(name):
-                return self._stored(obstore.head(self._store, self._key(name)))
+            meta = self._ask(name, lambda: obstore.head(self._store, self._key(name)))
         except FileNotFoundError:
             return None
+        return self._stored(meta)
 
     def list(self, folder: str = "") -> list[StoredFile]:
         import obstore
 
-        prefix = self._key(folder)
-        with self._explained(folder):
-            found = [
-                self._stored(meta)
-                for page in obstore.list(self._store, prefix=f"{prefix}/" if prefix else None)
-                for meta in page
-            ]
+        prefix = f"{self._key(folder)}/" if self._key(folder) else None
+        pages = self._ask(folder, lambda: [*obstore.list(self._store, prefix=prefix)])
+        found = (self._stored(meta) for page in pages for meta in page)
         return sorted(found, key=lambda file: file.name)
 
     def read(self, name: str, *, last_bytes: int | None = None) -> bytes:
         import obstore
 
-        with self._explained(name):
-            if last_bytes is not None:
-                end = obstore.get(
-                    self._store, self._key(name), options={"range": {"suffix": last_bytes}}
-                )
-                return bytes(end.bytes())
-            return bytes(obstore.get(self._store, self._key(name)).bytes())
+        options: GetOptions = {} if last_bytes is None else {"range": {"suffix": last_bytes}}
+        return self._ask(
+            name,
+            lambda: bytes(obstore.get(self._store, self._key(name), options=options).bytes()),
+        )
 
-    def open(self, name: str) -> pa.NativeFile:
+    def read_range(self, name: str, start: int, num_bytes: int) -> bytes:
+        """Bytes [start, start + num_bytes) of a file that has them."""
         import obstore
 
-        with self._explained(name):
-            reader = obstore.open_reader(self._store, self._key(name), buffer_size=READ_AHEAD_BYTES)
-        return pa.PythonFile(reader, mode="r")
+        part = self._ask(
+            name,
+            lambda: obstore.get_range(self._store, self._key(name), start=start, length=num_bytes),
+        )
+        return bytes(part)
+
+    def open(self, name: str) -> pa.NativeFile:
+        found = self.find(name)
+        if found is None:
+            raise FileNotFoundError(self.describe(name))
+        return pa.PythonFile(_ObjectFile(self, found), mode="r")
 
     @contextmanager
     def writing(self, name: str) -> Iterator[Path]:
-        import obstore
-
         # The bytes wait on a local disk until they are complete: a file too large for memory
         # can then be sent again from the start of any part.
         with tempfile.TemporaryDirectory(prefix="rsr-") as folder:
             temporary = Path(folder) / PurePosixPath(name).name
             yield temporary
-            with self._explained(name):
-                obstore.put(self._store, self._key(name), temporary)
+            self._put(name, temporary)
 
     def write(self, name: str, content: bytes) -> None:
+        self._put(name, content)
+
+    def _put(self, name: str, content: Path | bytes) -> None:
         import obstore
 
-        with self._explained(name):
-            obstore.put(self._store, self._key(name), content)
+        self._ask(name, lambda: obstore.put(self._store, self._key(name), content))
 
     def remove(self, name: str) -> None:
-        import obstore
-
-        try:
-            with self._explained(name):
-                obstore.delete(self._store, self._key(name))
-        except FileNotFoundError:
-            pass
+        self._delete([self._key(name)])
 
     def remove_folder(self, folder: str) -> None:
-        for file in self.list(folder):
-            self.remove(file.name)
+        self._delete([self._key(file.name) for file in self.list(folder)])
 
-    def hold(self, name: str) -> AbstractContextManager[None]:
+    def _delete(self, keys: Sequence[str]) -> None:
+        import obstore
+
+        # Some stores mind if it is not there.
+        with suppress(FileNotFoundError):
+            self._ask("", lambda: obstore.delete(self._store, keys))
+
+    def remove_leftovers(self) -> None:
+        """None can be seen: parts of an upload that never ended are the bucket's to expire."""
+
+    @contextmanager
+    def hold(self, name: str) -> Iterator[None]:
+        from obstore.exceptions import BaseError
+
         from rsr.jobs.object_lock import hold_object
 
-        return hold_object(self._store, self._key(name))
+        try:
+            with hold_object(self._store, self._key(name)):
+                yield
+        except BaseError as error:
+            raise StorageError(f"{self.describe(name)}: {_reason(error)}") from error
 
     def holder(self, name: str) -> Holder | None:
         from rsr.jobs.object_lock import find_object_holder
 
-        with self._explained(name):
-            return find_object_holder(self._store, self._key(name))
+        return self._ask(name, lambda: find_object_holder(self._store, self._key(name)))
 
     @property
     def _store(self) -> "Bucket":
         # Not a field: connections do not travel to other processes.
-        return _open_bucket(self.scheme, self.bucket)
+        return open_bucket(self.scheme, self.bucket)
 
     def _key(self, name: str) -> str:
         return f"{self.prefix}/{name}".strip("/")
@@ -284,14 +311,54 @@ class ObjectStorage:
         version = meta["e_tag"] or f"{meta['size']}-{meta['last_modified'].timestamp()}"
         return StoredFile(name, meta["size"], meta["last_modified"].timestamp(), version)
 
-    @contextmanager
-    def _explained(self, name: str) -> Iterator[None]:
-        from obstore.exceptions import BaseError
+    def _ask(self, name: str, request: Callable[[], T]) -> T:
+        """What `request` returns; it must be one that can be made twice.
 
-        try:
-            yield
-        except BaseError as error:
-            raise StorageError(f"{self.describe(name)}: {_reason(error)}") from error
+        obstore tries again by itself after most failures, but not where the answer to a listing
+        or a deletion broke off half way.
+        """
+        from obstore.exceptions import BaseError, GenericError
+
+        for pause_s in (*PAUSES_S, None):
+            try:
+                return request()
+            except BaseError as error:
+                if pause_s is None or not isinstance(error, GenericError):
+                    raise StorageError(f"{self.describe(name)}: {_reason(error)}") from error
+                time.sleep(pause_s)
+        raise AssertionError("the last try returns or raises")
+
+
+class _ObjectFile(io.RawIOBase):
+    """An object as a file: every read is one request, so read in large pieces."""
+
+    def __init__(self, storage: ObjectStorage, file: StoredFile) -> None:
+        self._storage = storage
+        self._file = file
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._file.num_bytes}
+        self._position = max(0, base[whence] + offset)
+        return self._position
+
+    def read(self, size: int | None = -1) -> bytes:
+        left = max(0, self._file.num_bytes - self._position)
+        num_bytes = left if size is None or size < 0 else min(size, left)
+        if not num_bytes:
+            return b""
+        content = self._storage.read_range(self._file.name, self._position, num_bytes)
+        self._position += len(content)
+        return content
 
 
 def _reason(error: Exception) -> str:
@@ -300,10 +367,11 @@ def _reason(error: Exception) -> str:
 
 
 @cache
-def _open_bucket(scheme: str, bucket: str) -> "Bucket":
-    from obstore.store import AzureStore, GCSStore, RetryConfig, S3Store
+def open_bucket(scheme: str, bucket: str) -> "Bucket":
+    """A connection to the bucket, one for each process."""
+    from obstore.store import AzureStore, GCSStore, S3Store
 
-    retries = RetryConfig(retry_timeout=RETRY_FOR)
+    retries: RetryConfig = {"max_retries": MAX_RETRIES, "retry_timeout": RETRY_FOR}
     if scheme == "gs":
         return GCSStore(bucket, retry_config=retries)
     if scheme == "az":

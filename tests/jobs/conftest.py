@@ -1,6 +1,6 @@
 """Runs without a model: the files that scoring leaves, with made-up scores."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from s3_server import SILENCE_S, FaultyProxy, make_bucket, s3_server
 
 from rsr.engine.metrics import TrajectoryScore, score_tokens
 from rsr.engine.trajectory import Status, TokenScores
@@ -15,6 +16,7 @@ from rsr.jobs import score_columns
 from rsr.jobs.output import OutputFolder
 from rsr.jobs.receipts import hash_identity
 from rsr.jobs.shards import Shard, TrajectoryColumns, Unit, cut_units, describe_shard
+from rsr.jobs.storage import open_bucket
 
 TEXT = TrajectoryColumns(text="text")
 
@@ -81,3 +83,25 @@ def make_run(tmp_path: Path) -> Callable[..., MadeUpRun]:
         return MadeUpRun(output, shards, identity)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[FaultyProxy]:
+    """A real S3 server behind a proxy that can be told to fail; `s3://bucket` is on it."""
+    pytest.importorskip("moto.server", reason="needs moto[server]")
+    with s3_server() as proxy, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        patch.setenv("AWS_ACCESS_KEY_ID", "key")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        patch.setenv("AWS_REGION", "us-east-1")
+        patch.setenv("AWS_TIMEOUT", f"{SILENCE_S / 2}s")
+        open_bucket.cache_clear()
+        make_bucket(proxy, "bucket")
+        yield proxy
+    open_bucket.cache_clear()
+
+
+@pytest.fixture
+def s3_url(s3: FaultyProxy, tmp_path: Path) -> str:
+    """A prefix of the test's own."""
+    return f"s3://bucket/{tmp_path.name}/with space"

@@ -184,7 +184,13 @@ def test_run_of_another_process_is_left_alone(tmp_path, data, tiny_student):
         result = score(data, out, "--model", tiny_student)
         assert result.exit_code == 2
         assert f"is being written by process {os.getpid()} on" in result.stderr
-        assert OutputFolder(out).state.exists()
+        assert OutputFolder(out).holder().pid == os.getpid()
+        # Not even what it staged before it had a manifest.
+        staged = out / ".rsr" / "staged" / "rows.parquet"
+        staged.parent.mkdir()
+        staged.write_text("")
+        assert score(data, out, "--model", tiny_student).exit_code == 2
+        assert staged.exists()
 
 
 def test_help_says_unit_default_and_reason():

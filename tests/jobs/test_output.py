@@ -3,6 +3,7 @@
 import datetime
 import decimal
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -240,6 +241,21 @@ def test_shard_is_written_from_units_however_they_were_cut(tmp_path):
     written = pq.read_table(output.root / shard.name)
     assert written["text"].to_pylist() == list("abcdef")
     assert written["rsr"].to_pylist() == [s.rsr for s in scores]
+
+
+def test_half_written_file_of_a_killed_process_is_not_a_unit_and_is_swept_up(tmp_path):
+    output, shard, _ = commit(tmp_path, pa.table({"text": ["a", "b"]}), [score(), score()])
+    (unit,) = cut_units(shard, max_rows=2, max_bytes=1 << 20)
+    with atomic_path(output.root / output.unit_name(unit)) as temporary:
+        temporary.write_bytes(b"half")
+        # As another process would have named its own, had it been killed here.
+        left = temporary.with_name(temporary.name.replace(temporary.name[-12:], "0badc0de.tmp"))
+        shutil.copy(temporary, left)
+    (output.root / output.unit_name(unit)).unlink()
+    assert output.kept_units(shard) == []
+    output.storage.remove_leftovers()
+    assert not left.exists()
+    assert output.read_receipt(shard) is not None
 
 
 @given(st.lists(st.tuples(st.integers(0, 8), st.integers(1, 4)), max_size=12), st.integers(0, 8))

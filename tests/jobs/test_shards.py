@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 from rsr.engine.trajectory import Trajectory
 from rsr.jobs.errors import UsageError
 from rsr.jobs.shards import (
+    RowGroup,
     Shard,
     TrajectoryColumns,
+    TrajectoryReader,
     Unit,
     choose_columns,
     cut_units,
@@ -142,6 +144,24 @@ def test_json_lines_keep_every_line_and_every_key(tmp_path):
     ]
 
 
+def test_column_means_the_same_in_every_chunk_of_a_long_file(tmp_path, monkeypatch):
+    monkeypatch.setattr("rsr.jobs.staging.CHUNK_BYTES", 40)
+    rows = [{"n": i, "s": f"s{i}", "mixed": f"m{i}", "deep": [{"a": i}]} for i in range(20)]
+    rows[15] = {"n": 0.5, "s": None, "mixed": 7, "deep": [{"b": "x"}], "late": True}
+    rows[17]["s"] = "\ud800"
+    source = tmp_path / "a.jsonl"
+    source.write_text("\n".join(map(json.dumps, rows)))
+    stage_json(source, tmp_path / "a.parquet")
+    table = pq.read_table(tmp_path / "a.parquet")
+    assert table["n"].to_pylist() == [float(row["n"]) for row in rows]
+    for name in ("s", "mixed"):
+        # No common type in the file as a whole: JSON text from the first row on.
+        texts = [None if (value := row[name]) is None else json.dumps(value) for row in rows]
+        assert table[name].to_pylist() == texts
+    assert table["deep"].to_pylist()[14:16] == [[{"a": 14, "b": None}], [{"a": None, "b": "x"}]]
+    assert table["late"].to_pylist() == [None] * 15 + [True] + [None] * 4
+
+
 def test_json_list_is_read_and_other_json_refused(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps([{"text": "one"}, {"text": "two"}]))
     stage_json(tmp_path / "a.json", tmp_path / "a.parquet")
@@ -151,3 +171,50 @@ def test_json_list_is_read_and_other_json_refused(tmp_path):
         with pytest.raises(UsageError, match=message):
             stage_json(tmp_path / "b.json", tmp_path / "b.parquet")
         assert not (tmp_path / "b.parquet").exists()
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 30), st.integers(0, 2000)), max_size=12),
+    st.integers(1, 40),
+    st.integers(1, 3000),
+    st.data(),
+)
+def test_unit_is_whole_row_groups_or_part_of_one(sizes, max_rows, max_bytes, data):
+    groups = [RowGroup(num_rows, num_bytes) for num_rows, num_bytes in sizes]
+    num_rows = sum(group.num_rows for group in groups)
+    shard = Shard("p", "n", num_rows, sum(group.num_bytes for group in groups), "f")
+    edges = sorted(data.draw(st.sets(st.integers(0, num_rows), max_size=4)))
+    kept = [Unit(shard, a, b) for a, b in zip(edges[::2], edges[1::2], strict=False)]
+    units = cut_units(shard, max_rows=max_rows, max_bytes=max_bytes, kept=kept, groups=groups)
+    rows = [row for unit in [*kept, *units] for row in range(unit.start, unit.stop)]
+    assert sorted(rows) == list(range(num_rows))
+    starts = [sum(group.num_rows for group in groups[:n]) for n in range(len(groups) + 1)]
+    gap_edges = {0, num_rows, *(u.start for u in kept), *(u.stop for u in kept)}
+    for unit in units:
+        assert unit.num_rows <= max_rows
+        inside = [start for start in starts if unit.start < start < unit.stop]
+        if inside:
+            # More than one row group: all of each, but where a kept unit cuts in.
+            assert {unit.start, unit.stop} <= {*starts, *gap_edges}
+
+
+def test_row_group_is_decoded_once_however_many_units_it_is_cut_into(tmp_path, monkeypatch):
+    path = write_table(tmp_path / "a.parquet", {"text": [f"row {i}" for i in range(1000)]}, 600)
+    decoded = []
+    iter_batches = pq.ParquetFile.iter_batches
+
+    def counted(self, *arguments, **options):
+        for batch in iter_batches(self, *arguments, **options):
+            decoded.append(batch.num_rows)
+            yield batch
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", counted)
+    shard = describe_shard(str(path), "a.parquet", TEXT, None)
+    reader = TrajectoryReader(TEXT)
+    for start in range(0, 1000, 7):
+        unit = Unit(shard, start, min(start + 7, 1000))
+        assert [t.text for t in reader.read(unit)] == [f"row {i}" for i in range(start, unit.stop)]
+    assert sum(decoded) == 1000
+    # A unit that is given out again is read again, and nothing else is.
+    assert [t.text for t in reader.read(Unit(shard, 601, 603))] == ["row 601", "row 602"]
+    assert sum(decoded) <= 1400

@@ -1,0 +1,481 @@
+"""`rsr plan`: what a run would cost, before it costs anything.
+
+Tokens are counted on a sample of INPUT with the student's own tokenizer; FLOPs and memory follow
+from its configuration; hours from a GPU's data sheet and a share of it that is assumed, or
+measured by `rsr bench engine`. Everything here is a prediction, and each number is printed with
+what it rests on.
+"""
+
+import json
+import math
+import statistics
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from rsr.engine.config import Dtype, ScorerConfig
+from rsr.jobs.bench.engine_runs import OURS
+from rsr.jobs.command import guarded, json_option
+from rsr.jobs.errors import UsageError
+from rsr.jobs.gpus import GPUS, Gpu
+from rsr.jobs.progress import format_seconds
+from rsr.jobs.score import (
+    MAX_UNIT_ROWS,
+    SCORE_BYTES_PER_ROW,
+    TOKEN_COLUMN_BYTES_PER_TEXT_BYTE,
+    UNIT_BYTES,
+)
+from rsr.jobs.shards import (
+    JSON_SUFFIXES,
+    Shard,
+    TrajectoryColumns,
+    Unit,
+    choose_columns,
+    describe_shard,
+    file_size_bytes,
+    find_inputs,
+    open_parquet,
+    read_trajectories,
+)
+from rsr.jobs.staging import stage_json
+
+if TYPE_CHECKING:
+    from rsr.engine.cost import ModelCost
+    from rsr.engine.student import Student
+
+ASSUMED_SHARE_OF_PEAK = 0.4
+"""Of a GPU's data sheet that prefill reaches; nothing here measured it."""
+ASSUMED_START_S = 180.0
+"""From the command to the first unit: workers, weights, warm-up."""
+ACTIVATION_BYTES = 4 * 10**9
+"""Kept free on each GPU beside weights and KV cache."""
+MAX_BATCHED_TOKENS = 16_384
+SAMPLE_SHARDS = 16
+HISTOGRAM_EDGES = (128, 256, 512, 1024, 2048, 4096, 8192, 16_384, 32_768, 65_536)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Rows that were tokenized; token counts are whole sequences', context included.
+
+    scored_tokens: of each row. num_refused: rows that would get no score. num_truncated: longer
+    than the student reads.
+    """
+
+    num_tokens: list[int]
+    scored_tokens: list[int]
+    num_refused: int
+    num_truncated: int
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.num_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """INPUT as a whole. num_bytes: of its files. text_bytes: uncompressed trajectory columns."""
+
+    num_shards: int
+    num_rows: int
+    num_bytes: int
+    text_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One predicted number, as text, and what it rests on."""
+
+    name: str
+    value: str
+    because: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunPlan:
+    """A prediction. seconds: of the whole run, from command to last file.
+
+    length_histogram: sampled rows by tokens, from the edge before up to `up_to` (None: beyond
+    all). settings: options of `rsr score` that it would take.
+    """
+
+    num_rows: int
+    num_tokens: float
+    num_tokens_error: float
+    num_scored_tokens: float
+    length_histogram: list[dict[str, int | None]]
+    flops: float
+    seconds: float
+    gpu_hours: float
+    weight_bytes_per_gpu: int
+    kv_bytes_per_token: int
+    kv_tokens_per_worker: int
+    num_workers: int
+    num_units: int
+    output_bytes: float
+    settings: dict[str, int]
+    figures: list[Figure]
+
+
+def plan_run(
+    pattern: str,
+    scorer: ScorerConfig,
+    gpu: Gpu,
+    *,
+    num_gpus: int,
+    sample_rows: int,
+    calibration: Path | None = None,
+) -> RunPlan:
+    """Predict `rsr score` over `pattern`; raises `UsageError` where it could not run at all."""
+    from rsr.engine.cost import model_cost
+    from rsr.engine.student import open_student
+
+    inputs = find_inputs(pattern)
+    try:
+        student = open_student(scorer)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    with tempfile.TemporaryDirectory(prefix="rsr-plan-") as folder:
+        shards, columns = _describe(inputs, Path(folder))
+        sample = take_sample(shards, columns, student, sample_rows)
+        corpus = Corpus(
+            num_shards=len(shards),
+            num_rows=sum(shard.num_rows for shard in shards),
+            num_bytes=sum(file_size_bytes(file) for file, _ in inputs),
+            text_bytes=sum(shard.num_bytes for shard in shards),
+        )
+    if not sample.num_rows:
+        raise UsageError(f"{pattern} has no rows to plan for")
+    cost = model_cost(student.config)
+    layout = choose_layout(cost, gpu, num_gpus=num_gpus, max_model_len=student.max_model_len)
+    speed = choose_speed(cost, gpu, student.config.dtype, calibration)
+    return predict(corpus, sample, cost, layout, speed, scorer)
+
+
+def _describe(
+    inputs: Sequence[tuple[str, str]], folder: Path
+) -> tuple[list[Shard], TrajectoryColumns]:
+    columns = TrajectoryColumns()
+    shards = []
+    for number, (file, name) in enumerate(inputs):
+        path = file
+        if file.endswith(JSON_SUFFIXES):
+            path = str(folder / f"{number}.parquet")
+            stage_json(file, path)
+        columns = choose_columns(open_parquet(path).schema_arrow, columns, file)
+        shards.append(describe_shard(path, name, columns, None))
+    return shards, columns
+
+
+def take_sample(
+    shards: Sequence[Shard], columns: TrajectoryColumns, student: "Student", max_rows: int
+) -> Sample:
+    """Tokenize runs of rows from the middle of shards spread evenly over the input."""
+    encoder = student.encoder()
+    filled = [shard for shard in shards if shard.num_rows]
+    step = max(1, math.ceil(len(filled) / SAMPLE_SHARDS))
+    chosen = filled[::step]
+    num_tokens: list[int] = []
+    scored_tokens: list[int] = []
+    num_refused = num_truncated = 0
+    for number, shard in enumerate(chosen):
+        wanted = math.ceil((max_rows - len(num_tokens)) / (len(chosen) - number))
+        size = min(wanted, shard.num_rows)
+        start = (shard.num_rows - size) // 2
+        for trajectory in read_trajectories(Unit(shard, start, start + size), columns):
+            encoded = encoder.encode(trajectory)
+            num_tokens.append(len(encoded.token_ids))
+            scored_tokens.append(sum(end - first for first, end in encoded.spans))
+            num_refused += not encoded.status.is_scored
+            num_truncated += encoded.status == "truncated"
+    return Sample(num_tokens, scored_tokens, num_refused, num_truncated)
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How the student lies on the GPUs. kv_tokens: room for so many per worker."""
+
+    tensor_parallel_size: int
+    num_workers: int
+    num_gpus: int
+    max_num_batched_tokens: int
+    kv_tokens: int
+
+
+def choose_layout(cost: "ModelCost", gpu: Gpu, *, num_gpus: int, max_model_len: int) -> Layout:
+    """The fewest GPUs per copy that hold the weights and one longest sequence.
+
+    Raises `UsageError` if not even all of them together do.
+    """
+    usable = ScorerConfig(model="-").gpu_memory_utilization * gpu.memory_bytes - ACTIVATION_BYTES
+    size = 1
+    while size <= num_gpus:
+        free = usable * size - cost.weight_bytes
+        kv_tokens = int(max(0.0, free) // cost.kv_bytes_per_token)
+        if kv_tokens >= max_model_len and cost.num_heads % size == 0:
+            batched = min(MAX_BATCHED_TOKENS, max(2048, 2 ** int(math.log2(kv_tokens))))
+            return Layout(size, num_gpus // size, num_gpus, batched, kv_tokens)
+        size *= 2
+    raise UsageError(
+        f"{cost.weight_bytes / 1e9:,.0f} GB of weights and one sequence of {max_model_len:,} "
+        f"tokens do not fit {num_gpus} × {gpu.name} ({gpu.memory_bytes / 1e9:.0f} GB each): give "
+        "more GPUs with --num-gpus, or a shorter --max-model-len"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """FLOP/s of one GPU on this work, and why one should believe it."""
+
+    flop_per_s: float
+    because: str
+
+
+def choose_speed(cost: "ModelCost", gpu: Gpu, dtype: str, calibration: Path | None) -> Speed:
+    """Measured if there is a measurement, else an assumed share of the data sheet's."""
+    if calibration is not None:
+        return _measured_speed(cost, calibration)
+    peak = gpu.fp32_flop_per_s if dtype == "float32" else gpu.bf16_flop_per_s
+    return Speed(
+        ASSUMED_SHARE_OF_PEAK * peak,
+        f"ASSUMED: {ASSUMED_SHARE_OF_PEAK:.0%} of {peak / 1e12:,.0f} TFLOP/s ({dtype}, "
+        f"{gpu.source}); measure it with rsr bench engine --json, and give --calibration",
+    )
+
+
+def _measured_speed(cost: "ModelCost", path: Path) -> Speed:
+    """What one GPU did in `rsr bench engine --json`, in FLOP/s, at that workload's mean length."""
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+        (ours,) = [row for row in rows if row["way"] == OURS]
+        tokens_per_s = float(ours["tokens_per_s"])
+        mean_tokens = max(1, round(ours["num_tokens"] / ours["num_rows"]))
+    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError) as error:
+        raise UsageError(
+            f"--calibration {path}: expected the output of rsr bench engine --json, with a row "
+            f"of way {OURS!r} ({error!r})"
+        ) from error
+    per_token = cost.prefill_flops(mean_tokens) / mean_tokens + cost.head_flops_per_scored_token
+    return Speed(
+        tokens_per_s * per_token,
+        f"measured: {tokens_per_s:,.0f} tokens/s on one GPU in {path}, taken to be this GPU and "
+        "this student",
+    )
+
+
+def predict(
+    corpus: Corpus,
+    sample: Sample,
+    cost: "ModelCost",
+    layout: Layout,
+    speed: Speed,
+    scorer: ScorerConfig,
+) -> RunPlan:
+    """The arithmetic, from the sample to the whole input."""
+    scale = corpus.num_rows / sample.num_rows
+    num_tokens = scale * sum(sample.num_tokens)
+    scored = scale * sum(sample.scored_tokens)
+    spread = statistics.stdev(sample.num_tokens) if sample.num_rows > 1 else 0.0
+    error = 2 * corpus.num_rows * spread / math.sqrt(sample.num_rows)
+    body = scale * sum(map(cost.prefill_flops, sample.num_tokens))
+    flops = body + scored * cost.head_flops_per_scored_token
+    num_busy = layout.num_workers * layout.tensor_parallel_size
+    seconds = ASSUMED_START_S + flops / (speed.flop_per_s * num_busy)
+    per_text_byte = TOKEN_COLUMN_BYTES_PER_TEXT_BYTE if scorer.token_scores else 0
+    plan = RunPlan(
+        num_rows=corpus.num_rows,
+        num_tokens=num_tokens,
+        num_tokens_error=error,
+        num_scored_tokens=scored,
+        length_histogram=histogram(sample.num_tokens),
+        flops=flops,
+        seconds=seconds,
+        gpu_hours=seconds * layout.num_gpus / 3600,
+        weight_bytes_per_gpu=cost.weight_bytes // layout.tensor_parallel_size,
+        kv_bytes_per_token=cost.kv_bytes_per_token,
+        kv_tokens_per_worker=layout.kv_tokens,
+        num_workers=layout.num_workers,
+        num_units=_num_units(corpus),
+        output_bytes=corpus.num_bytes
+        + SCORE_BYTES_PER_ROW * corpus.num_rows
+        + per_text_byte * corpus.text_bytes,
+        settings={
+            "workers": layout.num_workers,
+            "tensor_parallel_size": layout.tensor_parallel_size,
+            "max_num_batched_tokens": layout.max_num_batched_tokens,
+        },
+        figures=[],
+    )
+    return replace(plan, figures=_figures(plan, corpus, sample, cost, layout, speed))
+
+
+def _num_units(corpus: Corpus) -> int:
+    """About: files and row groups cut some units short."""
+    by_bytes = corpus.text_bytes / UNIT_BYTES["gpu"]
+    return max(corpus.num_shards, math.ceil(max(by_bytes, corpus.num_rows / MAX_UNIT_ROWS["gpu"])))
+
+
+def histogram(num_tokens: Sequence[int]) -> list[dict[str, int | None]]:
+    """Rows by length: from the edge before (not included) up to `up_to` tokens; None is beyond."""
+    counts = dict.fromkeys((*HISTOGRAM_EDGES, None), 0)
+    for length in num_tokens:
+        counts[next((edge for edge in HISTOGRAM_EDGES if length <= edge), None)] += 1
+    return [{"up_to": edge, "num_rows": count} for edge, count in counts.items()]
+
+
+def _figures(
+    plan: RunPlan, corpus: Corpus, sample: Sample, cost: "ModelCost", layout: Layout, speed: Speed
+) -> list[Figure]:
+    refused, truncated = sample.num_refused, sample.num_truncated
+    head = plan.num_scored_tokens * cost.head_flops_per_scored_token
+    unit_s = (plan.seconds - ASSUMED_START_S) * layout.num_workers / plan.num_units
+    return [
+        Figure(
+            "rows",
+            f"{plan.num_rows:,}",
+            f"counted in the footers of {corpus.num_shards:,} files",
+        ),
+        Figure(
+            "tokens",
+            f"{plan.num_tokens:,.0f} ± {plan.num_tokens_error:,.0f}",
+            f"{sample.num_rows:,} sampled rows through the student's tokenizer and template; two "
+            "standard errors, as if they were drawn at random; prompts that siblings share count "
+            "each time",
+        ),
+        Figure(
+            "scored tokens",
+            f"{plan.num_scored_tokens:,.0f}",
+            f"of the sample, {refused:,} rows have no score and {truncated:,} are cut to the "
+            "longest sequence",
+        ),
+        Figure(
+            "FLOPs",
+            f"{plan.flops:.3g}",
+            f"2 × {cost.num_active_parameters:,} active parameters a token, causal attention, and "
+            f"the LM head on scored rows alone ({head / max(1.0, plan.flops):.0%})",
+        ),
+        Figure("speed of a GPU", f"{speed.flop_per_s / 1e12:,.3g} TFLOP/s", speed.because),
+        Figure(
+            "time",
+            format_seconds(plan.seconds),
+            f"FLOPs over {layout.num_workers} workers at that speed, all busy to the end, and "
+            f"{format_seconds(ASSUMED_START_S)} to start (ASSUMED)",
+        ),
+        Figure("GPU-hours", f"{plan.gpu_hours:,.2f}", f"time × {layout.num_gpus} GPUs"),
+        Figure(
+            "weights",
+            f"{plan.weight_bytes_per_gpu / 1e9:,.1f} GB per GPU",
+            f"{cost.num_parameters:,} parameters of {cost.dtype_bytes} bytes over "
+            f"{layout.tensor_parallel_size} GPU(s)",
+        ),
+        Figure(
+            "KV cache",
+            f"{plan.kv_bytes_per_token / 1024:,.0f} KiB a token; room for "
+            f"{plan.kv_tokens_per_worker:,} tokens per worker",
+            "90 % of memory, less weights and "
+            f"{ACTIVATION_BYTES / 1e9:.0f} GB for activations (ASSUMED)",
+        ),
+        Figure(
+            "output",
+            f"{plan.output_bytes / 1e9:,.2f} GB",
+            f"INPUT's files again and {SCORE_BYTES_PER_ROW} bytes a row, more with token columns",
+        ),
+        Figure(
+            "units",
+            f"{plan.num_units:,}, about {format_seconds(unit_s)} each",
+            f"{UNIT_BYTES['gpu'] >> 20} MiB of text or {MAX_UNIT_ROWS['gpu']:,} rows: what an "
+            "interruption costs each worker at most",
+        ),
+    ]
+
+
+@click.command()
+@click.argument("input", metavar="INPUT")
+@click.option("--model", required=True, help="The student: a folder, or a Hugging Face hub name.")
+@click.option("--gpu", required=True, type=click.Choice(sorted(GPUS)), help="Which GPU.")
+@click.option(
+    "--num-gpus", type=click.IntRange(min=1), default=1, show_default=True, help="How many of it."
+)
+@click.option(
+    "--calibration",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Output of rsr bench engine --json, on this GPU with this student: measured speed "
+    "instead of assumed.",
+)
+@click.option(
+    "--sample",
+    "sample_rows",
+    type=click.IntRange(min=2),
+    default=1000,
+    show_default=True,
+    help="Rows to tokenize.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(get_args(Dtype)),
+    default="auto",
+    show_default=True,
+    help="Of weights and activations; auto is the checkpoint's own.",
+)
+@click.option("--max-model-len", type=click.IntRange(min=2), help="Longest sequence, in tokens.")
+@click.option("--token-columns", is_flag=True, help="As for rsr score: a larger output.")
+@json_option
+def plan(
+    input: str,
+    model: str,
+    gpu: str,
+    num_gpus: int,
+    calibration: Path | None,
+    sample_rows: int,
+    dtype: Dtype,
+    max_model_len: int | None,
+    token_columns: bool,
+    as_json: bool,
+) -> None:
+    """Predict what rsr score over INPUT would take: tokens, memory, hours, GPU-hours, output.
+
+    Reads a sample of rows and the student's configuration; loads no weights and needs no GPU.
+    """
+    scorer = ScorerConfig(
+        model=model, dtype=dtype, max_model_len=max_model_len, token_scores=token_columns
+    )
+    predicted = guarded(
+        lambda _stop: plan_run(
+            input,
+            scorer,
+            GPUS[gpu],
+            num_gpus=num_gpus,
+            sample_rows=sample_rows,
+            calibration=calibration,
+        )
+    )
+    if as_json:
+        click.echo(json.dumps(asdict(predicted)))
+    else:
+        _print(predicted, input, model)
+
+
+def _print(predicted: RunPlan, source: str, model: str) -> None:
+    table = Table(
+        "predicted", "", "because", title=f"{source} by {model}: a prediction, nothing was run"
+    )
+    for figure in predicted.figures:
+        table.add_row(figure.name, figure.value, figure.because)
+    lengths = Table("tokens of a row", "sampled rows", "", box=None, pad_edge=False)
+    most = max(bar["num_rows"] or 0 for bar in predicted.length_histogram)
+    for bar in predicted.length_histogram:
+        count, edge = bar["num_rows"] or 0, bar["up_to"]
+        label = f"up to {edge:,}" if edge else "more"
+        lengths.add_row(label, f"{count:,}", "█" * math.ceil(40 * count / max(1, most)))
+    options = " ".join(
+        f"--{name.replace('_', '-')} {value}" for name, value in predicted.settings.items()
+    )
+    console = Console()
+    console.print(table, lengths, highlight=False)
+    console.print(f"it would take: {options}", highlight=False, soft_wrap=True)

@@ -1,0 +1,68 @@
+"""The whole way over an object store: `rsr score s3://… s3://…`, Ray, real vLLM, bad nights."""
+
+import json
+import subprocess
+import sys
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+
+from rsr.jobs.cli import main
+from rsr.jobs.storage import open_storage
+
+pytestmark = [pytest.mark.vllm, pytest.mark.ray]
+
+
+def chat(answer):
+    return [{"role": "user", "content": "Q?"}, {"role": "assistant", "content": answer}]
+
+
+def put_table(storage, name, table):
+    with storage.writing(name) as temporary:
+        pq.write_table(table, temporary)
+
+
+def test_score_status_and_verify_on_an_object_store(s3, s3_url, tmp_path, tiny_student):
+    storage = open_storage(s3_url)
+    rows = [chat(f"It is {i}.") for i in range(40)]
+    put_table(storage, "in/a.parquet", pa.table({"id": range(30), "messages": rows[:30]}))
+    put_table(storage, "in/deep/b.parquet", pa.table({"id": range(10), "messages": rows[30:]}))
+    source, output = f"{s3_url}/in", f"{s3_url}/out"
+    command = [
+        sys.executable, "-m", "rsr.jobs.cli", "score", source, output,
+        "--model", str(tiny_student), "--json",
+    ]  # fmt: skip
+    with s3.faults(0.1) as injected:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr
+    assert sum(injected.values()) >= 3
+    result = json.loads(done.stdout)
+    assert (result["output"], result["num_rows"]) == (output, 40)
+    # The same on a disk has the same bits: where files are kept is nobody's business.
+    local = tmp_path / "in"
+    for name in ("a.parquet", "deep/b.parquet"):
+        (local / name).parent.mkdir(parents=True, exist_ok=True)
+        (local / name).write_bytes(storage.read(f"in/{name}"))
+    command[4:6] = [str(local), str(tmp_path / "out")]
+    assert subprocess.run(command, capture_output=True, timeout=400).returncode == 0
+    for name in ("a.parquet", "deep/b.parquet"):
+        remote = storage.read(f"out/{name}")
+        assert pq.read_table(pa.BufferReader(remote)).equals(pq.read_table(tmp_path / "out" / name))
+    for tool in (["status"], ["verify", "--deep"]):
+        looked = CliRunner().invoke(main, [*tool, output, "--json"])
+        assert looked.exit_code == 0, looked.output
+    # Nothing is left to do, and nothing is left behind but the result and what vouches for it.
+    command[4:6] = [source, output]
+    again = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
+    assert json.loads(again.stdout)["num_tokens_now"] == 0
+    assert [file.name for file in storage.list("out")] == [
+        "out/.rsr/events.jsonl",
+        "out/.rsr/manifest.json",
+        "out/.rsr/receipts/a.parquet.json",
+        "out/.rsr/receipts/deep/b.parquet.json",
+        "out/.rsr/run.log",
+        "out/a.parquet",
+        "out/deep/b.parquet",
+    ]
