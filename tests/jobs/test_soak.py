@@ -238,9 +238,8 @@ class Soak:
         folder = self.dice.choice([self.output, self.output / ".rsr" / "receipts"])
         if not folder.is_dir() or self.ballast_until is not None:
             return False
-        name = (
-            f".shard-{self.dice.randrange(NUM_SHARDS):02d}.parquet.{self.dice.randrange(99999)}.tmp"
-        )
+        shard, token = self.dice.randrange(NUM_SHARDS), self.dice.randbytes(4).hex()
+        name = f".shard-{shard:02d}.parquet.{token}.tmp"
         (folder / name).write_bytes(b"PAR1" + self.dice.randbytes(1000))
         return True
 
