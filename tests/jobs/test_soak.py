@@ -38,9 +38,11 @@ UNIT_TIMEOUT_S = 25
 STOP_S = 60
 """Longer than the deadline of a unit, so that only a deadline helps."""
 DISK_FULL_S = 8
-FAULT_PAUSE_S = (0.5, 4.0)
-PROGRESS_PATIENCE_S = 40
-"""Until a fault is injected although nothing was finished since the last one."""
+FAULT_PAUSE_S = (0.2, 3.0)
+MAX_BURST = 6 if IS_LONG else 2
+"""Faults in a row before the run is left alone until it has finished another unit."""
+PROGRESS_PATIENCE_S = 60
+"""Until a fault is injected although it has not."""
 OUTPUT_DISK_MIB = 256
 CLOCK_JUMPS_S = (3 * 3600, -86_400, 40 * 86_400)
 FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
@@ -287,10 +289,16 @@ class Soak:
         kinds = self.kinds()
         plan = self.dice.sample(kinds, k=min(num_faults, len(kinds)))
         plan += self.dice.choices(kinds, [w for *_, w in kinds], k=num_faults - len(plan))
+        burst_left = 0
         while plan:
             assert time.monotonic() < end, f"{len(plan)} faults were not injected in time"
             self._keep_driver_running()
-            self._wait_for_progress()
+            if not burst_left:
+                self._wait_for_progress()
+                burst_left = self.dice.randint(1, MAX_BURST)
+            burst_left -= 1
+            time.sleep(self.dice.uniform(*FAULT_PAUSE_S))
+            self._clean_up_after_faults()
             name, inject, _ = plan.pop(0)
             if inject():
                 self.report.faults[name] += 1
@@ -347,7 +355,7 @@ class Soak:
             report.max_relative_difference = max(report.max_relative_difference, difference.max())
 
     def _wait_for_progress(self) -> None:
-        """Until a unit was finished since the last fault, and a moment longer."""
+        """Until a unit was finished since the last time."""
         patience = time.monotonic() + PROGRESS_PATIENCE_S
         while time.monotonic() < patience and self.is_driver_running():
             self._clean_up_after_faults()
@@ -356,7 +364,6 @@ class Soak:
                 break
             time.sleep(0.25)
         self.num_finished_before = self._num_finished()
-        time.sleep(self.dice.uniform(*FAULT_PAUSE_S))
 
     def _num_finished(self) -> int:
         events = read_events(self.output / ".rsr" / "events.jsonl")
