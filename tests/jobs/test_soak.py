@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import polars as pl
@@ -32,14 +32,14 @@ SEED = int(os.environ.get("RSR_SOAK_SEED", "0"))
 REPORT = os.environ.get("RSR_SOAK_REPORT")
 IS_LONG = NUM_FAULTS > 20
 
-NUM_SHARDS, ROWS_PER_SHARD = (10, 640) if IS_LONG else (3, 512)
+NUM_SHARDS, ROWS_PER_SHARD = (8, 512) if IS_LONG else (3, 512)
 NUM_NODES = 3
 UNIT_TIMEOUT_S = 25
 STOP_S = 60
 """Longer than the deadline of a unit, so that only a deadline helps."""
 DISK_FULL_S = 8
 FAULT_PAUSE_S = (0.2, 3.0)
-MAX_BURST = 6 if IS_LONG else 2
+MAX_BURST = 8 if IS_LONG else 2
 """Faults in a row before the run is left alone until it has finished another unit."""
 PROGRESS_PATIENCE_S = 60
 """Until a fault is injected although it has not."""
@@ -427,10 +427,10 @@ def test_nights_cost_no_row(tmp_path, small_disk, tiny_student):
     finally:
         soak.close()
         report.seconds = round(time.monotonic() - started, 1)
-        print(json.dumps(asdict(report), indent=2))
+        print(json.dumps(vars(report), indent=2))
         print(soak.driver_log.read_text()[-5000:])
     assert report.faults.total() == NUM_FAULTS
     assert report.rows_lost == report.rows_duplicated == report.rows_engine_error == 0
     assert report.max_relative_difference <= MAX_RELATIVE_DIFFERENCE
     if REPORT:
-        Path(REPORT).write_text(json.dumps(asdict(report), indent=2) + "\n")
+        Path(REPORT).write_text(json.dumps(vars(report), indent=2) + "\n")
