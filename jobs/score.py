@@ -3,7 +3,7 @@
     prepare   check everything a user can get wrong, decide what is left to do
     execute   hand the units to workers, commit shards as they complete
 
-Knows the order of the steps. Files are `shards.py`'s and `output.py`'s, Ray is `cluster.py`'s,
+Knows the order of the steps. Files are `shards.py`'s and `output.py`'s, Ray is `cluster/`'s,
 the terminal is `progress.py`'s.
 """
 

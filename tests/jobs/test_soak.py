@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import polars as pl
@@ -32,18 +32,20 @@ SEED = int(os.environ.get("RSR_SOAK_SEED", "0"))
 REPORT = os.environ.get("RSR_SOAK_REPORT")
 IS_LONG = NUM_FAULTS > 20
 
-NUM_SHARDS, ROWS_PER_SHARD = (10, 640) if IS_LONG else (3, 512)
+NUM_SHARDS, ROWS_PER_SHARD = (8, 512) if IS_LONG else (3, 512)
 NUM_NODES = 3
 UNIT_TIMEOUT_S = 25
 STOP_S = 60
 """Longer than the deadline of a unit, so that only a deadline helps."""
 DISK_FULL_S = 8
-FAULT_PAUSE_S = (0.5, 4.0)
-PROGRESS_PATIENCE_S = 40
-"""Until a fault is injected although nothing was finished since the last one."""
+FAULT_PAUSE_S = (0.2, 3.0)
+MAX_BURST = 8 if IS_LONG else 2
+"""Faults in a row before the run is left alone until it has finished another unit."""
+PROGRESS_PATIENCE_S = 60
+"""Until a fault is injected although it has not."""
 OUTPUT_DISK_MIB = 256
 CLOCK_JUMPS_S = (3 * 3600, -86_400, 40 * 86_400)
-FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
+FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
 MAX_SECONDS = 3600 if IS_LONG else 550
 MAX_RELATIVE_DIFFERENCE = 1e-5
 """Of a unit that was halved: another batch, other last bits. Whole units must be equal."""
@@ -238,9 +240,8 @@ class Soak:
         folder = self.dice.choice([self.output, self.output / ".rsr" / "receipts"])
         if not folder.is_dir() or self.ballast_until is not None:
             return False
-        name = (
-            f".shard-{self.dice.randrange(NUM_SHARDS):02d}.parquet.{self.dice.randrange(99999)}.tmp"
-        )
+        shard, token = self.dice.randrange(NUM_SHARDS), self.dice.randbytes(4).hex()
+        name = f".shard-{shard:02d}.parquet.{token}.tmp"
         (folder / name).write_bytes(b"PAR1" + self.dice.randbytes(1000))
         return True
 
@@ -288,10 +289,16 @@ class Soak:
         kinds = self.kinds()
         plan = self.dice.sample(kinds, k=min(num_faults, len(kinds)))
         plan += self.dice.choices(kinds, [w for *_, w in kinds], k=num_faults - len(plan))
+        burst_left = 0
         while plan:
             assert time.monotonic() < end, f"{len(plan)} faults were not injected in time"
             self._keep_driver_running()
-            self._wait_for_progress()
+            if not burst_left:
+                self._wait_for_progress()
+                burst_left = self.dice.randint(1, MAX_BURST)
+            burst_left -= 1
+            time.sleep(self.dice.uniform(*FAULT_PAUSE_S))
+            self._clean_up_after_faults()
             name, inject, _ = plan.pop(0)
             if inject():
                 self.report.faults[name] += 1
@@ -348,7 +355,7 @@ class Soak:
             report.max_relative_difference = max(report.max_relative_difference, difference.max())
 
     def _wait_for_progress(self) -> None:
-        """Until a unit was finished since the last fault, and a moment longer."""
+        """Until a unit was finished since the last time."""
         patience = time.monotonic() + PROGRESS_PATIENCE_S
         while time.monotonic() < patience and self.is_driver_running():
             self._clean_up_after_faults()
@@ -357,7 +364,6 @@ class Soak:
                 break
             time.sleep(0.25)
         self.num_finished_before = self._num_finished()
-        time.sleep(self.dice.uniform(*FAULT_PAUSE_S))
 
     def _num_finished(self) -> int:
         events = read_events(self.output / ".rsr" / "events.jsonl")
@@ -421,10 +427,10 @@ def test_nights_cost_no_row(tmp_path, small_disk, tiny_student):
     finally:
         soak.close()
         report.seconds = round(time.monotonic() - started, 1)
-        print(json.dumps(asdict(report), indent=2))
+        print(json.dumps(vars(report), indent=2))
         print(soak.driver_log.read_text()[-5000:])
     assert report.faults.total() == NUM_FAULTS
     assert report.rows_lost == report.rows_duplicated == report.rows_engine_error == 0
     assert report.max_relative_difference <= MAX_RELATIVE_DIFFERENCE
     if REPORT:
-        Path(REPORT).write_text(json.dumps(asdict(report), indent=2) + "\n")
+        Path(REPORT).write_text(json.dumps(vars(report), indent=2) + "\n")
