@@ -8,6 +8,7 @@ import logging
 import platform
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
@@ -123,7 +124,7 @@ def _peak_extra_mib(
             # GEMM libraries allocate buffers once per process, which are not the operation's.
             first = _Operands(operands.hidden[:1], operands.weight, operands.targets[:1])
             operation.run(first)
-            peaks[name] = peak_extra_mib(lambda op=operation: op.run(operands), device)
+            peaks[name] = peak_extra_mib(partial(operation.run, operands), device)
     return peaks
 
 

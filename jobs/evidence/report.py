@@ -29,7 +29,7 @@ from rsr.jobs.evidence.teachers import (
 )
 from rsr.jobs.files import write_text_atomically
 from rsr.jobs.scored import ScoredTable
-from rsr.jobs.selection.composition import Composition, DescribingColumns, Part, describe
+from rsr.jobs.selection.composition import Composition, DescribingColumns, Part, parts_of
 
 ASSETS = Path(__file__).parent / "assets"
 PERCENTILES = (5, 25, 50, 75, 95)
@@ -190,7 +190,7 @@ def _compose(observations: Observations, selection: ScoredTable | None) -> Compo
         correct=CORRECT_COLUMN if "correct" in observations.rows.columns else None,
     )
     selection.require([name for name in (by.teacher, by.correct) if name])
-    composition = describe(selection, observations.table, by)
+    composition = Composition(by.teacher, parts_of(selection, by), parts_of(observations.table, by))
     if not composition.selected_total.num_rows:
         raise UsageError(f"{selection.path} has no scored row: there is no selection to show")
     return composition
