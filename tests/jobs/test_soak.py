@@ -41,7 +41,7 @@ DISK_FULL_S = 8
 FAULT_PAUSE_S = (0.2, 3.0)
 MAX_BURST = 8 if IS_LONG else 2
 """Faults in a row before the run is left alone until it has finished another unit."""
-PROGRESS_PATIENCE_S = 60
+PROGRESS_PATIENCE_S = 40
 """Until a fault is injected although it has not."""
 OUTPUT_DISK_MIB = 256
 CLOCK_JUMPS_S = (3 * 3600, -86_400, 40 * 86_400)
@@ -263,17 +263,17 @@ class Soak:
     def kinds(self) -> list[tuple[str, Callable[[], bool], int]]:
         """Name, injector and weight of each that this machine allows for."""
         kinds = [
-            ("worker SIGKILL", self.kill_worker, 12),
-            ("engine SIGSEGV", self.crash_engine, 8),
+            ("worker SIGKILL", self.kill_worker, 14),
+            ("engine SIGSEGV", self.crash_engine, 9),
             ("worker SIGSTOP", self.stop_worker, 6),
             ("node killed", self.kill_node, 6),
-            ("driver SIGKILL", self.kill_driver, 5),
-            ("driver SIGTERM", self.terminate_driver, 4),
-            ("torn unit", self.tear_unit, 4),
-            ("torn receipt", self.tear_receipt, 4),
+            ("driver SIGKILL", self.kill_driver, 4),
+            ("driver SIGTERM", self.terminate_driver, 3),
+            ("torn unit", self.tear_unit, 3),
+            ("torn receipt", self.tear_receipt, 3),
             ("half-written temporary file", self.leave_temporary_file, 5),
             ("disk full", self.fill_disk, 4),
-            ("clock jump", self.jump_clock, 4),
+            ("clock jump", self.jump_clock, 5),
         ]
         left_out = self.report.left_out
         if not os.path.ismount(self.output.parent):
