@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 
+from rsr.engine.allocator import keep_freed_memory
 from rsr.engine.config import ScorerConfig
 from rsr.engine.metrics import DEFAULT_RANK_CLIP, TrajectoryScore
 from rsr.engine.trajectory import Trajectory
@@ -122,6 +123,9 @@ def _open_published(workload: Workload) -> Run:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = AutoModelForCausalLM.from_pretrained(config.model, dtype=config.dtype)
     model.to(device).eval()
+    if device == "cpu":
+        # As the other ways do: what is compared is scoring, not allocators.
+        keep_freed_memory()
     lines = [
         json.dumps({"id": index, "messages": [dict(turn) for turn in trajectory.messages or ()]})
         for index, trajectory in enumerate(workload.trajectories)
