@@ -24,7 +24,7 @@ def test_folder_is_one_table_in_order_of_names(tmp_path, write_scored):
     (tmp_path / "in" / ".rsr").mkdir()
     (tmp_path / "in" / ".rsr" / "x.parquet").write_text("not output")
     table = open_scored(str(tmp_path / "in"))
-    assert [s.name for s in table.shards] == ["a/z.parquet", "a.parquet", "b.parquet"]
+    assert [s.name for s in table.shards] == ["a.parquet", "a/z.parquet", "b.parquet"]
     assert values(table, pl.col("from")) == [s.name for s in table.shards for _ in range(2)]
     assert table.num_rows == 6
     assert len(table.identities) == 1
