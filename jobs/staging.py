@@ -10,7 +10,7 @@ import logging
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -27,7 +27,7 @@ CHUNK_BYTES = 4 << 20
 BAD_ENTRIES_NAMED = 3
 
 Row = dict[str, Any]
-ColumnType = pa.DataType | None
+ColumnType: TypeAlias = pa.DataType | None
 """None: the column holds each value's JSON text, strings in their quotes."""
 
 
