@@ -180,14 +180,17 @@ def _require_distinct_outputs(named: list[tuple[str, str]]) -> None:
 
 
 def open_parquet(path: str | Path) -> pq.ParquetFile:
-    """Raises `UsageError` if the file is not Parquet."""
+    """Raises `UsageError` if the file is not Parquet, or its footer makes no sense."""
     storage, name = locate(path)
     try:
         # Column chunks are read through a small buffer, not whole: they may be gigabytes.
-        return pq.ParquetFile(storage.open(name), buffer_size=READ_AHEAD_BYTES, pre_buffer=False)
-    except (pa.ArrowException, OSError) as error:
+        file = pq.ParquetFile(storage.open(name), buffer_size=READ_AHEAD_BYTES, pre_buffer=False)
+        # Read here, where what is wrong with it has a name; kept by pyarrow from then on.
+        _ = file.schema_arrow
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UsageError(f"{path} cannot be read as Parquet: {reason}") from error
+    return file
 
 
 def choose_columns(schema: pa.Schema, wanted: TrajectoryColumns, path: str) -> TrajectoryColumns:

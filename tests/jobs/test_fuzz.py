@@ -36,8 +36,9 @@ pytestmark = pytest.mark.slow
 NUM_CASES = int(os.environ.get("RSR_FUZZ_CASES", "2000"))
 LONGEST_CASE_S = 5.0
 GOOD = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "Four."}]
-READ_ERRORS = (UsageError, OSError, pa.ArrowException)
-"""What a damaged file may raise: each is one line for the user, and costs that file alone."""
+READ_ERRORS = (OSError, pa.ArrowException)
+"""What reading rows may raise in a worker, where it costs that file alone. Before a run only
+`UsageError` may be: one line, exit code 2."""
 
 
 def mutate(content: bytes, chance: random.Random) -> bytes:
@@ -68,14 +69,17 @@ def mutate(content: bytes, chance: random.Random) -> bytes:
 
 
 def read_like_a_run(path: Path, folder: Path) -> int:
-    """The way of a file into a worker; returns its rows. Raises `READ_ERRORS` at most."""
+    """The way of a file into a worker; returns its rows. Raises `UsageError` at most."""
     ((file, name),) = find_inputs(str(path))
     if not file.endswith(".parquet"):
         stage_json(file, folder / "staged.parquet")
         file = str(folder / "staged.parquet")
     columns = choose_columns(open_parquet(file).schema_arrow, TrajectoryColumns(), file)
     shard = describe_shard(file, name, columns, None)
-    rows = read_trajectories(Unit(shard, 0, shard.num_rows), columns)
+    try:
+        rows = read_trajectories(Unit(shard, 0, shard.num_rows), columns)
+    except READ_ERRORS as error:
+        raise UsageError from error
     assert len(rows) == shard.num_rows, "every row the footer names is there"
     return len(rows)
 
@@ -115,7 +119,7 @@ def test_damaged_file_is_read_or_refused(tmp_path, suffix):
         started = time.perf_counter()
         try:
             num_rows = read_like_a_run(path, tmp_path)
-        except READ_ERRORS:
+        except UsageError:
             num_refused += 1
         else:
             num_read += 1
@@ -129,6 +133,14 @@ def test_damaged_file_is_read_or_refused(tmp_path, suffix):
     # damaged line is a row of its own: of JSON lines hardly a file need be refused.
     assert num_read > num_cases // 50
     assert num_refused > num_cases // 50 or suffix == ".jsonl"
+
+
+def test_column_name_that_is_not_text_is_refused(tmp_path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": ["x"], "name": [1]}), path, store_schema=False)
+    path.write_bytes(path.read_bytes().replace(b"name", b"\xff\xfe\xfd\xfc"))
+    with pytest.raises(UsageError, match="cannot be read as Parquet"):
+        open_parquet(path)
 
 
 def test_damaged_line_costs_its_own_row_alone(tmp_path):
