@@ -375,7 +375,10 @@ def demo(output: Path, seed: int, num_problems: int, as_json: bool, verbose: boo
     """
     configure_logging(verbose)
     options = DemoOptions(folder=output, seed=seed, num_problems=num_problems, verbose=verbose)
-    result = guarded(lambda stop: score_demo(options, Progress(), stop))
+    result = guarded(
+        lambda stop: score_demo(options, Progress(), stop),
+        after_stop="the same command starts over",
+    )
     report = None if result.failures else report_demo(options)
     if as_json:
         told = score_result_json(result)

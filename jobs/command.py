@@ -64,7 +64,9 @@ def configure_logging(verbose: bool) -> None:
     )
 
 
-def guarded(run: Callable[[StopRequest], T]) -> T:
+def guarded(
+    run: Callable[[StopRequest], T], *, after_stop: str = "the same command goes on from here"
+) -> T:
     """Call `run`, turning what a user can cause into one line and its exit code."""
     stop = StopRequest()
     try:
@@ -78,7 +80,7 @@ def guarded(run: Callable[[StopRequest], T]) -> T:
             click.echo(f"rsr: failed: {line}", err=True)
         sys.exit(EXIT_FAILURES)
     except Interrupted:
-        click.echo("rsr: interrupted; the same command goes on from here", err=True)
+        click.echo(f"rsr: interrupted; {after_stop}", err=True)
         sys.exit(EXIT_INTERRUPTED)
 
 

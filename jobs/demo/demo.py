@@ -25,6 +25,7 @@ from rsr.jobs.demo.trajectories import DEFAULT_NUM_PROBLEMS, demo_trajectories
 from rsr.jobs.errors import UsageError
 from rsr.jobs.files import atomic_path
 from rsr.jobs.interrupt import StopRequest
+from rsr.jobs.output import OutputFolder
 from rsr.jobs.progress import Progress
 from rsr.jobs.score import ScoreOptions, ScoreResult, run_score
 
@@ -108,6 +109,7 @@ def score_demo(options: DemoOptions, progress: Progress, stop: StopRequest) -> S
     written or holds files of these names that are not ours; `Interrupted` when `stop` says so.
     """
     _require_replaceable(options.trajectories)
+    OutputFolder(options.scored).read_manifest()  # refuses what is not a run's
     student = demo_student()
     stop.check()
     _write_trajectories(options)

@@ -25,6 +25,7 @@ def two_operations(monkeypatch):
     return choose
 
 
+@pytest.mark.slow
 def test_rows_files_and_pictures(tmp_path):
     csv_file, picture = tmp_path / "deep" / "rows.csv", tmp_path / "rows.png"
     result = CliRunner().invoke(

@@ -95,6 +95,15 @@ def test_a_file_of_somebody_else_is_not_replaced(tmp_path):
     assert mine.read_bytes() == before
 
 
+def test_a_folder_of_somebody_else_is_refused_before_anything_is_written(tmp_path):
+    foreign = tmp_path / "scored" / "mine.txt"
+    foreign.parent.mkdir()
+    foreign.write_text("mine")
+    with pytest.raises(UsageError, match="was not written by rsr score"):
+        score_demo(DemoOptions(folder=tmp_path), Progress(), StopRequest())
+    assert sorted(tmp_path.rglob("*")) == [foreign.parent, foreign]
+
+
 def test_missing_package_is_one_line_and_exit_code_2(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     result = CliRunner().invoke(main, ["demo", "--output", str(tmp_path / "demo")])
