@@ -263,7 +263,9 @@ def _open_vllm(student: Student, *, scoring_architectures: Sequence[str], **sett
             f"vLLM cannot be imported ({error}); install rsr-engine[gpu] or rsr-engine[cpu]"
         ) from error
     _check_version(vllm.__version__)
-    if vllm.platforms.current_platform.is_cpu():
+    from vllm.platforms import current_platform
+
+    if current_platform.is_cpu():
         keep_freed_memory()
     vllm_plugin.choose(scoring_architectures)
     with _cores_divided_among(config.tensor_parallel_size):
