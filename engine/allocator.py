@@ -18,7 +18,9 @@ def keep_freed_memory() -> None:
     """Have glibc keep freed blocks for the next prefill step, here and in child processes.
 
     As it comes, it gives the megabytes of every activation back to the kernel and gets them again,
-    zeroed, page by page: 15 % of a CPU's scoring speed. Variables that are set have their say.
+    zeroed, page by page: 15 % of a CPU's scoring speed. For processes that open one model: nothing
+    is ever given back, so that one that opens several grows by each. Variables that are set have
+    their say.
     """
     libc = ctypes.CDLL(None)
     for variable, (option, value) in _SETTINGS.items():

@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rsr.engine import metrics, vllm_plugin
-from rsr.engine.allocator import keep_freed_memory
 from rsr.engine.config import ScorerConfig
 from rsr.engine.prefix_reuse import BLOCK_SIZE
 from rsr.engine.student import Student
@@ -263,10 +262,6 @@ def _open_vllm(student: Student, *, scoring_architectures: Sequence[str], **sett
             f"vLLM cannot be imported ({error}); install rsr-engine[gpu] or rsr-engine[cpu]"
         ) from error
     _check_version(vllm.__version__)
-    from vllm.platforms import current_platform
-
-    if current_platform.is_cpu():
-        keep_freed_memory()
     vllm_plugin.choose(scoring_architectures)
     with _cores_divided_among(config.tensor_parallel_size):
         return vllm.LLM(

@@ -55,6 +55,8 @@ _opened: dict[str, Run] = {}
 
 def open_way(way: str, workload: Workload) -> None:
     """Load the model, in seconds to minutes; to be called once in a process."""
+    # As a worker does, and for all ways: what is compared is scoring, not allocators.
+    keep_freed_memory()
     _opened[way] = _OPENERS[way](workload)
 
 
@@ -123,9 +125,6 @@ def _open_published(workload: Workload) -> Run:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = AutoModelForCausalLM.from_pretrained(config.model, dtype=config.dtype)
     model.to(device).eval()
-    if device == "cpu":
-        # As the other ways do: what is compared is scoring, not allocators.
-        keep_freed_memory()
     lines = [
         json.dumps({"id": index, "messages": [dict(turn) for turn in trajectory.messages or ()]})
         for index, trajectory in enumerate(workload.trajectories)

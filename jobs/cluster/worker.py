@@ -52,8 +52,11 @@ class Engine(Protocol):
 
 def open_scorer(config: ScorerConfig) -> Engine:
     # vLLM takes seconds to import, and the driver never needs it.
+    from rsr.engine.allocator import keep_freed_memory
     from rsr.engine.scorer import Scorer
 
+    # This process opens one model and ends with it.
+    keep_freed_memory()
     return Scorer(config)
 
 
