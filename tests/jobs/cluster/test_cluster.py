@@ -120,7 +120,8 @@ def test_poison_row_is_refused_and_the_rest_is_scored(tmp_path, poison):
     assert set(statuses) == {"ok"}
     assert table["rsr"][21].as_py() is None
     assert [f.where for f in report.failures] == ["rows.parquet row 21"]
-    blamed = [e for e in events if e["event"] == "unit_failed" and e["attempts"]]
+    # A unit whose answer was on its way when the process died may be suspected once, not twice.
+    blamed = [e for e in events if e["event"] == "unit_failed" and e["attempts"] > 1]
     assert all(e["start"] <= 21 < e["stop"] for e in blamed)
     assert events[-1]["event"] == "run_ended"
     assert events[-1]["outcome"] == "failed"
