@@ -17,7 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 FAULTS = ("500", "truncated", "timeout", "lost answer")
-SILENCE_S = 1.5
+SILENCE_S = 2.0
 """Longer than the clients under test wait; see `AWS_TIMEOUT` in test_storage.py."""
 HOP_HEADERS = {"connection", "transfer-encoding", "keep-alive", "content-length"}
 
@@ -48,6 +48,7 @@ class FaultyProxy(ThreadingHTTPServer):
         """While the block runs, each request fails in one of `kinds` with probability `share`."""
         self._share, self._kinds = share, kinds or FAULTS
         self.injected.clear()
+        self._random.seed(0)
         try:
             yield self.injected
         finally:
