@@ -5,7 +5,6 @@ be interleaved, and peak memory is one way's alone. Knows nothing of tables or o
 """
 
 import json
-import resource
 import sys
 import tempfile
 import time
@@ -73,7 +72,10 @@ def _peak_rss_mib() -> float:
 
     if torch.cuda.is_initialized():
         return torch.cuda.max_memory_reserved() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    # Not ru_maxrss: a child inherits its parent's.
+    status = Path("/proc/self/status").read_text()
+    (line,) = (line for line in status.splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) / 1024
 
 
 def _open_limit(workload: Workload) -> Run:
