@@ -29,6 +29,7 @@ from rsr.jobs.bench.engine_runs import (
     Outcome,
     Sums,
     Workload,
+    import_published,
     open_way,
     run_way,
 )
@@ -267,6 +268,8 @@ def engine(
         raise click.UsageError("no rows to score: give more --rows, or a smaller --join")
     if published_folder is not None and any(t.messages is None for t in trajectories):
         raise click.UsageError("--published takes rows with messages, and no --join")
+    if published_folder is not None:
+        _require_published(published_folder)
     verification = None
     if num_verified:
         with ChildProcess() as child:
@@ -279,6 +282,20 @@ def engine(
     if verification:
         click.echo(_verification_text(verification))
     Console().print(_table(rows))
+
+
+def _require_published(folder: Path) -> None:
+    """Refuse a checkout that lacks something before any model loads; a child finds out."""
+    with ChildProcess() as child:
+        try:
+            # Modules cannot come back from a process: only whether the import works.
+            child.call(_try_published, folder)
+        except UsageError as error:
+            raise click.UsageError(str(error)) from None
+
+
+def _try_published(folder: Path) -> None:
+    import_published(folder)
 
 
 def _verification_text(verification: "Verification") -> str:

@@ -12,11 +12,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 from rsr.engine.allocator import keep_freed_memory
 from rsr.engine.config import ScorerConfig
 from rsr.engine.metrics import DEFAULT_RANK_CLIP, TrajectoryScore
 from rsr.engine.trajectory import Trajectory
+from rsr.jobs.errors import UsageError
 
 LIMIT, OURS, STOCK, PUBLISHED = "bare prefill", "rsr", "prompt_logprobs", "published script"
 
@@ -114,6 +116,15 @@ def _open_stock(workload: Workload) -> Run:
     return _open_scorer(replace(workload.config, scorer="prompt-logprobs"), workload.trajectories)
 
 
+def import_published(folder: Path) -> ModuleType:
+    """The authors' `rsr_cal.py`; `UsageError` if it, or what it imports, is not there."""
+    sys.path.insert(0, str(folder))
+    try:
+        return import_module("rsr_cal")
+    except ImportError as error:
+        raise UsageError(f"--published {folder}: rsr_cal.py cannot be imported: {error}") from error
+
+
 def _open_published(workload: Workload) -> Run:
     """`infer_dataset` and `compute_sample_metrics` of the authors' `rsr_cal.py`, as it stands."""
     import torch
@@ -121,8 +132,7 @@ def _open_published(workload: Workload) -> Run:
 
     config, folder = workload.config, workload.published_folder
     assert folder is not None
-    sys.path.insert(0, str(folder))
-    published = import_module("rsr_cal")
+    published = import_published(folder)
     tokenizer = AutoTokenizer.from_pretrained(config.model)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = AutoModelForCausalLM.from_pretrained(config.model, dtype=config.dtype)

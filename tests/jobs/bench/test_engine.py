@@ -90,3 +90,13 @@ def test_published_script_needs_messages(rows_path, tiny_student, tmp_path):
     result = CliRunner().invoke(bench, [str(a) for a in arguments])
     assert result.exit_code == 2
     assert "no --join" in result.output
+
+
+def test_published_script_that_lacks_a_package_is_refused_in_one_line(
+    rows_path, tiny_student, tmp_path
+):
+    (tmp_path / "rsr_cal.py").write_text("import a_package_that_is_not_there")
+    arguments = ["engine", "--model", tiny_student, "--input", rows_path, "--published", tmp_path]
+    result = CliRunner().invoke(bench, [str(a) for a in arguments])
+    assert result.exit_code == 2
+    assert "rsr_cal.py cannot be imported: No module named 'a_package_that" in result.output
