@@ -99,7 +99,9 @@ def bench_engine(workload: Workload, num_rounds: int) -> list[EngineRow]:
     """Time every way over the workload, in turns, after a few rows that are not timed."""
     from rsr.engine.student import open_student
 
-    ways = [LIMIT, OURS, STOCK]
+    ways = [LIMIT, OURS]
+    if workload.prompt_logprobs:
+        ways.append(STOCK)
     if workload.published_folder is not None:
         ways.append(PUBLISHED)
     with ExitStack() as stack:
@@ -200,6 +202,12 @@ def _largest_differences(
     "--max-num-batched-tokens", type=click.IntRange(min=1), help="Tokens of one prefill step."
 )
 @click.option(
+    "--prompt-logprobs/--no-prompt-logprobs",
+    default=True,
+    show_default=True,
+    help="Whether vLLM's own scoring takes part.",
+)
+@click.option(
     "--published",
     "published_folder",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
@@ -238,6 +246,7 @@ def engine(
     prefix_reuse: PrefixReuse,
     max_model_len: int | None,
     max_num_batched_tokens: int | None,
+    prompt_logprobs: bool,
     published_folder: Path | None,
     batch_size: int,
     num_rounds: int,
@@ -274,7 +283,8 @@ def engine(
     if num_verified:
         with ChildProcess() as child:
             verification = child.call(verify, config, trajectories[:num_verified])
-    rows = bench_engine(Workload(config, trajectories, published_folder, batch_size), num_rounds)
+    workload = Workload(config, trajectories, published_folder, batch_size, prompt_logprobs)
+    rows = bench_engine(workload, num_rounds)
     if as_json:
         checked = asdict(verification) if verification else None
         click.echo(json.dumps({"rows": [asdict(row) for row in rows], "verification": checked}))

@@ -33,12 +33,14 @@ class Workload:
     """What every way gets.
 
     published_folder: the authors' checkout. batch_size: of their script, in rows.
+    prompt_logprobs: whether vLLM's own scoring takes part.
     """
 
     config: ScorerConfig
     trajectories: Sequence[Trajectory]
     published_folder: Path | None = None
     batch_size: int = 8
+    prompt_logprobs: bool = True
 
 
 @dataclass(frozen=True, slots=True)
