@@ -8,6 +8,8 @@ loses the answer.
 import http.client
 import random
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -19,6 +21,7 @@ from typing import Any
 FAULTS = ("500", "truncated", "timeout", "lost answer")
 SILENCE_S = 2.0
 """Longer than the clients under test wait; see `AWS_TIMEOUT` in test_storage.py."""
+START_PATIENCE_S = 60.0
 HOP_HEADERS = {"connection", "transfer-encoding", "keep-alive", "content-length"}
 
 
@@ -132,17 +135,43 @@ class _Handler(BaseHTTPRequestHandler):
 @contextmanager
 def s3_server() -> Iterator[FaultyProxy]:
     """A running proxy before a running server."""
-    from moto.server import ThreadedMotoServer
+    with _moto() as port:
+        proxy = FaultyProxy(port)
+        threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        try:
+            yield proxy
+        finally:
+            proxy.shutdown()
 
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    proxy = FaultyProxy(server.get_host_and_port()[1])
-    threading.Thread(target=proxy.serve_forever, daemon=True).start()
-    try:
-        yield proxy
-    finally:
-        proxy.shutdown()
-        server.stop()
+
+@contextmanager
+def _moto() -> Iterator[int]:
+    """The port of a server in a process of its own.
+
+    Not in this one: vLLM asks every object of every loaded module for its attributes, and those
+    of moto's web framework raise outside of a request.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+        try:
+            _wait_for(port, server)
+            yield port
+        finally:
+            server.terminate()
+
+
+def _wait_for(port: int, server: subprocess.Popen[bytes]) -> None:
+    end = time.monotonic() + START_PATIENCE_S
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), 1).close()
+            return
+        except OSError:
+            assert server.poll() is None, f"moto's server ended with {server.returncode}"
+            assert time.monotonic() < end, "moto's server does not answer"
+            time.sleep(0.1)
 
 
 def make_bucket(proxy: FaultyProxy, name: str) -> None:
