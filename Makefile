@@ -62,7 +62,7 @@ format: setup  ## let ruff rewrite what it can
 	$(BIN)/ruff format .
 
 bench: setup  ## time the kernel on this machine and write benchmarks/results/
-	$(BIN)/rsr bench kernel --csv benchmarks/results/kernel_$(ACCELERATOR).csv
+	$(BIN)/rsr bench kernel --dtype float32 --dtype bfloat16 --csv benchmarks/results/kernel_$(ACCELERATOR).csv
 
 clean:  ## remove what setup, tests and the demonstration made
 	rm -rf $(VENV) build demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
