@@ -45,7 +45,7 @@ from rsr.jobs.demo.trajectories import DEFAULT_NUM_PROBLEMS
 from rsr.jobs.errors import UsageError
 from rsr.jobs.evidence.cli import correlate_command, report, simulate_command, teachers
 from rsr.jobs.interrupt import StopRequest
-from rsr.jobs.plan import plan
+from rsr.jobs.planning.cli import plan
 from rsr.jobs.progress import Progress, format_seconds
 from rsr.jobs.score import ScoreOptions, ScoreResult, run_score
 from rsr.jobs.selection.cli import filter_, select

@@ -11,8 +11,8 @@
     OUTPUT/.rsr/lock                    held while a run writes
 
 OUTPUT is a local folder or a prefix of an object store; either way every file appears whole
-under its name or not at all. Input columns are copied with pyarrow, type for type; only the score
-columns are made by Polars. Knows nothing of models or Ray.
+under its name or not at all. Knows nothing of models or
+Ray.
 """
 
 import io
@@ -26,18 +26,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, cast
 
 import polars as pl
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from rsr.jobs import score_columns
 from rsr.jobs.errors import UsageError
 from rsr.jobs.locks import HeldError, Holder
-from rsr.jobs.receipts import Receipt, hash_bytes, hash_file, new_digest
+from rsr.jobs.receipts import Receipt, hash_bytes, hash_file
 from rsr.jobs.score_columns import Summary
-from rsr.jobs.shards import Shard, ShardReader, Unit, fingerprint, open_parquet
+from rsr.jobs.shard_writer import HashingFile, write_shard
+from rsr.jobs.shards import Shard, Unit, fingerprint
 from rsr.jobs.storage import Storage, StoredFile, is_remote, open_storage
 
 logger = logging.getLogger(__name__)
@@ -45,11 +45,7 @@ logger = logging.getLogger(__name__)
 STATE_FOLDER = ".rsr"
 MANIFEST = f"{STATE_FOLDER}/manifest.json"
 LOCK = f"{STATE_FOLDER}/lock"
-METADATA_KEY = b"rsr"
-"""Key of the run's identity, as JSON, in the metadata of every output file."""
 UNIT_NAME = re.compile(r"(?P<start>\d{12})-(?P<stop>\d{12})\.scores")
-ROW_GROUP_BYTES = 64 << 20
-"""Decoded; a shard is written with no more than this in memory."""
 
 
 class IncompleteShardError(Exception):
@@ -287,7 +283,7 @@ class OutputFolder:
             summary.merge(receipt.summary)
         with self.storage.writing(shard.name) as temporary, temporary.open("wb") as file:
             sink = HashingFile(file)
-            _write_shard(sink, shard, self._score_tables(units, identity), identity)
+            write_shard(sink, shard, self._score_tables(units, identity), identity)
         found = self.storage.find(shard.name)
         assert found is not None, "a file that was written is there"
         finished_s = [time.time()] + [receipt.finished_s for receipt in receipts]
@@ -341,92 +337,3 @@ def exact_cover(units: Sequence[Unit], num_rows: int) -> list[Unit] | None:
     while (link := following[cover[-1].stop if cover else 0]) is not None:
         cover.append(link)
     return cover
-
-
-class HashingFile(io.RawIOBase):
-    """A file to write to from front to back, which knows the hash of what was written."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._digest = new_digest()
-        self.num_bytes = 0
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, content: Any) -> int:
-        self._digest.update(content)
-        self.num_bytes += len(content)
-        return self._file.write(content)
-
-    def tell(self) -> int:
-        return self.num_bytes
-
-    def flush(self) -> None:
-        self._file.flush()
-
-    def hexdigest(self) -> str:
-        return self._digest.hexdigest()
-
-
-def output_schema(source: pa.Schema, scores: pa.Schema, identity: dict[str, Any]) -> pa.Schema:
-    """The input's columns but for earlier scores, then the scores; metadata of both."""
-    kept = [field for field in source if not score_columns.is_score_column(field.name)]
-    metadata = {**(source.metadata or {}), METADATA_KEY: json.dumps(identity).encode()}
-    return pa.schema([*kept, *scores], metadata=metadata)
-
-
-def _write_shard(
-    sink: HashingFile, shard: Shard, score_tables: Iterator[pa.Table], identity: dict[str, Any]
-) -> None:
-    first = next(score_tables)
-    with open_parquet(shard.path) as source:
-        schema = source.schema_arrow
-        compression = compression_of(source)
-    kept = [i for i, name in enumerate(schema.names) if not score_columns.is_score_column(name)]
-    full = output_schema(schema, first.schema, identity)
-    input_schema = pa.schema([schema.field(i) for i in kept])
-    scores = _TableQueue(first, score_tables)
-    with pq.ParquetWriter(sink, full, compression=compression) as writer:
-        for batches in _row_groups(ShardReader(shard.path).rows(0, shard.num_rows)):
-            table = pa.Table.from_batches([batch.select(kept) for batch in batches], input_schema)
-            columns = [*table.columns, *scores.take(table.num_rows).columns]
-            writer.write_table(pa.Table.from_arrays(columns, schema=full))
-
-
-def _row_groups(batches: Iterator[pa.RecordBatch]) -> Iterator[list[pa.RecordBatch]]:
-    """Batches together, as many as are written at a time."""
-    group: list[pa.RecordBatch] = []
-    num_bytes = 0
-    for batch in batches:
-        group.append(batch)
-        num_bytes += batch.nbytes
-        if num_bytes >= ROW_GROUP_BYTES:
-            yield group
-            group, num_bytes = [], 0
-    if group:
-        yield group
-
-
-class _TableQueue:
-    """Tables from which any number of rows can be taken, in order."""
-
-    def __init__(self, first: pa.Table, more: Iterator[pa.Table]) -> None:
-        self._table = first
-        self._more = more
-
-    def take(self, num_rows: int) -> pa.Table:
-        parts = [self._table]
-        while sum(part.num_rows for part in parts) < num_rows:
-            parts.append(next(self._more))
-        whole = pa.concat_tables(parts)
-        self._table = whole.slice(num_rows)
-        return whole.slice(0, num_rows)
-
-
-def compression_of(source: pq.ParquetFile) -> str:
-    """The input's own codec, so that the output is no larger than expected."""
-    if not source.metadata.num_row_groups or not source.metadata.num_columns:
-        return "zstd"
-    codec = source.metadata.row_group(0).column(0).compression.lower()
-    return "none" if codec == "uncompressed" else codec

@@ -21,7 +21,7 @@ from rsr.engine.metrics import MIN_SURPRISAL_SUM_NATS, STORED_RANK_CLIPS
 from rsr.engine.trajectory import Status
 from rsr.jobs import score_columns
 from rsr.jobs.errors import UsageError
-from rsr.jobs.output import METADATA_KEY
+from rsr.jobs.shard_writer import METADATA_KEY
 from rsr.jobs.shards import (
     JSON_SUFFIXES,
     Shard,

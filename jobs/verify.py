@@ -24,8 +24,9 @@ from rsr.jobs import score_columns
 from rsr.jobs.command import EXIT_FAILURES, Place, guarded, json_option
 from rsr.jobs.errors import UsageError
 from rsr.jobs.interrupt import StopRequest
-from rsr.jobs.output import METADATA_KEY, STATE_FOLDER, OutputFolder
+from rsr.jobs.output import STATE_FOLDER, OutputFolder
 from rsr.jobs.receipts import Receipt, hash_identity
+from rsr.jobs.shard_writer import METADATA_KEY
 from rsr.jobs.shards import (
     JSON_SUFFIXES,
     PARQUET_SUFFIXES,

@@ -29,7 +29,7 @@ from rich.progress import Progress
 from rsr.jobs.errors import ShardsFailed
 from rsr.jobs.files import atomic_path
 from rsr.jobs.interrupt import StopRequest
-from rsr.jobs.output import OutputFolder, compression_of
+from rsr.jobs.output import OutputFolder
 from rsr.jobs.preflight import (
     check_places,
     describe_inputs,
@@ -39,6 +39,7 @@ from rsr.jobs.preflight import (
     require_same_run,
 )
 from rsr.jobs.scored import ScoredTable
+from rsr.jobs.shard_writer import compression_of
 from rsr.jobs.shards import Shard, open_parquet
 
 MAX_COPIES_AT_A_TIME = 8

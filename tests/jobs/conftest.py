@@ -16,8 +16,9 @@ from s3_server import SILENCE_S, FaultyProxy, make_bucket, s3_server
 from rsr.engine.metrics import STORED_RANK_CLIPS, TrajectoryScore, score_tokens
 from rsr.engine.trajectory import Status, TokenScores
 from rsr.jobs import score_columns
-from rsr.jobs.output import METADATA_KEY, OutputFolder
+from rsr.jobs.output import OutputFolder
 from rsr.jobs.receipts import hash_identity
+from rsr.jobs.shard_writer import METADATA_KEY
 from rsr.jobs.shards import Shard, TrajectoryColumns, Unit, cut_units, describe_shard
 from rsr.jobs.storage import open_bucket
 

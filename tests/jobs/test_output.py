@@ -19,13 +19,13 @@ from rsr.engine.trajectory import Status, TokenScores
 from rsr.jobs import score_columns
 from rsr.jobs.files import atomic_path
 from rsr.jobs.output import (
-    METADATA_KEY,
     ChangedInputError,
     IncompleteShardError,
     OutputFolder,
     exact_cover,
 )
 from rsr.jobs.score_columns import Summary
+from rsr.jobs.shard_writer import METADATA_KEY
 from rsr.jobs.shards import Shard, TrajectoryColumns, Unit, cut_units, describe_shard
 
 IDENTITY = {"settings": {"token_scores": False}, "columns": {}, "model": {}, "versions": {}}

@@ -11,8 +11,9 @@ from rsr.engine.cost import ModelCost
 from rsr.jobs.bench.engine_runs import OURS
 from rsr.jobs.cli import main
 from rsr.jobs.errors import UsageError
-from rsr.jobs.gpus import GPUS
-from rsr.jobs.plan import ACTIVATION_BYTES, choose_layout, histogram
+from rsr.jobs.planning.gpus import GPUS
+from rsr.jobs.planning.prediction import ACTIVATION_BYTES, choose_layout
+from rsr.jobs.planning.sample import histogram
 from rsr.jobs.score import SCORE_BYTES_PER_ROW
 
 SEVENTY_B = ModelCost(

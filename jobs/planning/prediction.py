@@ -1,6 +1,6 @@
-"""`rsr plan`: what a run would cost, before it costs anything.
+"""What a run would cost, from a sample of its rows, the student's shape and a GPU's data sheet.
 
-Tokens are counted on a sample of INPUT with the student's own tokenizer; FLOPs and memory follow
+Tokens are counted on the sample with the student's own tokenizer; FLOPs and memory follow
 from its configuration; hours from a GPU's data sheet and a share of it that is assumed, or
 measured by `rsr bench engine`. Everything here is a prediction, and each number is printed with
 what it rests on.
@@ -9,21 +9,15 @@ what it rests on.
 import json
 import math
 import statistics
-import tempfile
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
-import click
-from rich.console import Console
-from rich.table import Table
-
-from rsr.engine.config import Dtype, ScorerConfig
+from rsr.engine.config import ScorerConfig
 from rsr.jobs.bench.engine_runs import OURS
-from rsr.jobs.command import guarded, json_option
 from rsr.jobs.errors import UsageError
-from rsr.jobs.gpus import GPUS, Gpu
+from rsr.jobs.planning.gpus import Gpu
+from rsr.jobs.planning.sample import Corpus, Sample, histogram, sample_corpus
 from rsr.jobs.progress import format_seconds
 from rsr.jobs.score import (
     MAX_UNIT_ROWS,
@@ -31,23 +25,10 @@ from rsr.jobs.score import (
     TOKEN_COLUMN_BYTES_PER_TEXT_BYTE,
     UNIT_BYTES,
 )
-from rsr.jobs.shards import (
-    JSON_SUFFIXES,
-    Shard,
-    TrajectoryColumns,
-    Unit,
-    choose_columns,
-    describe_shard,
-    file_size_bytes,
-    find_inputs,
-    open_parquet,
-    read_trajectories,
-)
-from rsr.jobs.staging import stage_json
+from rsr.jobs.shards import find_inputs
 
 if TYPE_CHECKING:
     from rsr.engine.cost import ModelCost
-    from rsr.engine.student import Student
 
 ASSUMED_SHARE_OF_PEAK = 0.4
 """Of a GPU's data sheet that prefill reaches; nothing here measured it."""
@@ -56,36 +37,6 @@ ASSUMED_START_S = 180.0
 ACTIVATION_BYTES = 4 * 10**9
 """Kept free on each GPU beside weights and KV cache."""
 MAX_BATCHED_TOKENS = 16_384
-SAMPLE_SHARDS = 16
-HISTOGRAM_EDGES = (128, 256, 512, 1024, 2048, 4096, 8192, 16_384, 32_768, 65_536)
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """Rows that were tokenized; token counts are whole sequences', context included.
-
-    scored_tokens: of each row. num_refused: rows that would get no score. num_truncated: longer
-    than the student reads.
-    """
-
-    num_tokens: list[int]
-    scored_tokens: list[int]
-    num_refused: int
-    num_truncated: int
-
-    @property
-    def num_rows(self) -> int:
-        return len(self.num_tokens)
-
-
-@dataclass(frozen=True, slots=True)
-class Corpus:
-    """INPUT as a whole. num_bytes: of its files. text_bytes: uncompressed trajectory columns."""
-
-    num_shards: int
-    num_rows: int
-    num_bytes: int
-    text_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,60 +92,13 @@ def plan_run(
         student = open_student(scorer)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    with tempfile.TemporaryDirectory(prefix="rsr-plan-") as folder:
-        shards, columns = _describe(inputs, Path(folder))
-        sample = take_sample(shards, columns, student, sample_rows)
-        corpus = Corpus(
-            num_shards=len(shards),
-            num_rows=sum(shard.num_rows for shard in shards),
-            num_bytes=sum(file_size_bytes(file) for file, _ in inputs),
-            text_bytes=sum(shard.num_bytes for shard in shards),
-        )
+    corpus, sample = sample_corpus(inputs, student, sample_rows)
     if not sample.num_rows:
         raise UsageError(f"{pattern} has no rows to plan for")
     cost = model_cost(student.config)
     layout = choose_layout(cost, gpu, num_gpus=num_gpus, max_model_len=student.max_model_len)
     speed = choose_speed(cost, gpu, student.config.dtype, calibration)
     return predict(corpus, sample, cost, layout, speed, scorer)
-
-
-def _describe(
-    inputs: Sequence[tuple[str, str]], folder: Path
-) -> tuple[list[Shard], TrajectoryColumns]:
-    columns = TrajectoryColumns()
-    shards = []
-    for number, (file, name) in enumerate(inputs):
-        path = file
-        if file.endswith(JSON_SUFFIXES):
-            path = str(folder / f"{number}.parquet")
-            stage_json(file, path)
-        columns = choose_columns(open_parquet(path).schema_arrow, columns, file)
-        shards.append(describe_shard(path, name, columns, None))
-    return shards, columns
-
-
-def take_sample(
-    shards: Sequence[Shard], columns: TrajectoryColumns, student: "Student", max_rows: int
-) -> Sample:
-    """Tokenize runs of rows from the middle of shards spread evenly over the input."""
-    encoder = student.encoder()
-    filled = [shard for shard in shards if shard.num_rows]
-    step = max(1, math.ceil(len(filled) / SAMPLE_SHARDS))
-    chosen = filled[::step]
-    num_tokens: list[int] = []
-    scored_tokens: list[int] = []
-    num_refused = num_truncated = 0
-    for number, shard in enumerate(chosen):
-        wanted = math.ceil((max_rows - len(num_tokens)) / (len(chosen) - number))
-        size = min(wanted, shard.num_rows)
-        start = (shard.num_rows - size) // 2
-        for trajectory in read_trajectories(Unit(shard, start, start + size), columns):
-            encoded = encoder.encode(trajectory)
-            num_tokens.append(len(encoded.token_ids))
-            scored_tokens.append(sum(end - first for first, end in encoded.spans))
-            num_refused += not encoded.status.is_scored
-            num_truncated += encoded.status == "truncated"
-    return Sample(num_tokens, scored_tokens, num_refused, num_truncated)
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,14 +225,6 @@ def _num_units(corpus: Corpus) -> int:
     return max(corpus.num_shards, math.ceil(max(by_bytes, corpus.num_rows / MAX_UNIT_ROWS["gpu"])))
 
 
-def histogram(num_tokens: Sequence[int]) -> list[dict[str, int | None]]:
-    """Rows by length: from the edge before (not included) up to `up_to` tokens; None is beyond."""
-    counts = dict.fromkeys((*HISTOGRAM_EDGES, None), 0)
-    for length in num_tokens:
-        counts[next((edge for edge in HISTOGRAM_EDGES if length <= edge), None)] += 1
-    return [{"up_to": edge, "num_rows": count} for edge, count in counts.items()]
-
-
 def _figures(
     plan: RunPlan, corpus: Corpus, sample: Sample, cost: "ModelCost", layout: Layout, speed: Speed
 ) -> list[Figure]:
@@ -393,89 +289,3 @@ def _figures(
             "interruption costs each worker at most",
         ),
     ]
-
-
-@click.command()
-@click.argument("input", metavar="INPUT")
-@click.option("--model", required=True, help="The student: a folder, or a Hugging Face hub name.")
-@click.option("--gpu", required=True, type=click.Choice(sorted(GPUS)), help="Which GPU.")
-@click.option(
-    "--num-gpus", type=click.IntRange(min=1), default=1, show_default=True, help="How many of it."
-)
-@click.option(
-    "--calibration",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Output of rsr bench engine --json, on this GPU with this student: measured speed "
-    "instead of assumed.",
-)
-@click.option(
-    "--sample",
-    "sample_rows",
-    type=click.IntRange(min=2),
-    default=1000,
-    show_default=True,
-    help="Rows to tokenize.",
-)
-@click.option(
-    "--dtype",
-    type=click.Choice(get_args(Dtype)),
-    default="auto",
-    show_default=True,
-    help="Of weights and activations; auto is the checkpoint's own.",
-)
-@click.option("--max-model-len", type=click.IntRange(min=2), help="Longest sequence, in tokens.")
-@click.option("--token-columns", is_flag=True, help="As for rsr score: a larger output.")
-@json_option
-def plan(
-    input: str,
-    model: str,
-    gpu: str,
-    num_gpus: int,
-    calibration: Path | None,
-    sample_rows: int,
-    dtype: Dtype,
-    max_model_len: int | None,
-    token_columns: bool,
-    as_json: bool,
-) -> None:
-    """Predict what rsr score over INPUT would take: tokens, memory, hours, GPU-hours, output.
-
-    Reads a sample of rows and the student's configuration; loads no weights and needs no GPU.
-    """
-    scorer = ScorerConfig(
-        model=model, dtype=dtype, max_model_len=max_model_len, token_scores=token_columns
-    )
-    predicted = guarded(
-        lambda _stop: plan_run(
-            input,
-            scorer,
-            GPUS[gpu],
-            num_gpus=num_gpus,
-            sample_rows=sample_rows,
-            calibration=calibration,
-        )
-    )
-    if as_json:
-        click.echo(json.dumps(asdict(predicted)))
-    else:
-        _print(predicted, input, model)
-
-
-def _print(predicted: RunPlan, source: str, model: str) -> None:
-    table = Table(
-        "predicted", "", "because", title=f"{source} by {model}: a prediction, nothing was run"
-    )
-    for figure in predicted.figures:
-        table.add_row(figure.name, figure.value, figure.because)
-    lengths = Table("tokens of a row", "sampled rows", "", box=None, pad_edge=False)
-    most = max(bar["num_rows"] or 0 for bar in predicted.length_histogram)
-    for bar in predicted.length_histogram:
-        count, edge = bar["num_rows"] or 0, bar["up_to"]
-        label = f"up to {edge:,}" if edge else "more"
-        lengths.add_row(label, f"{count:,}", "█" * math.ceil(40 * count / max(1, most)))
-    options = " ".join(
-        f"--{name.replace('_', '-')} {value}" for name, value in predicted.settings.items()
-    )
-    console = Console()
-    console.print(table, lengths, highlight=False)
-    console.print(f"it would take: {options}", highlight=False, soft_wrap=True)

@@ -1,0 +1,1 @@
+"""`rsr plan`: what a run would cost, before it costs anything."""

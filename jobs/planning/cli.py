@@ -1,0 +1,102 @@
+"""`rsr plan`: parse, predict, print."""
+
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import get_args
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from rsr.engine.config import Dtype, ScorerConfig
+from rsr.jobs.command import guarded, json_option
+from rsr.jobs.planning.gpus import GPUS
+from rsr.jobs.planning.prediction import RunPlan, plan_run
+
+
+@click.command()
+@click.argument("input", metavar="INPUT")
+@click.option("--model", required=True, help="The student: a folder, or a Hugging Face hub name.")
+@click.option("--gpu", required=True, type=click.Choice(sorted(GPUS)), help="Which GPU.")
+@click.option(
+    "--num-gpus", type=click.IntRange(min=1), default=1, show_default=True, help="How many of it."
+)
+@click.option(
+    "--calibration",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Output of rsr bench engine --json, on this GPU with this student: measured speed "
+    "instead of assumed.",
+)
+@click.option(
+    "--sample",
+    "sample_rows",
+    type=click.IntRange(min=2),
+    default=1000,
+    show_default=True,
+    help="Rows to tokenize.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(get_args(Dtype)),
+    default="auto",
+    show_default=True,
+    help="Of weights and activations; auto is the checkpoint's own.",
+)
+@click.option("--max-model-len", type=click.IntRange(min=2), help="Longest sequence, in tokens.")
+@click.option("--token-columns", is_flag=True, help="As for rsr score: a larger output.")
+@json_option
+def plan(
+    input: str,
+    model: str,
+    gpu: str,
+    num_gpus: int,
+    calibration: Path | None,
+    sample_rows: int,
+    dtype: Dtype,
+    max_model_len: int | None,
+    token_columns: bool,
+    as_json: bool,
+) -> None:
+    """Predict what rsr score over INPUT would take: tokens, memory, hours, GPU-hours, output.
+
+    Reads a sample of rows and the student's configuration; loads no weights and needs no GPU.
+    """
+    scorer = ScorerConfig(
+        model=model, dtype=dtype, max_model_len=max_model_len, token_scores=token_columns
+    )
+    predicted = guarded(
+        lambda _stop: plan_run(
+            input,
+            scorer,
+            GPUS[gpu],
+            num_gpus=num_gpus,
+            sample_rows=sample_rows,
+            calibration=calibration,
+        )
+    )
+    if as_json:
+        click.echo(json.dumps(asdict(predicted)))
+    else:
+        _print(predicted, input, model)
+
+
+def _print(predicted: RunPlan, source: str, model: str) -> None:
+    table = Table(
+        "predicted", "", "because", title=f"{source} by {model}: a prediction, nothing was run"
+    )
+    for figure in predicted.figures:
+        table.add_row(figure.name, figure.value, figure.because)
+    lengths = Table("tokens of a row", "sampled rows", "", box=None, pad_edge=False)
+    most = max(bar["num_rows"] or 0 for bar in predicted.length_histogram)
+    for bar in predicted.length_histogram:
+        count, edge = bar["num_rows"] or 0, bar["up_to"]
+        label = f"up to {edge:,}" if edge else "more"
+        lengths.add_row(label, f"{count:,}", "█" * math.ceil(40 * count / max(1, most)))
+    options = " ".join(
+        f"--{name.replace('_', '-')} {value}" for name, value in predicted.settings.items()
+    )
+    console = Console()
+    console.print(table, lengths, highlight=False)
+    console.print(f"it would take: {options}", highlight=False, soft_wrap=True)

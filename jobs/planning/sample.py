@@ -1,0 +1,121 @@
+"""What is known of INPUT before it is scored: sizes from footers, lengths from a sample of rows.
+
+Rows are tokenized as the student would read them. Knows nothing of GPUs.
+"""
+
+import math
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rsr.jobs.shards import (
+    JSON_SUFFIXES,
+    Shard,
+    TrajectoryColumns,
+    Unit,
+    choose_columns,
+    describe_shard,
+    file_size_bytes,
+    open_parquet,
+    read_trajectories,
+)
+from rsr.jobs.staging import stage_json
+
+if TYPE_CHECKING:
+    from rsr.engine.student import Student
+
+SAMPLE_SHARDS = 16
+HISTOGRAM_EDGES = (128, 256, 512, 1024, 2048, 4096, 8192, 16_384, 32_768, 65_536)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Rows that were tokenized; token counts are whole sequences', context included.
+
+    scored_tokens: of each row. num_refused: rows that would get no score. num_truncated: longer
+    than the student reads.
+    """
+
+    num_tokens: list[int]
+    scored_tokens: list[int]
+    num_refused: int
+    num_truncated: int
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.num_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """INPUT as a whole. num_bytes: of its files. text_bytes: uncompressed trajectory columns."""
+
+    num_shards: int
+    num_rows: int
+    num_bytes: int
+    text_bytes: int
+
+
+def sample_corpus(
+    inputs: Sequence[tuple[str, str]], student: "Student", max_rows: int
+) -> tuple[Corpus, Sample]:
+    """inputs: path and name of each file. JSON becomes Parquet in a folder that does not stay."""
+    with tempfile.TemporaryDirectory(prefix="rsr-plan-") as folder:
+        shards, columns = _describe(inputs, Path(folder))
+        sample = take_sample(shards, columns, student, max_rows)
+        corpus = Corpus(
+            num_shards=len(shards),
+            num_rows=sum(shard.num_rows for shard in shards),
+            num_bytes=sum(file_size_bytes(file) for file, _ in inputs),
+            text_bytes=sum(shard.num_bytes for shard in shards),
+        )
+    return corpus, sample
+
+
+def _describe(
+    inputs: Sequence[tuple[str, str]], folder: Path
+) -> tuple[list[Shard], TrajectoryColumns]:
+    columns = TrajectoryColumns()
+    shards = []
+    for number, (file, name) in enumerate(inputs):
+        path = file
+        if file.endswith(JSON_SUFFIXES):
+            path = str(folder / f"{number}.parquet")
+            stage_json(file, path)
+        columns = choose_columns(open_parquet(path).schema_arrow, columns, file)
+        shards.append(describe_shard(path, name, columns, None))
+    return shards, columns
+
+
+def take_sample(
+    shards: Sequence[Shard], columns: TrajectoryColumns, student: "Student", max_rows: int
+) -> Sample:
+    """Tokenize runs of rows from the middle of shards spread evenly over the input."""
+    encoder = student.encoder()
+    filled = [shard for shard in shards if shard.num_rows]
+    step = max(1, math.ceil(len(filled) / SAMPLE_SHARDS))
+    chosen = filled[::step]
+    num_tokens: list[int] = []
+    scored_tokens: list[int] = []
+    num_refused = num_truncated = 0
+    for number, shard in enumerate(chosen):
+        wanted = math.ceil((max_rows - len(num_tokens)) / (len(chosen) - number))
+        size = min(wanted, shard.num_rows)
+        start = (shard.num_rows - size) // 2
+        for trajectory in read_trajectories(Unit(shard, start, start + size), columns):
+            encoded = encoder.encode(trajectory)
+            num_tokens.append(len(encoded.token_ids))
+            scored_tokens.append(sum(end - first for first, end in encoded.spans))
+            num_refused += not encoded.status.is_scored
+            num_truncated += encoded.status == "truncated"
+    return Sample(num_tokens, scored_tokens, num_refused, num_truncated)
+
+
+def histogram(num_tokens: Sequence[int]) -> list[dict[str, int | None]]:
+    """Rows by length: from the edge before (not included) up to `up_to` tokens; None is beyond."""
+    counts = dict.fromkeys((*HISTOGRAM_EDGES, None), 0)
+    for length in num_tokens:
+        counts[next((edge for edge in HISTOGRAM_EDGES if length <= edge), None)] += 1
+    return [{"up_to": edge, "num_rows": count} for edge, count in counts.items()]
