@@ -1,6 +1,7 @@
-"""Which errors of the engine mean that it asked for too much memory. Knows torch and strings."""
+"""Which errors of the engine mean that it asked for too much memory.
 
-import torch
+Knows names and messages, and no library: whoever asks may not have imported any.
+"""
 
 SIGNS = (
     "out of memory",
@@ -19,7 +20,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     cause: BaseException | None = error
     while cause is not None and id(cause) not in seen:
         seen.add(id(cause))
-        if isinstance(cause, MemoryError | torch.OutOfMemoryError):
+        if isinstance(cause, MemoryError) or type(cause).__name__ == "OutOfMemoryError":
             return True
         message = str(cause).lower()
         if any(sign.lower() in message for sign in SIGNS):

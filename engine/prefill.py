@@ -36,6 +36,12 @@ CPU_KV_CACHE_BYTES = 2 << 30
 """Holds 16k tokens of an 8B model. Pages never written cost nothing, but vLLM wants them free."""
 
 
+NOT_OUR_CLASS = (
+    "vLLM does not run the scoring model class: its plugin 'rsr' did not load. Is rsr-engine "
+    "installed in this environment, and does VLLM_PLUGINS, if set, name 'rsr'?"
+)
+
+
 class UnsupportedHeadError(RuntimeError):
     """The scoring pooler cannot reproduce this model's logits; `StockPrefill` can."""
 
@@ -73,21 +79,26 @@ class Prefill:
         `UnsupportedHeadError` where its LM head is not a plain matrix.
         """
         config = student.config
-        self._llm = _open_vllm(
-            student,
-            scoring_architectures=student.architectures,
-            runner="pooling",
-            max_model_len=student.max_model_len,
-            additional_config={
-                "rsr": {
-                    "logits_dtype": config.logits_dtype,
-                    "entropy": config.entropy,
-                    "rank_clip": config.rank_clip,
-                }
-            },
-            worker_extension_cls="rsr.engine.pooler.ScoringWorker",
-            **_prefix_cache_settings(config),
-        )
+        options = {
+            "logits_dtype": config.logits_dtype,
+            "entropy": config.entropy,
+            "rank_clip": config.rank_clip,
+        }
+        try:
+            self._llm = _open_vllm(
+                student,
+                scoring_architectures=student.architectures,
+                runner="pooling",
+                max_model_len=student.max_model_len,
+                additional_config={"rsr": options},
+                worker_extension_cls="rsr.engine.pooler.ScoringWorker",
+                **_prefix_cache_settings(config),
+            )
+        except ValueError as error:
+            # Only of a model that it is to embed with, so not of ours, vLLM wants the tokenizer.
+            if "skip_tokenizer_init" in str(error):
+                raise RuntimeError(NOT_OUR_CLASS) from error
+            raise
         try:
             self._check_workers()
         except BaseException:
@@ -140,11 +151,7 @@ class Prefill:
         """A plugin that fails to import is only logged by vLLM: ask the workers what they run."""
         for worker in self._llm.collective_rpc("describe_scoring"):
             if worker["model_class"] is None:
-                raise RuntimeError(
-                    "vLLM does not run the scoring model class: its plugin 'rsr' did not load. "
-                    "Is rsr-engine installed in this environment, and does VLLM_PLUGINS, if set, "
-                    "name 'rsr'?"
-                )
+                raise RuntimeError(NOT_OUR_CLASS)
             if worker["head_problem"] is not None:
                 raise UnsupportedHeadError(
                     f"the LM head of {worker['model_class']} is not a plain matrix with bias, "
@@ -251,9 +258,8 @@ def _prompt_logprobs_rows(request: PrefillRequest, prompt_logprobs: Any) -> NDAr
     return np.asarray(rows, dtype=np.float64)
 
 
-def _open_vllm(student: Student, *, scoring_architectures: Sequence[str], **settings: Any) -> Any:
-    """A `vllm.LLM` whose processes have a scoring model class for the architectures named."""
-    config = student.config
+def import_vllm() -> Any:
+    """The module, after seconds; raises `RuntimeError` if it is missing or of another version."""
     _set_environment()
     try:
         import vllm
@@ -262,6 +268,17 @@ def _open_vllm(student: Student, *, scoring_architectures: Sequence[str], **sett
             f"vLLM cannot be imported ({error}); install rsr-engine[gpu] or rsr-engine[cpu]"
         ) from error
     _check_version(vllm.__version__)
+    # vLLM imports its parts when they are first asked for.
+    _ = vllm.LLM
+    # It would try its chat template, miss the tokenizer it is told to skip, and print a traceback.
+    logging.getLogger("vllm.renderers.base").setLevel(logging.ERROR)
+    return vllm
+
+
+def _open_vllm(student: Student, *, scoring_architectures: Sequence[str], **settings: Any) -> Any:
+    """A `vllm.LLM` whose processes have a scoring model class for the architectures named."""
+    config = student.config
+    vllm = import_vllm()
     vllm_plugin.choose(scoring_architectures)
     with _cores_divided_among(config.tensor_parallel_size):
         return vllm.LLM(
@@ -271,6 +288,8 @@ def _open_vllm(student: Student, *, scoring_architectures: Sequence[str], **sett
             tensor_parallel_size=config.tensor_parallel_size,
             max_num_batched_tokens=config.max_num_batched_tokens,
             trust_remote_code=config.trust_remote_code,
+            # It gets token ids; to open a tokenizer, several times over, would take it seconds.
+            skip_tokenizer_init=True,
             enable_chunked_prefill=True,
             enforce_eager=not config.compile,
             disable_log_stats=True,

@@ -13,8 +13,9 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 from rsr.engine.chat import TrajectoryEncoder, load_tokenizer, resolve_chat_template
 from rsr.engine.config import Dtype, ScorerConfig
+from rsr.engine.facts import StudentFacts
+from rsr.engine.model_folder import WEIGHT_FILES, require_model_folder
 
-WEIGHT_FILES = ("*.safetensors", "*.bin", "*.pt", "*.gguf")
 LENGTH_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 
 
@@ -33,6 +34,10 @@ class Student:
     tokenizer: PreTrainedTokenizerBase
     chat_template: str | None
     fingerprint: dict[str, Any]
+
+    @property
+    def facts(self) -> StudentFacts:
+        return StudentFacts(self.config, self.chat_template is not None, self.fingerprint)
 
     def encoder(self) -> TrajectoryEncoder:
         return TrajectoryEncoder(
@@ -74,10 +79,7 @@ def open_student(config: ScorerConfig) -> Student:
 
 
 def _load_model_config(config: ScorerConfig) -> PretrainedConfig:
-    if (folder := Path(config.model)).exists():
-        _check_model_folder(folder)
-    elif config.model.startswith((".", "/", "~")):
-        raise ValueError(f"no such model folder: {config.model}")
+    require_model_folder(config.model)
     try:
         loaded = AutoConfig.from_pretrained(
             config.model, revision=config.revision, trust_remote_code=config.trust_remote_code
@@ -88,17 +90,6 @@ def _load_model_config(config: ScorerConfig) -> PretrainedConfig:
     if not loaded.architectures:
         raise ValueError(f"config.json of {config.model!r} names no architecture")
     return loaded
-
-
-def _check_model_folder(folder: Path) -> None:
-    if not folder.is_dir():
-        raise ValueError(f"the model {folder} is a file; expected a folder with config.json")
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"the model folder {folder} has no config.json")
-    if not any(next(folder.glob(pattern), None) for pattern in WEIGHT_FILES):
-        raise ValueError(
-            f"the model folder {folder} has no weights; expected one of {', '.join(WEIGHT_FILES)}"
-        )
 
 
 def _native_max_model_len(loaded: PretrainedConfig) -> int | None:

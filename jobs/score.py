@@ -15,11 +15,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
 from rsr.engine.config import ScorerConfig
+from rsr.engine.facts import StudentFacts
 from rsr.engine.trajectory import Status
 from rsr.jobs import score_columns
 from rsr.jobs.cluster.work import Failure, WorkQueue
@@ -56,9 +57,7 @@ from rsr.jobs.shards import (
 )
 from rsr.jobs.staging import stage_json
 from rsr.jobs.storage import is_remote
-
-if TYPE_CHECKING:
-    from rsr.engine.student import Student
+from rsr.jobs.venue import Venue
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -136,7 +135,7 @@ class ScoreResult:
 class Plan:
     """A run that can start. done: summary of the shards that need nothing more."""
 
-    student: "Student"
+    student: StudentFacts
     columns: TrajectoryColumns
     output: OutputFolder
     identity: dict[str, Any]
@@ -164,41 +163,36 @@ def run_score(options: ScoreOptions, progress: Progress, stop: StopRequest) -> S
             held.enter_context(output.lock())
             with kept_as_it_was(output, missing):
                 output.storage.remove_leftovers()
-                plan = _prepare(options, inputs, output)
+                venue = Venue(options, held)
+                plan = _prepare(options, inputs, output, venue)
         try:
-            return _execute(options, plan, progress, stop)
+            return _execute(options, plan, venue, progress, stop)
         finally:
             output.publish_logs()
 
 
 def _prepare(
-    options: ScoreOptions,
-    inputs: list[tuple[str, str]],
-    output: OutputFolder,
+    options: ScoreOptions, inputs: list[tuple[str, str]], output: OutputFolder, venue: Venue
 ) -> Plan:
     manifest = output.read_manifest()
+    is_new = manifest is None or options.overwrite
     shards, columns = _describe_input(options, inputs, output)
-    # transformers takes seconds to import: a wrong path should not wait for it.
-    from rsr.engine.student import open_student
-
-    try:
-        student = open_student(options.scorer)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-    if columns.messages and student.chat_template is None:
+    if is_new:
+        _require_disk_space(options, shards)
+    student = venue.open_student(with_cluster=is_new)
+    if columns.messages and not student.has_chat_template:
         raise UsageError(
             f"{options.scorer.model} has no chat template, and INPUT holds messages: give one "
             "with --chat-template FILE, or give prompt and response columns"
         )
     identity = _identity(options, student, columns, shards)
-    if manifest is not None and not options.overwrite:
+    if manifest is not None and not is_new:
         require_same_run(manifest, identity, options.output)
     else:
-        _require_disk_space(options, shards)
         if manifest is not None:
             output.clear({"shards": manifest["shards"]})
             shards, columns = _describe_input(options, inputs, output)
-        device = "cpu" if not _has_gpu() else "gpu"
+        device = "gpu" if venue.cluster().has_gpus else "cpu"
         manifest = identity | {
             "unit_rows": _unit_rows(sum(s.num_rows for s in shards), device),
             "unit_bytes": UNIT_BYTES[device],
@@ -215,7 +209,7 @@ def _unit_rows(num_rows: int, device: str) -> int:
 
 
 def _plan_work(
-    student: "Student",
+    student: StudentFacts,
     columns: TrajectoryColumns,
     output: OutputFolder,
     manifest: dict[str, Any],
@@ -306,7 +300,7 @@ def _as_parquet(file: str, name: str, output: OutputFolder) -> tuple[str, pa.Sch
 
 
 def _identity(
-    options: ScoreOptions, student: "Student", columns: TrajectoryColumns, shards: list[Shard]
+    options: ScoreOptions, student: StudentFacts, columns: TrajectoryColumns, shards: list[Shard]
 ) -> dict[str, Any]:
     """What two runs must agree on to write into one OUTPUT."""
     settings = asdict(student.config)
@@ -342,21 +336,14 @@ def _require_disk_space(options: ScoreOptions, shards: list[Shard]) -> None:
     require_disk_space(options.output, needed_bytes)
 
 
-def _has_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
-
-
 def _execute(
-    options: ScoreOptions, plan: Plan, progress: Progress, stop: StopRequest
+    options: ScoreOptions, plan: Plan, venue: Venue, progress: Progress, stop: StopRequest
 ) -> ScoreResult:
     total = Summary()
     total.merge(plan.done)
     result = ScoreResult(options.output, plan.output.log_path, total)
     if plan.unfinished:
-        # Ray and vLLM cost seconds to import: not before it is sure that there is work for them.
-        from rsr.jobs.cluster.run import ClusterOptions, run_on_cluster
+        from rsr.jobs.cluster.run import run_on_cluster
         from rsr.jobs.cluster.worker import WorkerJob
 
         report = run_on_cluster(
@@ -369,11 +356,7 @@ def _execute(
                 must_see=_local_paths(plan),
             ),
             WorkQueue(plan.unfinished, plan.todo),
-            ClusterOptions(
-                address=options.address,
-                num_workers=options.workers,
-                unit_timeout_s=options.unit_timeout_s,
-            ),
+            venue.cluster(),
             num_rows=sum(shard.num_rows for shard in plan.unfinished.values()),
             kept=plan.kept,
             progress=progress,

@@ -18,6 +18,11 @@ from rsr.jobs.cluster.worker import Introduction, Loaded, Problem, Scored, Worke
 from rsr.jobs.events import Cause
 
 
+def hire(room: Room) -> ActorHandle:
+    """Ask Ray for a worker's process; returns at once, whether or not there is room yet."""
+    return ray.remote(Worker).options(**room.resources).remote()
+
+
 @dataclass(frozen=True, slots=True)
 class _Call:
     """What a reference stands for. max_num_batched_tokens: to load with, once introduced."""
@@ -30,9 +35,11 @@ class _Call:
 class RayPool:
     """A `Pool` of Ray actors."""
 
-    def __init__(self, job: WorkerJob, room: Room) -> None:
+    def __init__(self, job: WorkerJob, room: Room, first: ActorHandle | None = None) -> None:
+        """first: a worker hired before the job was known."""
         self._job = ray.put(job)
         self._room = room
+        self._first = first
         self._actors: dict[int, ActorHandle] = {}
         self._calls: dict[Any, _Call] = {}
 
@@ -41,14 +48,11 @@ class RayPool:
         return self._room.num_places
 
     def start(self, worker: int, max_num_batched_tokens: int | None) -> None:
-        actor = self._actors[worker] = self._hire(worker)
-        self._calls[actor.introduce.remote()] = _Call(
+        actor = self._actors[worker] = self._first or hire(self._room)
+        self._first = None
+        self._calls[actor.introduce.remote(self._job)] = _Call(
             worker, max_num_batched_tokens=max_num_batched_tokens
         )
-
-    def _hire(self, worker: int) -> ActorHandle:
-        """Ask Ray for a process; returns at once, whether or not there is room yet."""
-        return ray.remote(Worker).options(**self._room.resources).remote(self._job)
 
     def send(self, worker: int, task: Task) -> None:
         self._calls[self._actors[worker].do.remote(task)] = _Call(worker, task)

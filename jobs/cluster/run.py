@@ -12,12 +12,19 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Self
 
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import RayError
+
+from rsr.engine.config import ScorerConfig
+from rsr.engine.facts import StudentFacts
 from rsr.jobs.cluster.deadlines import Deadlines
 from rsr.jobs.cluster.dispatcher import CannotStartError, Dispatcher
 from rsr.jobs.cluster.metrics import RunMetrics
-from rsr.jobs.cluster.pool import RayPool
-from rsr.jobs.cluster.session import ray_session, room_for_workers
+from rsr.jobs.cluster.pool import RayPool, hire
+from rsr.jobs.cluster.session import Room, ray_session, room_for_workers
 from rsr.jobs.cluster.work import Failure, WorkQueue
 from rsr.jobs.cluster.worker import WorkerJob
 from rsr.jobs.errors import Interrupted, UsageError
@@ -44,6 +51,10 @@ STOP_SECONDS = 10.0
 
 A spot machine's warning comes 30 s before the end at the least, and Ray needs some of them.
 """
+
+
+FIRST_WORKER_SECONDS = 60.0
+"""Until the driver opens the student itself: a crowded cluster has no room for a worker yet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,10 +94,56 @@ class RunReport:
                 self.setbacks[event.cause] += isinstance(event, WorkerLost) or event.attempts > 0
 
 
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """Ray, joined. first: a worker that was hired before there was a job."""
+
+    options: ClusterOptions
+    room: Room
+    first: ActorHandle | None = None
+
+    def with_first_worker(self) -> Self:
+        """Hire one before there is a job."""
+        return replace(self, first=hire(self.room))
+
+    def open_student(self, config: ScorerConfig) -> StudentFacts | None:
+        """What the first worker makes of the model.
+
+        None if it cannot be asked now: there is no room for it yet, say. Raises `UsageError`
+        for a model that cannot be used.
+        """
+        assert self.first is not None
+        asked = self.first.open_student.remote(config)
+        try:
+            facts = ray.get(asked, timeout=FIRST_WORKER_SECONDS)
+        except RayError as error:
+            logger.info("the first worker does not tell of the student: %s", error)
+            return None
+        if isinstance(facts, str):
+            raise UsageError(facts)
+        return facts
+
+    @property
+    def has_gpus(self) -> bool:
+        return "num_gpus" in self.room.resources
+
+
+@contextmanager
+def join_cluster(
+    options: ClusterOptions, *, tensor_parallel_size: int = 1, verbose: bool = False
+) -> Iterator[Cluster]:
+    """Join or start Ray; leave or end it after.
+
+    Raises `UsageError` if no cluster answers or no worker fits.
+    """
+    with ray_session(options.address, verbose=verbose):
+        yield Cluster(options, room_for_workers(options.num_workers, tensor_parallel_size))
+
+
 def run_on_cluster(
     job: WorkerJob,
     queue: WorkQueue,
-    options: ClusterOptions,
+    cluster: Cluster,
     *,
     num_rows: int,
     kept: Summary,
@@ -100,14 +157,10 @@ def run_on_cluster(
     is finished kept.
     """
     report = RunReport()
-    with (
-        EventLog(job.output.events_path) as log,
-        _probe(job) as job,
-        ray_session(options.address, verbose=job.verbose),
-    ):
-        room = room_for_workers(options.num_workers, job.scorer.tensor_parallel_size)
+    options = cluster.options
+    with EventLog(job.output.events_path) as log, _probe(job) as job:
         dispatcher = Dispatcher(
-            RayPool(job, room),
+            RayPool(job, cluster.room, cluster.first),
             queue,
             num_workers=options.num_workers,
             max_num_batched_tokens=job.scorer.max_num_batched_tokens,
@@ -124,7 +177,7 @@ def run_on_cluster(
             for listener in listeners:
                 listener(event)
 
-        num_workers = options.num_workers or room.num_places
+        num_workers = options.num_workers or cluster.room.num_places
         progress.loading(job.scorer.model, num_workers)
         tell(_started(job, num_rows - kept.num_rows, queue, num_workers))
         with _ending(report, queue, tell):

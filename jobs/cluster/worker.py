@@ -6,19 +6,22 @@ its cause; only unit descriptions and summaries cross the wire. Knows nothing of
 """
 
 import asyncio
+import gc
 import logging
 import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from rsr.engine.config import ScorerConfig, ScorerKind
 from rsr.engine.errors import is_out_of_memory
+from rsr.engine.facts import StudentFacts
 from rsr.engine.metrics import TrajectoryScore
 from rsr.engine.trajectory import Status, Trajectory
 from rsr.jobs import score_columns
@@ -48,6 +51,40 @@ class Engine(Protocol):
     def max_num_batched_tokens(self) -> int | None: ...
 
     def score(self, trajectories: Sequence[Trajectory]) -> list[TrajectoryScore]: ...
+
+
+def _open_student(config: ScorerConfig) -> StudentFacts | str:
+    with _quick_imports():
+        from rsr.engine.student import open_student
+
+        try:
+            return open_student(config).facts
+        except ValueError as error:
+            return str(error)
+
+
+def _import_engine() -> None:
+    # If this raises, so will `open_scorer`, whose caller listens.
+    with suppress(Exception), _quick_imports():
+        from rsr.engine.prefill import import_vllm
+
+        import_vllm()
+        # Whatever vLLM has of models hangs on this.
+        import rsr.engine.pooler  # noqa: F401
+
+
+@contextmanager
+def _quick_imports() -> Iterator[None]:
+    """Without the garbage collector, which finds nothing in modules and takes a fifth of the time.
+
+    What is imported stays: nor is it looked through later.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def open_scorer(config: ScorerConfig) -> Engine:
@@ -117,14 +154,14 @@ class _TaskError(Exception):
 
 
 class Worker:
-    """Methods are coroutines: Ray starts them in the order of the calls, and none blocks."""
+    """Methods are coroutines: Ray starts them in the order of the calls, and none blocks.
 
-    def __init__(self, job: WorkerJob) -> None:
-        if not job.verbose:
-            _redirect_output(job.output.log_path)
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
-        self._job = job
-        self._reader = TrajectoryReader(job.columns)
+    `introduce` comes before all but `open_student`.
+    """
+
+    def __init__(self) -> None:
+        self._job: WorkerJob
+        self._reader: TrajectoryReader
         self._engine: Engine
         # The engine has a thread of its own: CUDA and OpenMP remember which one called them first.
         self._reading, self._scoring, self._writing, self._committing = (
@@ -132,7 +169,23 @@ class Worker:
             for name in ("read", "engine", "write", "commit")
         )
 
-    async def introduce(self) -> Introduction:
+    async def open_student(self, config: ScorerConfig) -> StudentFacts | str:
+        """What `config` makes of the model, or why it is refused.
+
+        Then goes on to import what `load` will need, while the job is still prepared.
+        """
+        loop = asyncio.get_running_loop()
+        facts = await loop.run_in_executor(self._scoring, lambda: _open_student(config))
+        self._scoring.submit(_import_engine)
+        return facts
+
+    async def introduce(self, job: WorkerJob) -> Introduction:
+        """Take the job on."""
+        if not job.verbose:
+            _redirect_output(job.output.log_path)
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+        self._job = job
+        self._reader = TrajectoryReader(job.columns)
         missing = tuple(path for path in self._job.must_see if not path.exists())
         return Introduction(socket.gethostname(), os.getpid(), missing)
 

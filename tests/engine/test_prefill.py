@@ -1,11 +1,13 @@
 """The two engines against each other, and what they refuse to start with."""
 
+import json
 import logging
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from rsr.engine import Scorer, ScorerConfig, Trajectory, prefill, vllm_plugin
 
@@ -65,6 +67,59 @@ def test_unusual_head_is_scored_by_vllm_with_a_warning(tiny_student, monkeypatch
         logprobs = (model(ids).logits[0, :-1] / 2).log_softmax(1).gather(1, ids[0, 1:, None])
     expected = logprobs[-row.num_tokens :, 0].numpy()
     np.testing.assert_allclose(row.tokens.logprobs, expected, rtol=0, atol=1e-4)
+
+
+def quantise_head(folder, group_size=32):
+    """Make the checkpoint's LM head GPTQ, symmetric 4 bits; returns what it stands for, (V, D)."""
+    tensors = load_file(folder / "model.safetensors")
+    weight = tensors.pop("lm_head.weight").T.contiguous()
+    num_inputs, num_outputs = weight.shape
+    groups = weight.view(-1, group_size, num_outputs)
+    scales = (groups.abs().amax(1) / 7).bfloat16().float()
+    levels = (groups / scales[:, None]).round().clamp(-8, 7).view(num_inputs, num_outputs)
+    # Eight levels of four bits in each int32, along the inputs; v1 stores zero points less one.
+    nibbles = (levels.long() + 8).view(-1, 8, num_outputs) << (4 * torch.arange(8))[:, None]
+    zeros = torch.full((len(scales), num_outputs // 8), 0x77777777, dtype=torch.int32)
+    tensors |= {
+        "lm_head.qweight": nibbles.sum(1).to(torch.uint32).view(torch.int32),
+        "lm_head.scales": scales.bfloat16(),
+        "lm_head.qzeros": zeros,
+        "lm_head.g_idx": (torch.arange(num_inputs) // group_size).int(),
+    }
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    path = folder / "config.json"
+    gptq = {"bits": 4, "group_size": group_size, "desc_act": False, "sym": True, "lm_head": True}
+    quantization = {"quant_method": "gptq", **gptq, "dynamic": {"-:model.*": {}}}
+    path.write_text(
+        json.dumps(json.loads(path.read_text()) | {"quantization_config": quantization})
+    )
+    return (levels.view_as(groups) * scales[:, None]).view(num_inputs, num_outputs).T
+
+
+@pytest.mark.vllm
+def test_quantised_head_is_scored_by_vllm_with_a_warning(save_student, tmp_path, caplog):
+    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "initializer_range": 0.2}
+    folder = save_student(
+        LlamaConfig(**shape, **heads, vocab_size=320, tie_word_embeddings=False), tmp_path
+    )
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model.lm_head.weight.data = quantise_head(folder)
+    settings = {"dtype": "bfloat16", "token_scores": True, "chat_template": "none"}
+    with (
+        caplog.at_level(logging.WARNING),
+        Scorer(ScorerConfig(model=str(folder), max_model_len=MAX_MODEL_LEN, **settings)) as scorer,
+    ):
+        assert scorer.kind == "prompt-logprobs"
+        (row,) = scorer.score(ROWS[1:])
+    assert "not a plain matrix" in caplog.text
+    ids = tokenizer(ROWS[1].prompt + ROWS[1].response, return_tensors="pt").input_ids
+    with torch.inference_mode():
+        logprobs = model(ids).logits[0, :-1].log_softmax(1).gather(1, ids[0, 1:, None])
+    expected = logprobs[-row.num_tokens :, 0].numpy()
+    # bf16 hidden states; another head would be off by nats.
+    np.testing.assert_allclose(row.tokens.logprobs, expected, rtol=0, atol=0.15)
 
 
 @pytest.mark.vllm

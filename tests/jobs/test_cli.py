@@ -67,7 +67,7 @@ def test_json_that_is_not_rows_leaves_no_staged_copy(tmp_path, tiny_student):
     ("missing", "message"),
     [
         ("model.safetensors", "has no weights"),
-        ("tokenizer.json", "no usable tokenizer"),
+        pytest.param("tokenizer.json", "no usable tokenizer", marks=pytest.mark.ray),
         ("config.json", "has no config.json"),
     ],
 )
@@ -84,6 +84,7 @@ def test_model_that_is_not_there(tmp_path, data):
     assert_refused(score(data, out, "--model", tmp_path / "none"), "no such model folder", out)
 
 
+@pytest.mark.ray
 def test_messages_for_a_model_without_a_template(tmp_path, data, tiny_student):
     out = tmp_path / "out"
     result = score(data, out, "--model", tiny_student, "--chat-template", "none")
@@ -158,7 +159,12 @@ def test_input_that_was_scored_already(tmp_path, tiny_student):
         ("--on-long", "cut", "is not one of"),
         ("--limit", "0", "is not in the range"),
         ("--gpu-memory-utilization", "1.5", "is not in the range"),
-        ("--max-model-len", "99999", "the model takes 512 tokens at most"),
+        pytest.param(
+            "--max-model-len",
+            "99999",
+            "the model takes 512 tokens at most",
+            marks=pytest.mark.ray,
+        ),
         ("--unknown", "1", "No such option"),
     ],
 )

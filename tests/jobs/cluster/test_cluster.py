@@ -14,7 +14,7 @@ from rich.console import Console
 from rsr.engine.config import ScorerConfig
 from rsr.engine.metrics import TrajectoryScore, score_tokens
 from rsr.engine.trajectory import Status, TokenScores, Trajectory
-from rsr.jobs.cluster.run import ClusterOptions, RunReport, run_on_cluster
+from rsr.jobs.cluster.run import ClusterOptions, RunReport, join_cluster, run_on_cluster
 from rsr.jobs.cluster.work import WorkQueue
 from rsr.jobs.cluster.worker import WorkerJob
 from rsr.jobs.errors import UsageError
@@ -94,15 +94,16 @@ def run_texts(
         open_engine=open_engine,
     )
     output.state.mkdir(parents=True)
-    report = run_on_cluster(
-        job,
-        WorkQueue({shard.name: shard}, cut_units(shard, max_rows=unit_rows, max_bytes=1 << 30)),
-        ClusterOptions(num_workers=2, **options),
-        num_rows=len(texts),
-        kept=Summary(),
-        progress=Progress(Console(quiet=True)),
-        stop=StopRequest(),
-    )
+    with join_cluster(ClusterOptions(num_workers=2, **options)) as cluster:
+        report = run_on_cluster(
+            job,
+            WorkQueue({shard.name: shard}, cut_units(shard, max_rows=unit_rows, max_bytes=1 << 30)),
+            cluster,
+            num_rows=len(texts),
+            kept=Summary(),
+            progress=Progress(Console(quiet=True)),
+            stop=StopRequest(),
+        )
     written = root / "out" / shard.name
     table = pq.read_table(written) if written.exists() else None
     return report, table, list(read_events(output.events_path))

@@ -1,0 +1,64 @@
+"""Student and cluster of a run, each opened when it is sure to be needed.
+
+Both cost seconds of imports and of processes that start. A new run therefore joins the cluster
+first and has a worker, which must import the student's libraries anyway, look at the student: the
+driver never imports them. Knows nothing of what the run is about.
+"""
+
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from rsr.engine.facts import StudentFacts
+from rsr.engine.model_folder import require_model_folder
+from rsr.jobs.errors import UsageError
+
+if TYPE_CHECKING:
+    from rsr.jobs.cluster.run import Cluster
+    from rsr.jobs.score import ScoreOptions
+
+
+class Venue:
+    """held: leaves the cluster when it is closed."""
+
+    def __init__(self, options: "ScoreOptions", held: ExitStack) -> None:
+        self._options, self._held = options, held
+        self._cluster: Cluster | None = None
+
+    def open_student(self, *, with_cluster: bool) -> StudentFacts:
+        """What the student is. with_cluster: there is work for one, so let it have a look.
+
+        Raises `UsageError` for what is wrong with either.
+        """
+        scorer = self._options.scorer
+        try:
+            require_model_folder(scorer.model)
+            if with_cluster:
+                self._cluster = self._join().with_first_worker()
+                if (facts := self._cluster.open_student(scorer)) is not None:
+                    return facts
+            from rsr.engine.student import open_student
+
+            return open_student(scorer).facts
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+
+    def cluster(self) -> "Cluster":
+        """The cluster, joined by now."""
+        if self._cluster is None:
+            self._cluster = self._join()
+        return self._cluster
+
+    def _join(self) -> "Cluster":
+        from rsr.jobs.cluster.run import ClusterOptions, join_cluster
+
+        options = self._options
+        joining = join_cluster(
+            ClusterOptions(
+                address=options.address,
+                num_workers=options.workers,
+                unit_timeout_s=options.unit_timeout_s,
+            ),
+            tensor_parallel_size=options.scorer.tensor_parallel_size,
+            verbose=options.verbose,
+        )
+        return self._held.enter_context(joining)
