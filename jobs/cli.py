@@ -5,30 +5,19 @@ What all commands share is in `command.py`.
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import click
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rsr.engine.config import (
-    Dtype,
-    LogitsDtype,
-    OnLong,
-    PrefixReuse,
-    ScorerConfig,
-    ScorerKind,
-)
-from rsr.engine.metrics import DEFAULT_RANK_CLIP
 from rsr.jobs.bench.cli import bench
 from rsr.jobs.cluster.work import Failure
 from rsr.jobs.command import (
     EXIT_FAILURES,
     Place,
-    RankClip,
     configure_logging,
     guarded,
     json_option,
@@ -48,135 +37,11 @@ from rsr.jobs.interrupt import StopRequest
 from rsr.jobs.planning.cli import plan
 from rsr.jobs.progress import Progress, format_seconds
 from rsr.jobs.score import ScoreOptions, ScoreResult, run_score
+from rsr.jobs.scorer_options import scorer_config, scorer_options
 from rsr.jobs.selection.cli import filter_, select
 from rsr.jobs.shards import TrajectoryColumns
 from rsr.jobs.status import status
 from rsr.jobs.verify import verify
-
-DEFAULTS = ScorerConfig(model="-")
-
-
-def _choices(literal: Any) -> click.Choice[str]:
-    return click.Choice(get_args(literal))
-
-
-def scorer_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that become a `ScorerConfig`, named as its fields are."""
-    options = [
-        click.option(
-            "--model", required=True, help="The student: a folder, or a Hugging Face hub name."
-        ),
-        click.option("--revision", help="Branch, tag or commit of a hub model."),
-        click.option(
-            "--dtype",
-            type=_choices(Dtype),
-            default=DEFAULTS.dtype,
-            show_default=True,
-            help="Of weights and activations; auto is the checkpoint's own. float32 is exact, and "
-            "faster than bfloat16 on CPUs without bfloat16 instructions.",
-        ),
-        click.option(
-            "--logits-dtype",
-            type=_choices(LogitsDtype),
-            default=DEFAULTS.logits_dtype,
-            show_default=True,
-            help="float32 ranks unrounded logits; model rounds them to --dtype first, as the "
-            "published code does (RSR then comes out about 2 % low in bfloat16).",
-        ),
-        click.option(
-            "--rank-clip",
-            type=RankClip(),
-            default=str(DEFAULT_RANK_CLIP),
-            show_default=True,
-            help="r_max of Eq. 7, in ranks, or none. 100 is the paper's; sums at 50, 100, 200, "
-            "500 and none are stored whatever it is.",
-        ),
-        click.option(
-            "--entropy/--no-entropy",
-            default=DEFAULTS.entropy,
-            show_default=True,
-            help="Fill rsr_mean_entropy (nats); without, it is null.",
-        ),
-        click.option(
-            "--token-columns",
-            "token_scores",
-            is_flag=True,
-            help="Also write each scored token's id, rank and log-probability (nats).",
-        ),
-        click.option(
-            "--max-model-len",
-            type=click.IntRange(min=2),
-            help="Longest sequence, in tokens; default: what the model's config.json says.",
-        ),
-        click.option(
-            "--on-long",
-            type=_choices(OnLong),
-            default=DEFAULTS.on_long,
-            show_default=True,
-            help="A longer row: score its first --max-model-len tokens (status truncated), or "
-            "skip it (status too_long).",
-        ),
-        click.option(
-            "--chat-template",
-            default=DEFAULTS.chat_template,
-            show_default=True,
-            help="auto is the tokenizer's own; none scores prompt + response as plain text; "
-            "else a Jinja file.",
-        ),
-        click.option(
-            "--score-end-of-turn",
-            is_flag=True,
-            help="Also score the token that ends each assistant turn; the paper does not.",
-        ),
-        click.option(
-            "--prefix-reuse",
-            type=_choices(PrefixReuse),
-            default=DEFAULTS.prefix_reuse,
-            show_default=True,
-            help="Compute a prompt shared by several rows once; auto where it saves work.",
-        ),
-        click.option(
-            "--tensor-parallel-size",
-            type=click.IntRange(min=1),
-            default=DEFAULTS.tensor_parallel_size,
-            show_default=True,
-            help="GPUs that share one copy of the model.",
-        ),
-        click.option(
-            "--gpu-memory-utilization",
-            type=click.FloatRange(min=0, max=1, min_open=True),
-            default=DEFAULTS.gpu_memory_utilization,
-            show_default=True,
-            help="Share of each GPU's memory for weights and KV cache.",
-        ),
-        click.option(
-            "--max-num-batched-tokens",
-            type=click.IntRange(min=1),
-            help="Tokens of one prefill step; default: vLLM's choice.",
-        ),
-        click.option(
-            "--scorer",
-            type=_choices(ScorerKind),
-            default=DEFAULTS.scorer,
-            show_default=True,
-            help="kernel ranks without forming logits; prompt-logprobs has vLLM do it, as a "
-            "cross-check: slower, ties count against the target, no entropy.",
-        ),
-        click.option(
-            "--compile/--no-compile",
-            default=DEFAULTS.compile,
-            show_default=True,
-            help="Let vLLM compile the model: faster steps, for a minute or more at the start.",
-        ),
-        click.option(
-            "--trust-remote-code",
-            is_flag=True,
-            help="Run Python code that comes with the checkpoint. Off: it could do anything.",
-        ),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -188,7 +53,7 @@ def main() -> None:
 @main.command()
 @click.argument("input", metavar="INPUT")
 @click.argument("output", metavar="OUTPUT", type=Place())
-@scorer_options
+@scorer_options()
 @click.option("--messages-column", help="Column of {role, content} lists. [default: messages]")
 @click.option("--prompt-column", help="Column of prompts. [default: prompt]")
 @click.option("--response-column", help="Column of responses. [default: response]")
@@ -248,7 +113,7 @@ def score(
         options = ScoreOptions(
             input=input,
             output=output,
-            scorer=_scorer_config(scorer),
+            scorer=scorer_config(scorer),
             columns=columns,
             limit=limit,
             workers=workers,
@@ -267,13 +132,6 @@ def score(
     else:
         print_score_result(result)
     sys.exit(EXIT_FAILURES if result.failures else 0)
-
-
-def _scorer_config(fields: dict[str, Any]) -> ScorerConfig:
-    try:
-        return ScorerConfig(**fields)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
 
 
 def _trajectory_columns(

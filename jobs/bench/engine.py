@@ -11,13 +11,12 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
 from rich.table import Table
 
-from rsr.engine.config import Dtype, PrefixReuse, ScorerConfig
 from rsr.engine.metrics import rank_surprisal_ratio
 from rsr.engine.trajectory import Trajectory
 from rsr.jobs.bench.child import ChildProcess
@@ -34,6 +33,7 @@ from rsr.jobs.bench.engine_runs import (
     run_way,
 )
 from rsr.jobs.errors import UsageError
+from rsr.jobs.scorer_options import scorer_config, scorer_options
 from rsr.jobs.shards import (
     TrajectoryColumns,
     Unit,
@@ -63,6 +63,7 @@ class EngineRow:
     num_tokens: int
     dtype: str
     prefix_reuse: str
+    compile: bool
     num_threads: int
     torch_version: str
     time_s: float
@@ -133,6 +134,7 @@ def _row(
         num_tokens=num_tokens,
         dtype=workload.config.dtype,
         prefix_reuse=workload.config.prefix_reuse,
+        compile=workload.config.compile,
         num_threads=torch.get_num_threads(),
         torch_version=torch.__version__,
         time_s=time_s,
@@ -161,7 +163,6 @@ def _largest_differences(
 
 
 @click.command()
-@click.option("--model", required=True, help="The student: a folder, or a Hugging Face hub name.")
 @click.option(
     "--input",
     "input_path",
@@ -183,23 +184,8 @@ def _largest_differences(
     type=click.IntRange(1),
     help="Join rows to plain texts of at least this many characters and score those whole.",
 )
-@click.option(
-    "--dtype",
-    type=click.Choice(get_args(Dtype)),
-    default="auto",
-    show_default=True,
-    help="Of weights and activations; auto is the checkpoint's own.",
-)
-@click.option(
-    "--prefix-reuse",
-    type=click.Choice(get_args(PrefixReuse)),
-    default="auto",
-    show_default=True,
-    help="Of our engine; the bare prefill computes every row whole.",
-)
-@click.option("--max-model-len", type=click.IntRange(min=2), help="Longest sequence, in tokens.")
-@click.option(
-    "--max-num-batched-tokens", type=click.IntRange(min=1), help="Tokens of one prefill step."
+@scorer_options(
+    "model", "dtype", "prefix_reuse", "max_model_len", "max_num_batched_tokens", "compile"
 )
 @click.option(
     "--prompt-logprobs/--no-prompt-logprobs",
@@ -238,37 +224,28 @@ def _largest_differences(
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 def engine(
-    model: str,
     input_path: Path,
     max_rows: int,
     min_characters: int | None,
-    dtype: Dtype,
-    prefix_reuse: PrefixReuse,
-    max_model_len: int | None,
-    max_num_batched_tokens: int | None,
     prompt_logprobs: bool,
     published_folder: Path | None,
     batch_size: int,
     num_rounds: int,
     num_verified: int,
     as_json: bool,
+    **scorer: Any,
 ) -> None:
-    """Time whole-trajectory scoring beside a bare vLLM prefill, which is the limit."""
+    """Time whole-trajectory scoring beside a bare vLLM prefill, which is the limit.
+
+    The bare prefill computes every row whole, whatever --prefix-reuse says.
+    """
     # Seconds of imports that `rsr --help` must not wait for.
     from rsr.engine.student import open_student
     from rsr.jobs.bench.engine_verify import verify
 
     try:
         trajectories = read_rows(input_path, max_rows)
-        config = open_student(
-            ScorerConfig(
-                model=model,
-                dtype=dtype,
-                prefix_reuse=prefix_reuse,
-                max_model_len=max_model_len,
-                max_num_batched_tokens=max_num_batched_tokens,
-            )
-        ).config
+        config = open_student(scorer_config(scorer)).config
     except (UsageError, ValueError) as error:
         raise click.UsageError(str(error)) from None
     if min_characters is not None:
@@ -321,7 +298,7 @@ def _table(rows: Sequence[EngineRow]) -> Table:
     first = rows[0]
     table = Table(
         title=f"{first.num_rows} rows, {first.num_tokens} tokens, {first.dtype}, "
-        f"prefix reuse {first.prefix_reuse}"
+        f"prefix reuse {first.prefix_reuse}{', compiled' if first.compile else ''}"
     )
     table.add_column("way")
     for column in (

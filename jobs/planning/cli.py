@@ -4,21 +4,20 @@ import json
 import math
 from dataclasses import asdict
 from pathlib import Path
-from typing import get_args
+from typing import Any
 
 import click
 from rich.console import Console
 from rich.table import Table
 
-from rsr.engine.config import Dtype, ScorerConfig
 from rsr.jobs.command import guarded, json_option
 from rsr.jobs.planning.gpus import GPUS
 from rsr.jobs.planning.prediction import RunPlan, plan_run
+from rsr.jobs.scorer_options import scorer_config, scorer_options
 
 
 @click.command()
 @click.argument("input", metavar="INPUT")
-@click.option("--model", required=True, help="The student: a folder, or a Hugging Face hub name.")
 @click.option("--gpu", required=True, type=click.Choice(sorted(GPUS)), help="Which GPU.")
 @click.option(
     "--num-gpus", type=click.IntRange(min=1), default=1, show_default=True, help="How many of it."
@@ -37,39 +36,25 @@ from rsr.jobs.planning.prediction import RunPlan, plan_run
     show_default=True,
     help="Rows to tokenize.",
 )
-@click.option(
-    "--dtype",
-    type=click.Choice(get_args(Dtype)),
-    default="auto",
-    show_default=True,
-    help="Of weights and activations; auto is the checkpoint's own.",
-)
-@click.option("--max-model-len", type=click.IntRange(min=2), help="Longest sequence, in tokens.")
-@click.option("--token-columns", is_flag=True, help="As for rsr score: a larger output.")
+@scorer_options("model", "dtype", "max_model_len", "token_scores")
 @json_option
 def plan(
     input: str,
-    model: str,
     gpu: str,
     num_gpus: int,
     calibration: Path | None,
     sample_rows: int,
-    dtype: Dtype,
-    max_model_len: int | None,
-    token_columns: bool,
     as_json: bool,
+    **scorer: Any,
 ) -> None:
     """Predict what rsr score over INPUT would take: tokens, memory, hours, GPU-hours, output.
 
     Reads a sample of rows and the student's configuration; loads no weights and needs no GPU.
     """
-    scorer = ScorerConfig(
-        model=model, dtype=dtype, max_model_len=max_model_len, token_scores=token_columns
-    )
     predicted = guarded(
         lambda _stop: plan_run(
             input,
-            scorer,
+            scorer_config(scorer),
             GPUS[gpu],
             num_gpus=num_gpus,
             sample_rows=sample_rows,
@@ -79,7 +64,7 @@ def plan(
     if as_json:
         click.echo(json.dumps(asdict(predicted)))
     else:
-        _print(predicted, input, model)
+        _print(predicted, input, scorer["model"])
 
 
 def _print(predicted: RunPlan, source: str, model: str) -> None:
