@@ -7,8 +7,9 @@ import logging
 import os
 import signal
 import socket
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,10 +53,12 @@ def ray_session(address: str | None, *, verbose: bool) -> Iterator[None]:
         # Ray puts a handler of its own in the driver's place, which knows nothing of exit codes.
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    # Ray tells of dead workers on stdout, which is for results.
+    with redirect_stdout(sys.stderr):
+        try:
+            yield
+        finally:
+            ray.shutdown()
 
 
 def _require_answer(address: str) -> None:
