@@ -96,6 +96,11 @@ class Candidates:
     def num_candidates(self) -> int:
         return int(np.count_nonzero(self.is_candidate))
 
+    def num_groups_of(self, chosen: NDArray[np.bool_]) -> int:
+        """Groups that any row of the (N,) mask `chosen` is of."""
+        assert self.groups is not None
+        return _num_distinct(self.groups[chosen], self.num_groups)
+
     def count_groups(self, chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
         """(num_groups,) rows of each group in the (N,) mask `chosen`."""
         assert self.groups is not None
@@ -133,14 +138,17 @@ def read_candidates(
     if group_column is not None:
         groups, num_groups = encode(frame["group"])
         is_null = groups < 0
-        num_distinct = int(np.count_nonzero(np.bincount(groups[~is_null])))
-        if null_is_group:
-            groups[is_null] = num_groups
-            num_groups += bool(is_null.any())
+        if not is_null.any():
+            num_distinct = _num_distinct(groups, num_groups)
         else:
-            num_ungrouped = int(np.count_nonzero(is_null & candidate))
-            rsr[is_null] = np.nan
-            groups[is_null] = 0
+            num_distinct = _num_distinct(groups[~is_null], num_groups)
+            if null_is_group:
+                groups[is_null] = num_groups
+                num_groups += 1
+            else:
+                num_ungrouped = int(np.count_nonzero(is_null & candidate))
+                rsr[is_null] = np.nan
+                groups[is_null] = 0
     _require_some(table, frame.height, num_scored, rsr, num_ungrouped)
     return Candidates(
         rsr=rsr,
@@ -152,6 +160,12 @@ def read_candidates(
         num_distinct_groups=num_distinct,
         num_ungrouped=num_ungrouped,
     )
+
+
+def _num_distinct(groups: NDArray[np.int32], num_groups: int) -> int:
+    seen = np.zeros(num_groups, bool)
+    seen[groups] = True
+    return int(np.count_nonzero(seen))
 
 
 def _collect(table: ScoredTable, wanted: dict[str, pl.Expr]) -> pl.DataFrame:

@@ -110,8 +110,7 @@ def run_filter(options: FilterOptions, stop: StopRequest) -> SelectionResult:
             )
         facts: Facts = {"ties_by": id_column or "position"}
         if options.within is not None:
-            sizes = candidates.count_groups(candidates.is_candidate)
-            facts["num_groups"] = int(np.count_nonzero(sizes))
+            facts["num_groups"] = candidates.num_groups_of(candidates.is_candidate)
         return keep, facts
 
     return run_selection(

@@ -113,14 +113,31 @@ def _words_of_last_rows(
     rows: Rows, words: NDArray[np.uint64], max_rows: NDArray[np.int64]
 ) -> NDArray[np.uint64]:
     """(num_groups,) word of the last row that each group may keep."""
-    sizes = rows.group_sizes()
-    starts = np.cumsum(sizes) - sizes
     ordered = np.sort(words)
+    starts, sizes = _runs_of_groups(rows, ordered)
     last = np.full(rows.num_groups, OUTSIDE)
     last[max_rows <= 0] = 0
     cut = np.flatnonzero((max_rows > 0) & (max_rows < sizes))
     last[cut] = ordered[starts[cut] + max_rows[cut] - 1]
     return last
+
+
+def _runs_of_groups(
+    rows: Rows, ordered: NDArray[np.uint64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(num_groups,) where each group begins among the sorted words, and how many it has."""
+    num_words = int(np.searchsorted(ordered, OUTSIDE))
+    starts, sizes = np.zeros((2, rows.num_groups), np.int64)
+    group_bits = (rows.num_groups - 1).bit_length()
+    if not group_bits or not num_words:
+        sizes[0] = num_words
+        return starts, sizes
+    # In the order of the words, which is quicker than to count in that of the rows.
+    numbers = ordered[:num_words] >> np.uint64(64 - group_bits)
+    edges = np.concatenate([[0], np.flatnonzero(numbers[1:] != numbers[:-1]) + 1, [num_words]])
+    present = numbers[edges[:-1]]
+    starts[present], sizes[present] = edges[:-1], np.diff(edges)
+    return starts, sizes
 
 
 def _words_over_budget(

@@ -197,20 +197,18 @@ def _select_under_quotas(
 
 
 def _facts(options: SelectOptions, candidates: Candidates, keep: Mask) -> Facts:
-    sizes = candidates.count_groups(candidates.is_candidate)
-    kept = candidates.count_groups(keep)
     num_unjudged = 0
     if options.quality_column is not None:
         is_judged = np.isfinite(candidates.extra[QUALITY].to_numpy())
         num_unjudged = int(np.count_nonzero(candidates.is_candidate & ~is_judged))
     facts: Facts = {
-        "num_groups": int(np.count_nonzero(sizes)),
-        "num_groups_without_row": candidates.num_distinct_groups - int(np.count_nonzero(kept)),
+        "num_groups": candidates.num_groups_of(candidates.is_candidate),
+        "num_groups_without_row": candidates.num_distinct_groups - candidates.num_groups_of(keep),
         "num_ungrouped": candidates.num_ungrouped,
         "num_unjudged": num_unjudged,
     }
     if options.keep is not None and options.keep > 1:
-        num_complete = int(np.count_nonzero(kept >= options.keep))
+        num_complete = int(np.count_nonzero(candidates.count_groups(keep) >= options.keep))
         facts["num_groups_short"] = candidates.num_distinct_groups - num_complete
     return facts
 
