@@ -23,10 +23,10 @@ from rsr.jobs.selection.candidates import (
     read_candidates,
 )
 from rsr.jobs.selection.composition import DescribingColumns
-from rsr.jobs.selection.decode import Mask
 from rsr.jobs.selection.ranking import Rows, keep_best, share_of
 from rsr.jobs.selection.result import SelectionResult
 from rsr.jobs.selection.run import Facts, run_selection
+from rsr.jobs.selection.subset import Mask
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

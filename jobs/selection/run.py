@@ -15,9 +15,8 @@ from rsr.jobs.interrupt import StopRequest
 from rsr.jobs.scored import ScoredTable, open_scored
 from rsr.jobs.selection.candidates import Candidates
 from rsr.jobs.selection.composition import Composition, DescribingColumns, Part, parts_of
-from rsr.jobs.selection.decode import Mask
 from rsr.jobs.selection.result import SelectionResult
-from rsr.jobs.selection.subset import result_path, write_subset
+from rsr.jobs.selection.subset import Mask, result_path, write_subset
 
 Facts = dict[str, Any]
 

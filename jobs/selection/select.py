@@ -27,12 +27,12 @@ from rsr.jobs.selection.candidates import (
     read_candidates,
 )
 from rsr.jobs.selection.composition import DescribingColumns
-from rsr.jobs.selection.decode import Mask
 from rsr.jobs.selection.objectives import pareto_front, weighted
 from rsr.jobs.selection.quotas import Quota, admit
 from rsr.jobs.selection.ranking import Rows, keep_best, ranked
 from rsr.jobs.selection.result import SelectionResult
 from rsr.jobs.selection.run import Facts, run_selection
+from rsr.jobs.selection.subset import Mask
 
 Objective = Literal["pareto", "weighted"]
 

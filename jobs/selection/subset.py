@@ -5,9 +5,10 @@
     OUTPUT/.rsr/receipts/<shard>.json   a finished shard
     OUTPUT/.rsr/composition.json        the result, as `--json` prints it
 
-Rows are decoded by `decode.py` and encoded with pyarrow, in the types that they came in. A choice
-is a function of input and settings, so a run that was stopped decides again and copies only the
-shards that have no receipt. Knows nothing of scores or of how rows were chosen.
+Rows are copied with pyarrow, not Polars, which normalises Arrow types (dictionary keys, maps,
+fixed-size binary, 256-bit decimals, time32); row groups without a chosen row are not read. A
+choice is a function of input and settings, so a run that was stopped decides again and copies
+only the shards that have no receipt. Knows nothing of scores or of how rows were chosen.
 """
 
 import json
@@ -21,6 +22,7 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
 
@@ -37,18 +39,21 @@ from rsr.jobs.preflight import (
     require_same_run,
 )
 from rsr.jobs.scored import ScoredTable
-from rsr.jobs.selection.decode import Mask, chosen_rows
 from rsr.jobs.shard_writer import compression_of
 from rsr.jobs.shards import Shard, open_parquet
 
 MAX_COPIES_AT_A_TIME = 8
 """Each holds a row group of kept rows and what encodes it: 100 to 200 MiB."""
+READ_BATCH_BYTES = 32 << 20
+MAX_READ_BATCH_ROWS = 1 << 16
 ROW_GROUP_BYTES = 64 << 20
 """Decoded size at which a row group is written, however few rows that is."""
 ROW_GROUP_ROWS = 1 << 16
 """Rows at which one is written, unless the input's own are larger: a few kept rows of each of
 many small row groups should not become as many smaller ones."""
 DICTIONARY_SAMPLE_ROWS = 1024
+
+Mask = NDArray[np.bool_]
 
 
 def write_subset(
@@ -177,15 +182,30 @@ def _output_path(folder: OutputFolder, shard: Shard) -> Path:
 
 def _copy_rows(shard: Shard, mask: Mask, target: Path, stop: StopRequest) -> None:
     """Write the shard's chosen rows, holding no more than one row group of them."""
-    with open_parquet(shard.path) as source, _Pending(target, source) as pending:
-        for batch in chosen_rows(shard.path, mask):
-            stop.check()
-            pending.add(batch)
+    with open_parquet(shard.path) as source:
+        metadata = source.metadata
+        with _Pending(target, source) as pending:
+            start = 0
+            for group in range(metadata.num_row_groups):
+                num_rows = metadata.row_group(group).num_rows
+                if mask[start : start + num_rows].any():
+                    batch_rows = _batch_rows(metadata.row_group(group))
+                    for batch in source.iter_batches(batch_rows, [group], use_threads=False):
+                        stop.check()
+                        pending.add(batch, mask[start : start + batch.num_rows])
+                        start += batch.num_rows
+                else:
+                    start += num_rows
 
 
 def _max_group_rows(metadata: pq.FileMetaData) -> int:
     groups = (metadata.row_group(i) for i in range(metadata.num_row_groups))
     return max([ROW_GROUP_ROWS, *(group.num_rows for group in groups)])
+
+
+def _batch_rows(group: pq.RowGroupMetaData) -> int:
+    bytes_per_row = max(1, group.total_byte_size // group.num_rows)
+    return max(1, min(MAX_READ_BATCH_ROWS, READ_BATCH_BYTES // bytes_per_row))
 
 
 class _Pending:
@@ -210,12 +230,13 @@ class _Pending:
         if self._writer is not None:
             self._writer.close()
 
-    def add(self, rows: pa.RecordBatch) -> None:
-        if self._num_rows + rows.num_rows > self._max_rows:
-            self.flush()
-        self._batches.append(rows)
-        self._num_rows += rows.num_rows
-        self._num_bytes += rows.nbytes
+    def add(self, batch: pa.RecordBatch, mask: Mask) -> None:
+        for part in _chosen(batch, mask):
+            if self._num_rows + part.num_rows > self._max_rows:
+                self.flush()
+            self._batches.append(part)
+            self._num_rows += part.num_rows
+            self._num_bytes += part.nbytes
         if self._num_bytes >= ROW_GROUP_BYTES:
             self.flush()
 
@@ -268,3 +289,16 @@ def _leaves(array: pa.Array) -> Iterator[pa.Array]:
         yield from _leaves(array.flatten())
     else:
         yield array
+
+
+def _chosen(batch: pa.RecordBatch, mask: Mask) -> list[pa.RecordBatch]:
+    if not mask.any():
+        return []
+    if mask.all():
+        return [batch]
+    try:
+        return [batch.filter(pa.array(mask))]
+    except pa.ArrowNotImplementedError:
+        # Views cannot be filtered yet; slices of runs can be had of any type.
+        edges = np.flatnonzero(np.diff(mask, prepend=False, append=False)).reshape(-1, 2)
+        return [batch.slice(start, stop - start) for start, stop in edges.tolist()]
