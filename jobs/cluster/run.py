@@ -26,7 +26,7 @@ from rsr.jobs.cluster.metrics import RunMetrics
 from rsr.jobs.cluster.pool import RayPool, hire
 from rsr.jobs.cluster.session import Room, ray_session, room_for_workers
 from rsr.jobs.cluster.work import Failure, WorkQueue
-from rsr.jobs.cluster.worker import WorkerJob
+from rsr.jobs.cluster.worker import Refused, WorkerJob
 from rsr.jobs.errors import Interrupted, UsageError
 from rsr.jobs.events import (
     Event,
@@ -119,8 +119,11 @@ class Cluster:
         except RayError as error:
             logger.info("the first worker does not tell of the student: %s", error)
             return None
-        if isinstance(facts, str):
-            raise UsageError(facts)
+        if isinstance(facts, Refused):
+            is_here = facts.node == socket.gethostname()
+            raise UsageError(
+                facts.reason if is_here else f"the machine {facts.node}: {facts.reason}"
+            )
         return facts
 
     @property

@@ -53,40 +53,6 @@ class Engine(Protocol):
     def score(self, trajectories: Sequence[Trajectory]) -> list[TrajectoryScore]: ...
 
 
-def _open_student(config: ScorerConfig) -> StudentFacts | str:
-    with _quick_imports():
-        from rsr.engine.student import open_student
-
-        try:
-            return open_student(config).facts
-        except ValueError as error:
-            return str(error)
-
-
-def _import_engine() -> None:
-    # If this raises, so will `open_scorer`, whose caller listens.
-    with suppress(Exception), _quick_imports():
-        from rsr.engine.prefill import import_vllm
-
-        import_vllm()
-        # Whatever vLLM has of models hangs on this.
-        import rsr.engine.pooler  # noqa: F401
-
-
-@contextmanager
-def _quick_imports() -> Iterator[None]:
-    """Without the garbage collector, which finds nothing in modules and takes a fifth of the time.
-
-    What is imported stays: nor is it looked through later.
-    """
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
-
-
 def open_scorer(config: ScorerConfig) -> Engine:
     # vLLM takes seconds to import, and the driver never needs it.
     from rsr.engine.allocator import keep_freed_memory
@@ -120,6 +86,14 @@ class Introduction:
     node: str
     pid: int
     missing: tuple[Path, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A student that cannot be used, as seen from a machine."""
+
+    node: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +143,7 @@ class Worker:
             for name in ("read", "engine", "write", "commit")
         )
 
-    async def open_student(self, config: ScorerConfig) -> StudentFacts | str:
+    async def open_student(self, config: ScorerConfig) -> StudentFacts | Refused:
         """What `config` makes of the model, or why it is refused.
 
         Then goes on to import what `load` will need, while the job is still prepared.
@@ -250,6 +224,40 @@ class Worker:
     def _commit(self, task: CommitShard) -> Summary:
         output, identity = self._job.output, self._job.identity
         return _patiently(lambda: output.commit_shard(task.shard, identity))
+
+
+def _open_student(config: ScorerConfig) -> StudentFacts | Refused:
+    with _quick_imports():
+        from rsr.engine.student import open_student
+
+        try:
+            return open_student(config).facts
+        except ValueError as error:
+            return Refused(socket.gethostname(), str(error))
+
+
+def _import_engine() -> None:
+    # If this raises, so will `open_scorer`, whose caller listens.
+    with suppress(Exception), _quick_imports():
+        from rsr.engine.prefill import import_vllm
+
+        import_vllm()
+        # Whatever vLLM has of models hangs on this.
+        import rsr.engine.pooler  # noqa: F401
+
+
+@contextmanager
+def _quick_imports() -> Iterator[None]:
+    """Without the garbage collector, which finds nothing in modules and takes a fifth of the time.
+
+    What is imported stays: nor is it looked through later.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 async def _run(
