@@ -252,3 +252,16 @@ def test_printing_opens_what_is_folded(tab):
     assert tab.locator("details:not([open])").count() > 0
     tab.evaluate("dispatchEvent(new Event('beforeprint'))")
     assert tab.locator("details:not([open])").count() == 0
+
+
+PAPER_WIDTH = 703
+"""CSS pixels of A4 between margins of a centimetre and a bit."""
+
+
+def test_no_column_is_cut_off_on_paper(tab):
+    tab.set_viewport_size({"width": PAPER_WIDTH, "height": 1000})
+    tab.emulate_media(media="print")
+    assert tab.locator(".scroll table").count() >= 2
+    for table in tab.locator(".scroll table").all():
+        box = table.bounding_box()
+        assert box["x"] + box["width"] <= PAPER_WIDTH
