@@ -5,7 +5,9 @@ first and has a worker, which must import the student's libraries anyway, look a
 driver never imports them. Knows nothing of what the run is about.
 """
 
+import os
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rsr.engine.facts import StudentFacts
@@ -15,6 +17,10 @@ from rsr.jobs.errors import UsageError
 if TYPE_CHECKING:
     from rsr.jobs.cluster.run import Cluster
     from rsr.jobs.score import ScoreOptions
+
+
+RAY_TOKEN = Path("~/.ray/auth_token")
+"""Where Ray keeps its token unless RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH says otherwise."""
 
 
 class Venue:
@@ -49,9 +55,11 @@ class Venue:
         return self._cluster
 
     def _join(self) -> "Cluster":
+        options = self._options
+        if options.address or os.environ.get("RAY_ADDRESS"):
+            _show_token()
         from rsr.jobs.cluster.run import ClusterOptions, join_cluster
 
-        options = self._options
         joining = join_cluster(
             ClusterOptions(
                 address=options.address,
@@ -62,3 +70,14 @@ class Venue:
             verbose=options.verbose,
         )
         return self._held.enter_context(joining)
+
+
+def _show_token() -> None:
+    """Let Ray present its token, if there is one, to the cluster that is joined.
+
+    `ray start` asks for one since Ray 2.60, but ray.init shows it to the address `auto` alone.
+    A cluster that wants none does not mind. Ray reads this when it is imported.
+    """
+    named = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys()
+    if named or RAY_TOKEN.expanduser().exists():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")

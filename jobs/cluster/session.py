@@ -74,8 +74,8 @@ def _require_answer(address: str) -> None:
 
 def _no_cluster(address: str | None) -> UsageError:
     return UsageError(
-        f"no Ray cluster answers at {address}: start one with `ray start`, or give another "
-        "--address (RAY_ADDRESS)"
+        f"no Ray cluster answers at {address}: start one with `ray start`, give another --address "
+        "(RAY_ADDRESS), or, if it wants a token, set RAY_AUTH_TOKEN"
     )
 
 
