@@ -89,7 +89,7 @@ class Sleepers:
         self._seconds = seconds_of_unit
         self._turns: dict[int, asyncio.Lock] = defaultdict(asyncio.Lock)
 
-    async def introduce(self, worker: int) -> Introduction:
+    async def introduce(self, worker: int, _job: None) -> Introduction:
         return Introduction("sleepers", worker, ())
 
     async def load(self, _worker: int, _max_num_batched_tokens: int | None) -> Loaded:

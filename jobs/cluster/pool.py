@@ -48,11 +48,14 @@ class RayPool:
         return self._room.num_places
 
     def start(self, worker: int, max_num_batched_tokens: int | None) -> None:
-        actor = self._actors[worker] = self._first or hire(self._room)
-        self._first = None
+        actor = self._actors[worker] = self._hire(worker)
         self._calls[actor.introduce.remote(self._job)] = _Call(
             worker, max_num_batched_tokens=max_num_batched_tokens
         )
+
+    def _hire(self, _worker: int) -> ActorHandle:
+        first, self._first = self._first, None
+        return first or hire(self._room)
 
     def send(self, worker: int, task: Task) -> None:
         self._calls[self._actors[worker].do.remote(task)] = _Call(worker, task)
