@@ -1,5 +1,17 @@
 """What a run can say to its user besides a result."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def refusing_values() -> Iterator[None]:
+    """What the engine finds wrong with a value is the user's to mend: raises `UsageError`."""
+    try:
+        yield
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
 
 class UsageError(Exception):
     """What was asked cannot be done as asked: one line, exit code 2, nothing written."""

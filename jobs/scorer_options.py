@@ -19,7 +19,7 @@ from rsr.engine.config import (
 )
 from rsr.engine.metrics import DEFAULT_RANK_CLIP
 from rsr.jobs.command import RankClip
-from rsr.jobs.errors import UsageError
+from rsr.jobs.errors import refusing_values
 
 DEFAULTS = ScorerConfig(model="-")
 
@@ -156,7 +156,5 @@ def scorer_options(*names: str) -> Callable[[Callable[..., Any]], Callable[..., 
 
 def scorer_config(options: dict[str, Any]) -> ScorerConfig:
     """From what `scorer_options` passed on; raises `UsageError` on what the fields refuse."""
-    try:
+    with refusing_values():
         return ScorerConfig(**options)
-    except ValueError as error:
-        raise UsageError(str(error)) from error

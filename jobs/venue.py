@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from rsr.engine.facts import StudentFacts
 from rsr.engine.model_folder import require_model_folder
-from rsr.jobs.errors import UsageError
+from rsr.jobs.errors import refusing_values
 
 if TYPE_CHECKING:
     from rsr.jobs.cluster.run import Cluster
@@ -36,17 +36,16 @@ class Venue:
         Raises `UsageError` for what is wrong with either.
         """
         scorer = self._options.scorer
-        try:
+        with refusing_values():
             require_model_folder(scorer.model)
-            if with_cluster:
-                self._cluster = self._join().with_first_worker()
-                if (facts := self._cluster.open_student(scorer)) is not None:
-                    return facts
-            from rsr.engine.student import open_student
+        if with_cluster:
+            self._cluster = self._join().with_first_worker()
+            if (facts := self._cluster.open_student(scorer)) is not None:
+                return facts
+        from rsr.engine.student import open_student
 
+        with refusing_values():
             return open_student(scorer).facts
-        except ValueError as error:
-            raise UsageError(str(error)) from error
 
     def cluster(self) -> "Cluster":
         """The cluster, joined by now."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from rsr.engine.config import ScorerConfig
 from rsr.jobs.bench.engine_runs import OURS
-from rsr.jobs.errors import UsageError
+from rsr.jobs.errors import UsageError, refusing_values
 from rsr.jobs.planning.gpus import Gpu
 from rsr.jobs.planning.sample import Corpus, Sample, histogram, sample_corpus
 from rsr.jobs.progress import format_seconds
@@ -88,10 +88,8 @@ def plan_run(
     from rsr.engine.student import open_student
 
     inputs = find_inputs(pattern)
-    try:
+    with refusing_values():
         student = open_student(scorer)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
     corpus, sample = sample_corpus(inputs, student, sample_rows)
     if not sample.num_rows:
         raise UsageError(f"{pattern} has no rows to plan for")
