@@ -188,7 +188,7 @@ class TrajectoryEncoder:
         num_tokens, limit = len(encoded.token_ids), self._max_model_len
         if num_tokens <= limit:
             return encoded
-        spans = encoded.spans_before(limit)
+        spans = encoded.spans_within(0, limit)
         if not self._truncate:
             return EncodedTrajectory.refused(
                 Status.TOO_LONG, f"{num_tokens} tokens, the limit is {limit}"

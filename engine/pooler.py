@@ -35,6 +35,8 @@ SPANS_KEY = "rsr_spans"
 """In `PoolingParams.extra_kwargs`: half-open [start, end) ranges of scored positions."""
 DETAIL_END_KEY = "rsr_detail_end"
 """Likewise: scored positions before it come back one by one, those from it on as sums."""
+LAST_TARGET_KEY = "rsr_last_target"
+"""Likewise: the token after the request's last, which is scored but never computed."""
 OPTIONS_KEY = "rsr"
 """In `VllmConfig.additional_config`: what `ScoringPooler` takes of `ScorerConfig`."""
 
@@ -225,16 +227,16 @@ class ScoringPooler(Pooler):
         """
         cursor = pooling_metadata.get_pooling_cursor()
         chunks = [
-            _Chunk.of(params.extra_kwargs, int(seq_len), int(num_scheduled))
-            for params, seq_len, num_scheduled in zip(
+            _Chunk.of(params.extra_kwargs, int(seq_len), int(num_scheduled), token_ids)
+            for params, seq_len, num_scheduled, token_ids in zip(
                 pooling_metadata.pooling_params,
                 cursor.seq_lens_cpu,
                 cursor.num_scheduled_tokens_cpu,
+                pooling_metadata.get_prompt_token_ids_cpu(),
                 strict=True,
             )
         ]
-        token_ids = pooling_metadata.get_prompt_token_ids_cpu()
-        scores = self._score(hidden_states, chunks, token_ids)
+        scores = self._score(hidden_states, chunks)
         finished: list[_ScoredRows] = []
         states = pooling_metadata.pooling_states
         is_finished = cursor.get_finished_mask()
@@ -273,20 +275,15 @@ class ScoringPooler(Pooler):
         for row, front in zip(sums, fronts, strict=True):
             yield torch.cat([row, front.values.double().flatten()])
 
-    def _score(
-        self,
-        hidden_states: torch.Tensor,
-        chunks: list["_Chunk"],
-        token_ids: list[torch.Tensor],
-    ) -> list["_ScoredRows"]:
+    def _score(self, hidden_states: torch.Tensor, chunks: list["_Chunk"]) -> list["_ScoredRows"]:
         """One head pass over all chunks' scored rows."""
         device = hidden_states.device
-        offset, rows, targets = 0, [], []
-        for chunk, ids in zip(chunks, token_ids, strict=True):
+        offset, rows = 0, []
+        for chunk in chunks:
             # The hidden state at position p predicts the token at p + 1.
             rows.append(chunk.positions - 1 - chunk.start + offset)
-            targets.append(ids[chunk.positions].long())
             offset += chunk.num_tokens
+        targets = [chunk.targets for chunk in chunks]
         positions = torch.cat([chunk.positions for chunk in chunks])
         if not len(positions):
             empty = torch.empty(0, len(TOKEN_COLUMNS), device=device)
@@ -334,16 +331,20 @@ class _Chunk:
 
     start: position of its first token. num_tokens: how many are in this step.
     positions: (T,) int64 positions of the scored tokens that this step's hidden states predict.
+    targets: (T,) int64, these tokens.
     detail_end: scored positions before it are wanted one by one.
     """
 
     start: int
     num_tokens: int
     positions: torch.Tensor
+    targets: torch.Tensor
     detail_end: int
 
     @classmethod
-    def of(cls, extra: dict[str, Any] | None, seq_len: int, num_tokens: int) -> "_Chunk":
+    def of(
+        cls, extra: dict[str, Any] | None, seq_len: int, num_tokens: int, token_ids: torch.Tensor
+    ) -> "_Chunk":
         start = seq_len - num_tokens
         # vLLM's warm-up runs the pooler with requests that are not ours.
         extra = extra or {}
@@ -354,7 +355,10 @@ class _Chunk:
             if (first := max(span_start, start + 1)) < (last := min(span_end, seq_len + 1))
         ]
         positions = torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64)
-        return cls(start, num_tokens, positions, extra.get(DETAIL_END_KEY, 0))
+        targets = token_ids[positions.clamp(max=len(token_ids) - 1)].long()
+        if len(positions) and positions[-1] == len(token_ids):
+            targets[-1] = extra[LAST_TARGET_KEY]
+        return cls(start, num_tokens, positions, targets, extra.get(DETAIL_END_KEY, 0))
 
 
 class ScoringModelMixin:

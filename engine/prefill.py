@@ -48,14 +48,22 @@ class UnsupportedHeadError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class PrefillRequest:
-    """token_ids: the whole sequence. spans: half-open [start, end) ranges of positions ≥ 1.
+    """token_ids: the sequence. spans: half-open [start, end) ranges of positions ≥ 1, at least one.
 
     detail_end: scored positions before it come back one by one, those from it on only as sums.
+    reuse_prefix: take from the cache what earlier requests have computed of the same prefix; the
+    scored positions that those hidden states predict do not come back.
     """
 
     token_ids: list[int]
     spans: list[tuple[int, int]]
     detail_end: int = sys.maxsize
+    reuse_prefix: bool = False
+
+    @property
+    def computed_ids(self) -> list[int]:
+        """The tokens whose hidden states are needed: all before the last scored one."""
+        return self.token_ids[: self.spans[-1][1] - 1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,27 +113,25 @@ class Prefill:
             self.close()
             raise
 
-    def score(
-        self, requests: Sequence[PrefillRequest], *, reuse_prefixes: bool = False
-    ) -> list[PrefillScores]:
-        """Scores for each request, in the given order.
-
-        With `reuse_prefixes`, positions at the front are missing where a prefix that an earlier
-        request computed covers scored ones.
-        """
+    def score(self, requests: Sequence[PrefillRequest]) -> list[PrefillScores]:
+        """Scores for each request, in the given order."""
         from vllm import PoolingParams
 
-        from rsr.engine.pooler import DETAIL_END_KEY, POOLING_TASK, SPANS_KEY
+        from rsr.engine.pooler import DETAIL_END_KEY, LAST_TARGET_KEY, POOLING_TASK, SPANS_KEY
 
         if not requests:
             return []
         outputs = self._llm.encode(
-            [{"prompt_token_ids": r.token_ids} for r in requests],
+            [{"prompt_token_ids": r.computed_ids} for r in requests],
             pooling_params=[
                 PoolingParams(
                     task=POOLING_TASK,
-                    extra_kwargs={SPANS_KEY: r.spans, DETAIL_END_KEY: r.detail_end},
-                    skip_reading_prefix_cache=not reuse_prefixes,
+                    extra_kwargs={
+                        SPANS_KEY: r.spans,
+                        DETAIL_END_KEY: r.detail_end,
+                        LAST_TARGET_KEY: r.token_ids[len(r.computed_ids)],
+                    },
+                    skip_reading_prefix_cache=not r.reuse_prefix,
                 )
                 for r in requests
             ],
@@ -180,14 +186,14 @@ class StockPrefill:
             enable_prefix_caching=False,
         )
 
-    def score(
-        self, requests: Sequence[PrefillRequest], *, reuse_prefixes: bool = False
-    ) -> list[PrefillScores]:
+    def score(self, requests: Sequence[PrefillRequest]) -> list[PrefillScores]:
         """As `Prefill.score`; the entropy column is NaN, and no position is ever missing.
 
         vLLM takes no prompt token from a prefix cache that it has to score.
         """
-        outputs = self._generate(requests, prompt_logprobs=0)
+        # To vLLM a token is scored only if it is part of the prompt.
+        prompts = [r.token_ids[: r.spans[-1][1]] for r in requests]
+        outputs = self._generate(prompts, prompt_logprobs=0)
         return [
             self._reduce(request, _prompt_logprobs_rows(request, output.prompt_logprobs))
             for request, output in zip(requests, outputs, strict=True)
@@ -205,17 +211,15 @@ class StockPrefill:
 
     def run_unscored(self, requests: Sequence[PrefillRequest]) -> None:
         """Prefill and nothing else: the least that any scorer on vLLM takes."""
-        self._generate(requests, prompt_logprobs=None)
+        self._generate([r.computed_ids for r in requests], prompt_logprobs=None)
 
-    def _generate(
-        self, requests: Sequence[PrefillRequest], *, prompt_logprobs: int | None
-    ) -> list[Any]:
+    def _generate(self, prompts: Sequence[list[int]], *, prompt_logprobs: int | None) -> list[Any]:
         from vllm import SamplingParams
 
-        if not requests:
+        if not prompts:
             return []
         return self._llm.generate(
-            [{"prompt_token_ids": r.token_ids} for r in requests],
+            [{"prompt_token_ids": prompt} for prompt in prompts],
             SamplingParams(
                 temperature=0.0, max_tokens=1, prompt_logprobs=prompt_logprobs, detokenize=False
             ),

@@ -57,7 +57,7 @@ def wave_order(batch: Sequence[EncodedTrajectory]) -> list[int]:
 
 def scored_positions(encoded: EncodedTrajectory, end: int = sys.maxsize) -> NDArray[np.int64]:
     """(T,) positions before `end` that must come back scored."""
-    parts = [np.arange(first, last) for first, last in encoded.spans_before(end)]
+    parts = [np.arange(first, last) for first, last in encoded.spans_within(0, end)]
     return np.concatenate([*parts, np.empty(0, dtype=np.int64)])
 
 
@@ -98,35 +98,65 @@ def fill_from_siblings(
     arrays: list[NDArray[np.float64]],
     order: Sequence[int],
     detail_ends: Sequence[int],
-) -> dict[int, int]:
+) -> dict[int, tuple[int, int]]:
     """Complete `arrays` in place where a sibling has the missing scores.
 
     batch: what was asked for. arrays: for each, (T, ...) rows whose first column is the position,
-    of scored positions before its detail end, which is at least its shared end; rows may be
-    missing at the front. order: in which the requests ran, so that a row filled from its elder
-    can in turn fill its younger. Returns, for each index that no sibling completes, the position
-    after its last missing one. There are such: the last hidden state of a cached prefix predicts
-    a token in which siblings may differ.
+    ascending, of scored positions before its detail end, which is at least its shared end.
+    order: in which the requests ran, so that a row filled from its elder can in turn fill its
+    younger. Returns, for each index that no sibling completes, the half-open range of positions
+    from its first missing one to its last.
     """
-    by_tokens = sorted(range(len(batch)), key=lambda i: batch[i].token_ids)
-    sorted_ids = [batch[i].token_ids for i in by_tokens]
+    with_prefix = _PrefixIndex([encoded.token_ids for encoded in batch])
     gaps = {}
     for index in order:
         expected = scored_positions(batch[index], detail_ends[index])
-        missing = expected[: len(expected) - len(arrays[index])]
+        missing = expected[np.isin(expected, arrays[index][:, 0], invert=True)]
         if not len(missing):
             continue
-        end = int(missing[-1]) + 1
-        prefix = batch[index].token_ids[:end]
-        # Everything that begins with `prefix` stands together, from its insertion point on.
-        place = bisect_left(sorted_ids, prefix)
-        while place < len(sorted_ids) and sorted_ids[place][:end] == prefix:
-            elder = arrays[by_tokens[place]]
-            found = elder[np.isin(elder[:, 0], missing)]
-            if len(found) == len(missing):
-                arrays[index] = np.concatenate([found, arrays[index]])
+        last = int(missing[-1])
+        # The last hidden state of a cached prefix predicts a token in which siblings may differ:
+        # that token's score is then nobody else's, those before it may well be.
+        for end in (last + 1, last):
+            siblings = with_prefix(batch[index].token_ids[:end])
+            found = _rows_at(missing[missing < end], (arrays[i] for i in siblings))
+            if found is not None:
+                arrays[index] = merge_rows(found, arrays[index])
+                missing = missing[missing >= end]
                 break
-            place += 1
-        else:
-            gaps[index] = end
+        if len(missing):
+            gaps[index] = (int(missing[0]), last + 1)
     return gaps
+
+
+class _PrefixIndex:
+    """Finds the token sequences that begin with a given one."""
+
+    def __init__(self, sequences: Sequence[list[int]]) -> None:
+        self._indices = sorted(range(len(sequences)), key=lambda i: sequences[i])
+        self._sorted = [sequences[i] for i in self._indices]
+
+    def __call__(self, prefix: list[int]) -> Iterator[int]:
+        # They stand together, from the prefix's insertion point on.
+        place = bisect_left(self._sorted, prefix)
+        while place < len(self._sorted) and self._sorted[place][: len(prefix)] == prefix:
+            yield self._indices[place]
+            place += 1
+
+
+def _rows_at(
+    positions: NDArray[np.int64], candidates: Iterator[NDArray[np.float64]]
+) -> NDArray[np.float64] | None:
+    """The rows at `positions`, of the first candidate that has them all."""
+    for rows in candidates:
+        found = rows[np.isin(rows[:, 0], positions)]
+        if len(found) == len(positions):
+            return found
+    return None
+
+
+def merge_rows(left: NDArray[np.float64], right: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(T, ...) rows of both, by ascending position; where both have one, `left`'s."""
+    rows = np.concatenate([left, right])
+    _, first = np.unique(rows[:, 0], return_index=True)
+    return rows[first]

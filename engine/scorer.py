@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rsr.engine.config import ScorerConfig, ScorerKind
 from rsr.engine.metrics import TrajectoryScore, sum_terms, trajectory_score
@@ -22,6 +23,7 @@ from rsr.engine.prefill import (
 from rsr.engine.prefix_reuse import (
     MIN_SHARED_FRACTION,
     fill_from_siblings,
+    merge_rows,
     scored_positions,
     shared_ends,
     shared_fraction,
@@ -97,25 +99,42 @@ class Scorer:
         if reuse:
             self._prefill.forget_prefixes()
         results = self._prefill.score(
-            [PrefillRequest(batch[i].token_ids, batch[i].spans, detail_ends[i]) for i in order],
-            reuse_prefixes=reuse,
+            [
+                PrefillRequest(batch[i].token_ids, batch[i].spans, detail_ends[i], reuse)
+                for i in order
+            ]
         )
         scores = [result for _, result in sorted(zip(order, results, strict=True), key=_first)]
         arrays = [score.tokens for score in scores]
-        gaps = fill_from_siblings(batch, arrays, order, detail_ends)
-        # The tokens up to the gap's end are enough: what comes after it is scored already.
-        filled = self._prefill.score(
-            [
-                PrefillRequest(batch[i].token_ids[:end], batch[i].spans_before(end))
-                for i, end in gaps.items()
-            ]
-        )
-        for index, front in zip(gaps, filled, strict=True):
-            arrays[index] = np.concatenate([front.tokens, arrays[index]])
+        # As a rule only the last token of a gap is nobody else's, and of its prefix the cache has
+        # all but the last block. Whatever that does not yield is computed.
+        for reuse_prefix in (True, False):
+            gaps = fill_from_siblings(batch, arrays, order, detail_ends)
+            self._fill_gaps(batch, arrays, gaps, reuse_prefix=reuse_prefix)
         return [
             self._reduce(encoded, replace(score, tokens=tokens), end)
             for encoded, score, tokens, end in zip(batch, scores, arrays, detail_ends, strict=True)
         ]
+
+    def _fill_gaps(
+        self,
+        batch: list[EncodedTrajectory],
+        arrays: list[NDArray[np.float64]],
+        gaps: dict[int, tuple[int, int]],
+        *,
+        reuse_prefix: bool,
+    ) -> None:
+        """Score the [start, end) positions of `gaps` and put them into `arrays`."""
+        results = self._prefill.score(
+            [
+                PrefillRequest(
+                    batch[i].token_ids, batch[i].spans_within(*gap), reuse_prefix=reuse_prefix
+                )
+                for i, gap in gaps.items()
+            ]
+        )
+        for index, result in zip(gaps, results, strict=True):
+            arrays[index] = merge_rows(result.tokens, arrays[index])
 
     def _detail_ends(self, batch: list[EncodedTrajectory], reuse: bool) -> list[int]:
         """Up to where each one's tokens are wanted one by one: by the user, or by its siblings."""

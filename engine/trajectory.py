@@ -68,9 +68,10 @@ class EncodedTrajectory:
     def refused(cls, status: Status, detail: str) -> "EncodedTrajectory":
         return cls(token_ids=[], spans=[], status=status, detail=detail)
 
-    def spans_before(self, end: int) -> list[tuple[int, int]]:
-        """The parts of `spans` before position `end`."""
-        return [(first, min(last, end)) for first, last in self.spans if first < end]
+    def spans_within(self, start: int, end: int) -> list[tuple[int, int]]:
+        """The parts of `spans` in [start, end)."""
+        parts = [(max(first, start), min(last, end)) for first, last in self.spans]
+        return [(first, last) for first, last in parts if first < last]
 
 
 @dataclass(frozen=True, slots=True)

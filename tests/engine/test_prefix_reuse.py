@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from rsr.engine.prefix_reuse import (
     BLOCK_SIZE,
     fill_from_siblings,
+    merge_rows,
     scored_positions,
     shared_ends,
     shared_fraction,
@@ -89,7 +90,21 @@ def test_every_gap_is_filled_right_or_named(rows, block):
         expected = full_scores(encoded)
         expected = expected[expected[:, 0] < ends[index]]
         if index in gaps:
-            missing = expected[: len(expected) - len(arrays[index])]
-            assert gaps[index] == missing[-1, 0] + 1
-            arrays[index] = np.concatenate([missing, arrays[index]])
+            start, end = gaps[index]
+            has = np.isin(expected[:, 0], arrays[index][:, 0])
+            missing = expected[~has]
+            assert (start, end) == (missing[0, 0], missing[-1, 0] + 1)
+            arrays[index] = merge_rows(missing, arrays[index])
         assert np.array_equal(arrays[index], expected)
+
+
+def test_only_the_token_in_which_siblings_part_is_left_to_score():
+    prompt = [1] * BLOCK_SIZE
+    batch = [trajectory(prompt, r) for r in ([5, 6, 7], [5, 6, 8])]
+    # The younger's cached prefix ends with the 6: its rows up to the 8 are missing.
+    elder, younger = (full_scores(encoded) for encoded in batch)
+    arrays = [elder, younger[3:]]
+    ends = shared_ends(batch)
+    gaps = fill_from_siblings(batch, arrays, [0, 1], ends)
+    assert gaps == {1: (BLOCK_SIZE + 2, BLOCK_SIZE + 3)}
+    assert np.array_equal(arrays[1], younger[:2])
