@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -68,29 +69,42 @@ def make_tokenizer() -> Callable[..., object]:
 
 
 @pytest.fixture(scope="session")
+def tiny_llama() -> Callable[..., Any]:
+    """Makes a configuration of two layers and 64 dimensions; arguments as `LlamaConfig`'s."""
+
+    def configure(*, vocab_size: int, **settings: Any) -> Any:
+        from transformers import LlamaConfig
+
+        shape = {
+            "hidden_size": 64,
+            "intermediate_size": 96,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "max_position_embeddings": 512,
+            # Random weights as small as usual would make every token equally likely.
+            "initializer_range": 0.2,
+        }
+        return LlamaConfig(vocab_size=vocab_size, **shape | settings)
+
+    return configure
+
+
+@pytest.fixture(scope="session")
 def tiny_student(
-    tmp_path_factory: pytest.TempPathFactory, make_tokenizer: Callable[..., object]
+    tmp_path_factory: pytest.TempPathFactory,
+    make_tokenizer: Callable[..., Any],
+    tiny_llama: Callable[..., Any],
 ) -> Path:
     """A Llama of random weights and 512 tokens of context: loads fast, scores for real."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaForCausalLM
 
     folder = tmp_path_factory.mktemp("tiny_student")
     tokenizer = make_tokenizer()
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),  # type: ignore[arg-type]
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=32,
-        max_position_embeddings=512,
-        initializer_range=0.2,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)  # type: ignore[attr-defined]
+    LlamaForCausalLM(tiny_llama(vocab_size=len(tokenizer))).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return folder
 
 

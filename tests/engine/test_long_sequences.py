@@ -1,7 +1,6 @@
 """Rows longer than a prefill step, longer than the model, and what they cost in memory."""
 
 import pytest
-from transformers import LlamaConfig
 
 from rsr.engine import Scorer, ScorerConfig, Status, Trajectory
 
@@ -11,17 +10,10 @@ MAX_MODEL_LEN = 32_768
 
 
 @pytest.fixture(scope="module")
-def student(save_student, tmp_path_factory):
+def student(save_student, tiny_llama, tmp_path_factory):
     """Two layers, two heads: attention over 32k tokens in seconds."""
-    config = LlamaConfig(
-        vocab_size=261,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=MAX_MODEL_LEN,
-        initializer_range=0.1,
+    config = tiny_llama(
+        vocab_size=261, max_position_embeddings=MAX_MODEL_LEN, initializer_range=0.1
     )
     return save_student(config, tmp_path_factory.mktemp("student"))
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rsr.engine import Scorer, ScorerConfig, Trajectory, prefill, vllm_plugin
 
@@ -97,12 +97,10 @@ def quantise_head(folder, group_size=32):
 
 
 @pytest.mark.vllm
-def test_quantised_head_is_scored_by_vllm_with_a_warning(save_student, tmp_path, caplog):
-    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "initializer_range": 0.2}
-    folder = save_student(
-        LlamaConfig(**shape, **heads, vocab_size=320, tie_word_embeddings=False), tmp_path
-    )
+def test_quantised_head_is_scored_by_vllm_with_a_warning(
+    save_student, tiny_llama, tmp_path, caplog
+):
+    folder = save_student(tiny_llama(vocab_size=320), tmp_path)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model.lm_head.weight.data = quantise_head(folder)

@@ -2,32 +2,20 @@
 
 import numpy as np
 import pytest
-from transformers import LlamaConfig
 
 from rsr.engine import Scorer, ScorerConfig, Trajectory
 
 pytestmark = pytest.mark.vllm
 
-# 261 tokens, padded to 320: the second rank's half of the head is mostly padding.
-CONFIG = LlamaConfig(
-    vocab_size=261,
-    hidden_size=64,
-    intermediate_size=96,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    num_key_value_heads=2,
-    max_position_embeddings=256,
-    initializer_range=0.2,
-    tie_word_embeddings=False,
-)
 TRAJECTORIES = (
     Trajectory(text="Seven apples cost 21 coins, so one apple costs 3 coins. " * 4),
     Trajectory(prompt="How many legs do three spiders have?", response=" 3 × 8 = 24 legs."),
 )
 
 
-def test_two_ranks_equal_one(save_student, assert_like_transformers, tmp_path):
-    folder = save_student(CONFIG, tmp_path)
+def test_two_ranks_equal_one(save_student, tiny_llama, assert_like_transformers, tmp_path):
+    # 261 tokens, padded to 320: the second rank's half of the head is mostly padding.
+    folder = save_student(tiny_llama(vocab_size=261, num_key_value_heads=2), tmp_path)
     scores = {}
     for num_ranks in (1, 2):
         config = ScorerConfig(

@@ -61,18 +61,12 @@ def test_long_row_needs_no_more_memory_than_its_prefill(wide_student):
 
 
 @pytest.fixture
-def wide_student(tmp_path, make_tokenizer):
+def wide_student(tmp_path, make_tokenizer, tiny_llama):
     """Tiny but for its vocabulary: logits of a 32k row would take 4 GiB."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaForCausalLM
 
-    config = LlamaConfig(
-        vocab_size=32_000,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=LONG_ROW_TOKENS,
+    config = tiny_llama(
+        vocab_size=32_000, num_hidden_layers=1, max_position_embeddings=LONG_ROW_TOKENS
     )
     LlamaForCausalLM(config).save_pretrained(tmp_path)
     make_tokenizer(chat_template=None).save_pretrained(tmp_path)
