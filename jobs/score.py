@@ -163,7 +163,7 @@ def run_score(options: ScoreOptions, progress: Progress, stop: StopRequest) -> S
             held.enter_context(output.lock())
             with kept_as_it_was(output, missing):
                 output.storage.remove_leftovers()
-                venue = Venue(options, held)
+                venue = Venue(options, held, stop)
                 plan = _prepare(options, inputs, output, venue)
         try:
             return _execute(options, plan, venue, progress, stop)

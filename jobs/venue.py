@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from rsr.engine.facts import StudentFacts
 from rsr.engine.model_folder import require_model_folder
 from rsr.jobs.errors import refusing_values
+from rsr.jobs.interrupt import StopRequest
 
 if TYPE_CHECKING:
     from rsr.jobs.cluster.run import Cluster
@@ -24,23 +25,23 @@ RAY_TOKEN = Path("~/.ray/auth_token")
 
 
 class Venue:
-    """held: leaves the cluster when it is closed."""
+    """held: leaves the cluster when it is closed. stop: ends the wait for a student."""
 
-    def __init__(self, options: "ScoreOptions", held: ExitStack) -> None:
-        self._options, self._held = options, held
+    def __init__(self, options: "ScoreOptions", held: ExitStack, stop: StopRequest) -> None:
+        self._options, self._held, self._stop = options, held, stop
         self._cluster: Cluster | None = None
 
     def open_student(self, *, with_cluster: bool) -> StudentFacts:
         """What the student is. with_cluster: there is work for one, so let it have a look.
 
-        Raises `UsageError` for what is wrong with either.
+        Raises `UsageError` for what is wrong with either, `Interrupted` when told to stop.
         """
         scorer = self._options.scorer
         with refusing_values():
             require_model_folder(scorer.model)
         if with_cluster:
             self._cluster = self._join().with_first_worker()
-            if (facts := self._cluster.open_student(scorer)) is not None:
+            if (facts := self._cluster.open_student(scorer, self._stop)) is not None:
                 return facts
         from rsr.engine.student import open_student
 

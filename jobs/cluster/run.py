@@ -106,16 +106,19 @@ class Cluster:
         """Hire one before there is a job."""
         return replace(self, first=hire(self.room))
 
-    def open_student(self, config: ScorerConfig) -> StudentFacts | None:
+    def open_student(self, config: ScorerConfig, stop: StopRequest) -> StudentFacts | None:
         """What the first worker makes of the model.
 
         None if it cannot be asked now: there is no room for it yet, say. Raises `UsageError`
-        for a model that cannot be used.
+        for a model that cannot be used, `Interrupted` when `stop` says so.
         """
         assert self.first is not None
         asked = self.first.open_student.remote(config)
+        deadline = time.monotonic() + FIRST_WORKER_SECONDS
+        while not ray.wait([asked], timeout=0.2)[0] and time.monotonic() < deadline:
+            stop.check()
         try:
-            facts = ray.get(asked, timeout=FIRST_WORKER_SECONDS)
+            facts = ray.get(asked, timeout=0)
         except RayError as error:
             logger.info("the first worker does not tell of the student: %s", error)
             return None

@@ -261,6 +261,19 @@ def test_terminated_run_says_start_me_again(disturbed_run):
     assert disturbed_run[4] == 75
 
 
+def test_run_that_is_stopped_before_it_begins_leaves_nothing(tmp_path, tiny_student):
+    source = many_rows(tmp_path / "rows.parquet")
+    output = tmp_path / "out"
+    process = start(command(source, output, tiny_student))
+    deadline = time.monotonic() + 60
+    while not (output / ".rsr" / "lock").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 75
+    assert not output.exists()
+
+
 def test_finished_run_has_nothing_left_to_do(disturbed_run, tiny_student):
     root, source, *_, summary = disturbed_run
     exit_code, again, _ = run(source, root / "killed", tiny_student)
