@@ -11,6 +11,7 @@ import glob
 import hashlib
 import json
 import re
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from math import ceil
@@ -22,7 +23,7 @@ import pyarrow.parquet as pq
 
 from rsr.engine.trajectory import Trajectory
 from rsr.jobs.errors import UsageError
-from rsr.jobs.storage import READ_AHEAD_BYTES, is_remote, locate, open_storage
+from rsr.jobs.storage import is_remote, locate, open_storage
 
 PARQUET_SUFFIXES = (".parquet", ".pq")
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
@@ -179,12 +180,20 @@ def _require_distinct_outputs(named: list[tuple[str, str]]) -> None:
             raise UsageError(f"{other} and {file} would both become {name}; score them apart")
 
 
-def open_parquet(path: str | Path) -> pq.ParquetFile:
-    """Raises `UsageError` if the file is not Parquet, or its footer makes no sense."""
+def open_parquet(path: str | Path, read_dictionary: Sequence[str] = ()) -> pq.ParquetFile:
+    """Raises `UsageError` if the file is not Parquet, or its footer makes no sense.
+
+    read_dictionary: columns of strings to read as Arrow dictionaries.
+    """
     storage, name = locate(path)
     try:
         # Column chunks are read through a small buffer, not whole: they may be gigabytes.
-        file = pq.ParquetFile(storage.open(name), buffer_size=READ_AHEAD_BYTES, pre_buffer=False)
+        file = pq.ParquetFile(
+            storage.open(name),
+            buffer_size=storage.read_ahead_bytes,
+            pre_buffer=False,
+            read_dictionary=list(read_dictionary),
+        )
         # Read here, where what is wrong with it has a name; kept by pyarrow from then on.
         _ = file.schema_arrow
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
@@ -305,26 +314,42 @@ def cut_units(
 
     A unit is a run of whole row groups, or an even part of one: a row group can only be read
     from its front, so that a unit with the end of one and the front of the next would have two
-    decoded for it. kept: units that need not be cut again, in order of rows and disjoint.
-    groups: the shard's row groups; without, it counts as one.
+    decoded for it. kept: rows that need no scoring, in order and disjoint. They leave gaps in the
+    units and move none of their borders: which rows are scored together changes the last bits of
+    their scores, and an interruption must not. groups: the shard's row groups; without, it counts
+    as one.
     """
+    gaps = deque(_gaps(kept, shard.num_rows))
     units: list[Unit] = []
-    for gap_start, gap_stop in _gaps(kept, shard.num_rows):
-        start, num_bytes = gap_start, 0.0
-        for low, high, row_bytes in _pieces(shard, groups, gap_start, gap_stop):
-            step = max(1, min(max_rows, int(max_bytes / max(1.0, row_bytes))))
-            fits = high - start <= max_rows and num_bytes + (high - low) * row_bytes <= max_bytes
-            if start < low and not fits:
-                units.append(Unit(shard, start, low))
-                start, num_bytes = low, 0.0
-            num_bytes += (high - low) * row_bytes
-            if high - low > step:
-                size = ceil((high - low) / ceil((high - low) / step))
-                units += [Unit(shard, s, min(s + size, high)) for s in range(low, high, size)]
-                start, num_bytes = high, 0.0
-        if start < gap_stop:
-            units.append(Unit(shard, start, gap_stop))
+    for start, stop in _cut(shard, max_rows, max_bytes, groups):
+        while gaps and gaps[0][0] < stop:
+            low, high = max(start, gaps[0][0]), min(stop, gaps[0][1])
+            if low < high:
+                units.append(Unit(shard, low, high))
+            if gaps[0][1] > stop:
+                break
+            gaps.popleft()
     return units
+
+
+def _cut(
+    shard: Shard, max_rows: int, max_bytes: int, groups: Sequence[RowGroup]
+) -> Iterator[tuple[int, int]]:
+    """Borders of the units of a whole shard."""
+    start, num_bytes = 0, 0.0
+    for low, high, row_bytes in _pieces(shard, groups):
+        step = max(1, min(max_rows, int(max_bytes / row_bytes)))
+        fits = high - start <= max_rows and num_bytes + (high - low) * row_bytes <= max_bytes
+        if start < low and not fits:
+            yield start, low
+            start, num_bytes = low, 0.0
+        num_bytes += (high - low) * row_bytes
+        if high - low > step:
+            size = ceil((high - low) / ceil((high - low) / step))
+            yield from ((s, min(s + size, high)) for s in range(low, high, size))
+            start, num_bytes = high, 0.0
+    if start < shard.num_rows:
+        yield start, shard.num_rows
 
 
 def _gaps(kept: Sequence[Unit], num_rows: int) -> Iterator[tuple[int, int]]:
@@ -333,15 +358,13 @@ def _gaps(kept: Sequence[Unit], num_rows: int) -> Iterator[tuple[int, int]]:
     return ((start, stop) for start, stop in zip(starts, stops, strict=True) if start < stop)
 
 
-def _pieces(
-    shard: Shard, groups: Sequence[RowGroup], start: int, stop: int
-) -> Iterator[tuple[int, int, float]]:
-    """Row groups' parts within [start, stop): first row, row after the last, bytes of a row."""
+def _pieces(shard: Shard, groups: Sequence[RowGroup]) -> Iterator[tuple[int, int, float]]:
+    """Row groups, as far as the shard goes: first row, row after the last, bytes of a row, ≥ 1."""
     first = 0
     for group in groups or [RowGroup(shard.num_rows, shard.num_bytes)]:
-        low, high = max(start, first), min(stop, first + group.num_rows)
-        if low < high:
-            yield low, high, group.num_bytes / group.num_rows
+        last = min(shard.num_rows, first + group.num_rows)
+        if first < last:
+            yield first, last, max(1.0, group.num_bytes / group.num_rows)
         first += group.num_rows
 
 

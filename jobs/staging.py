@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from rsr.jobs.errors import UsageError
 from rsr.jobs.shards import parse_json
-from rsr.jobs.storage import READ_AHEAD_BYTES, locate
+from rsr.jobs.storage import locate
 
 logger = logging.getLogger(__name__)
 
@@ -166,7 +166,7 @@ def _json_lines(source: str) -> Iterator[tuple[Any, int]]:
     with storage.open(name) as file:
         # Only "\n" ends a line: U+2028 and its like are legal inside a JSON string.
         lines = io.TextIOWrapper(
-            io.BufferedReader(file, READ_AHEAD_BYTES),
+            io.BufferedReader(file, storage.read_ahead_bytes),
             encoding="utf-8-sig",
             errors="replace",
             newline="\n",

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar
 
 import pyarrow as pa
 
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 REMOTE_SCHEMES = ("s3", "gs", "az")
-READ_AHEAD_BYTES = 4 << 20
-"""Of a file read from front to back, per column: an object store answers slowly, at any size."""
 MAX_RETRIES = 10
 RETRY_FOR = timedelta(minutes=3)
 PAUSES_S = (0.2, 1.0, 5.0)
@@ -65,7 +63,10 @@ class Storage(Protocol):
     """Files under one root, by names relative to it with `/` between folders.
 
     A file that is not there is a `FileNotFoundError`; any other failure is an `OSError`.
+    read_ahead_bytes: to ask for at a time of a file that is read from front to back.
     """
+
+    read_ahead_bytes: ClassVar[int]
 
     def describe(self, name: str = "") -> str:
         """The file's, or the root's, path or URL."""
@@ -129,6 +130,8 @@ def locate(path: str | Path) -> tuple[Storage, str]:
 class LocalStorage:
     """A folder. Making one touches nothing; the first write makes it."""
 
+    # The kernel reads ahead by itself; what fits a core's cache is copied faster.
+    read_ahead_bytes: ClassVar[int] = 256 << 10
     root: Path
 
     def describe(self, name: str = "") -> str:
@@ -199,6 +202,8 @@ class ObjectStorage:
     that speaks S3.
     """
 
+    # A store answers slowly, at any size.
+    read_ahead_bytes: ClassVar[int] = 4 << 20
     scheme: str
     bucket: str
     prefix: str

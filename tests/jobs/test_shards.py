@@ -3,7 +3,7 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rsr.engine.trajectory import Trajectory
@@ -179,11 +179,12 @@ def test_json_list_is_read_and_other_json_refused(tmp_path):
     st.integers(1, 3000),
     st.data(),
 )
+@example([(1, 0), (2, 0)], 3, 1, None)
 def test_unit_is_whole_row_groups_or_part_of_one(sizes, max_rows, max_bytes, data):
     groups = [RowGroup(num_rows, num_bytes) for num_rows, num_bytes in sizes]
     num_rows = sum(group.num_rows for group in groups)
     shard = Shard("p", "n", num_rows, sum(group.num_bytes for group in groups), "f")
-    edges = sorted(data.draw(st.sets(st.integers(0, num_rows), max_size=4)))
+    edges = sorted(data.draw(st.sets(st.integers(0, num_rows), max_size=4))) if data else []
     kept = [Unit(shard, a, b) for a, b in zip(edges[::2], edges[1::2], strict=False)]
     units = cut_units(shard, max_rows=max_rows, max_bytes=max_bytes, kept=kept, groups=groups)
     rows = [row for unit in [*kept, *units] for row in range(unit.start, unit.stop)]
@@ -196,6 +197,22 @@ def test_unit_is_whole_row_groups_or_part_of_one(sizes, max_rows, max_bytes, dat
         if inside:
             # More than one row group: all of each, but where a kept unit cuts in.
             assert {unit.start, unit.stop} <= {*starts, *gap_edges}
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 30), st.integers(0, 2000)), max_size=12),
+    st.integers(1, 40),
+    st.integers(1, 3000),
+    st.data(),
+)
+def test_what_is_kept_moves_no_border_of_the_other_units(sizes, max_rows, max_bytes, data):
+    groups = [RowGroup(num_rows, num_bytes) for num_rows, num_bytes in sizes]
+    num_rows = sum(group.num_rows for group in groups)
+    shard = Shard("p", "n", num_rows, sum(group.num_bytes for group in groups), "f")
+    whole = cut_units(shard, max_rows=max_rows, max_bytes=max_bytes, groups=groups)
+    kept = [unit for unit in whole if data.draw(st.booleans())]
+    rest = cut_units(shard, max_rows=max_rows, max_bytes=max_bytes, kept=kept, groups=groups)
+    assert rest == [unit for unit in whole if unit not in kept]
 
 
 def test_row_group_is_decoded_once_however_many_units_it_is_cut_into(tmp_path, monkeypatch):
