@@ -124,16 +124,16 @@ def read_candidates(
     Raises `UsageError` if a column or condition is unfit, or if no row is scored, or none
     fulfils the conditions.
     """
-    wanted = {"rsr": table.rsr, "is_candidate": conditions.expression(table)}
+    rsr_of_candidates = pl.when(conditions.expression(table)).then(table.rsr)
+    wanted = {"rsr": rsr_of_candidates.fill_null(float("nan")), "is_scored": table.is_scored}
     if with_tokens:
         wanted["num_tokens"] = pl.col("rsr_num_tokens")
     if group_column is not None:
         wanted["group"] = groupable(table, group_column)
     extra = extra or {}
     frame = _collect(table, wanted | dict(extra))
-    num_scored = frame.height - frame["rsr"].null_count()
-    candidate = frame["is_candidate"].to_numpy()
-    rsr = np.where(candidate, frame["rsr"].to_numpy(), np.nan)
+    num_scored = int(frame["is_scored"].sum())
+    rsr = frame["rsr"].to_numpy()
     groups, num_groups, num_ungrouped, num_distinct = None, 1, 0, 1
     if group_column is not None:
         groups, num_groups = encode(frame["group"])
@@ -146,8 +146,8 @@ def read_candidates(
                 groups[is_null] = num_groups
                 num_groups += 1
             else:
-                num_ungrouped = int(np.count_nonzero(is_null & candidate))
-                rsr[is_null] = np.nan
+                num_ungrouped = int(np.count_nonzero(is_null & ~np.isnan(rsr)))
+                rsr = np.where(is_null, np.nan, rsr)
                 groups[is_null] = 0
     _require_some(table, frame.height, num_scored, rsr, num_ungrouped)
     return Candidates(
@@ -223,7 +223,9 @@ def _compact_integers(values: pl.Series) -> tuple[NDArray[np.int32], int] | None
     low, high = int(values.min()), int(values.max())  # type: ignore[arg-type]
     if high - low >= min(2 * len(values), np.iinfo(np.int32).max):
         return None
-    return (values.to_numpy() - low).astype(np.int32), high - low + 1
+    numbers = np.empty(len(values), np.int32)
+    np.subtract(values.to_numpy(), low, out=numbers, casting="unsafe")
+    return numbers, high - low + 1
 
 
 def choose_id_column(table: ScoredTable, named: str | None) -> str | None:

@@ -5,24 +5,16 @@ every limit keeps a prefix of that ranking, and the shortest holds. Knows the or
 ranking is `ranking.py`'s, files are `subset.py`'s.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rsr.jobs.errors import UsageError
 from rsr.jobs.interrupt import StopRequest
-from rsr.jobs.scored import ScoredTable, open_scored
-from rsr.jobs.selection.candidates import (
-    Candidates,
-    Conditions,
-    choose_id_column,
-    id_reader,
-    read_candidates,
-)
-from rsr.jobs.selection.composition import DescribingColumns
+from rsr.jobs.selection.candidates import Candidates, id_reader, read_candidates
+from rsr.jobs.selection.opening import OpenedInput, SubsetOptions
 from rsr.jobs.selection.ranking import Rows, keep_best, share_of
 from rsr.jobs.selection.result import SelectionResult
 from rsr.jobs.selection.run import Facts, run_selection
@@ -30,28 +22,18 @@ from rsr.jobs.selection.subset import Mask
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FilterOptions:
+class FilterOptions(SubsetOptions):
     """What `rsr filter` is asked to do.
 
     max_rsr: largest RSR, inclusive. keep_fraction: of the rows that fulfil `conditions`, rounded
     half up; keep_rows: rows; token_budget: scored tokens; each of every group of `within`.
-    rank_clip: a name of `STORED_RANK_CLIPS`. id_column: orders rows of equal RSR.
     """
 
-    input: str
-    output: Path
     max_rsr: float | None = None
     keep_fraction: Fraction | None = None
     keep_rows: int | None = None
     token_budget: int | None = None
     within: str | None = None
-    conditions: Conditions = field(default_factory=Conditions)
-    id_column: str | None = None
-    rank_clip: str | None = None
-    teacher_column: str | None = None
-    correct_column: str | None = None
-    allow_mixed_students: bool = False
-    overwrite: bool = False
 
     @property
     def limits(self) -> dict[str, Any]:
@@ -65,14 +47,7 @@ class FilterOptions:
     @property
     def settings(self) -> dict[str, Any]:
         """What two runs must agree on to write into one OUTPUT."""
-        return self.limits | {
-            "within": self.within,
-            "where": self.conditions.where,
-            "min_tokens": self.conditions.min_tokens,
-            "max_tokens": self.conditions.max_tokens,
-            "id_column": self.id_column,
-            "rank_clip": self.rank_clip,
-        }
+        return self.limits | {"within": self.within} | self.common_settings
 
 
 def run_filter(options: FilterOptions, stop: StopRequest) -> SelectionResult:
@@ -82,15 +57,8 @@ def run_filter(options: FilterOptions, stop: StopRequest) -> SelectionResult:
     shard cannot be copied; `Interrupted` when `stop` says so.
     """
     _require_something_to_do(options)
-    named = (options.within, options.id_column)
-    table = open_scored(
-        options.input,
-        rank_clip=options.rank_clip,
-        columns=[name for name in named if name],
-        allow_mixed_students=options.allow_mixed_students,
-    )
-    by = DescribingColumns.of(table, options.teacher_column, options.correct_column)
-    id_column = choose_id_column(table, options.id_column)
+    opened = OpenedInput.of(options, [options.within])
+    table = opened.table
 
     def read() -> Candidates:
         return read_candidates(
@@ -102,40 +70,37 @@ def run_filter(options: FilterOptions, stop: StopRequest) -> SelectionResult:
         )
 
     def choose(candidates: Candidates) -> tuple[Mask, Facts]:
-        keep = keep_rows(options, table, candidates, id_column)
+        keep = keep_rows(options, opened, candidates)
         if not keep.any():
             raise UsageError(
                 f"none of the {candidates.num_candidates:,} rows of {table.path} that fulfil the "
                 f"conditions stays within {_told(options)}: there is nothing to write"
             )
-        facts: Facts = {"ties_by": id_column or "position"}
+        facts: Facts = {"ties_by": opened.id_column or "position"}
         if options.within is not None:
             facts["num_groups"] = candidates.num_groups_of(candidates.is_candidate)
         return keep, facts
 
     return run_selection(
-        table,
-        options.output,
-        by,
+        opened,
         read,
         choose,
         stop,
         command="filter",
+        output=options.output,
         settings=options.settings,
         overwrite=options.overwrite,
     )
 
 
-def keep_rows(
-    options: FilterOptions, table: ScoredTable, candidates: Candidates, id_column: str | None
-) -> Mask:
+def keep_rows(options: FilterOptions, opened: OpenedInput, candidates: Candidates) -> Mask:
     """(N,) mask of the candidates that every limit keeps."""
     rows = Rows(
         scores=candidates.rsr,
         groups=candidates.groups,
         num_groups=candidates.num_groups,
         num_tokens=candidates.num_tokens,
-        read_ids=id_reader(table, id_column),
+        read_ids=id_reader(opened.table, opened.id_column),
     )
     max_rows = None
     if options.keep_fraction is not None:

@@ -3,8 +3,8 @@
 Rows are positions in narrow arrays; lower scores are better. Decides by sorting one 64-bit word
 a row (the group's number and as many leading bits of the score as fit), then looks closely only
 at the rows that share a word with their group's last place: NumPy sorts plain words an order of
-magnitude faster than it finds the permutation that would sort them. Knows nothing of files,
-columns or what a score means.
+magnitude faster than it finds the permutation that would sort them. The best one of each group
+takes no sort at all. Knows nothing of files, columns or what a score means.
 """
 
 from collections.abc import Callable
@@ -78,6 +78,8 @@ def keep_best(
     each group. token_budget: tokens of each group; the first row that would exceed it ends the
     prefix, even if a later, shorter one would fit.
     """
+    if max_rows is not None and token_budget is None and (max_rows == 1).all():
+        return _best_of_each(rows)
     words = _words(rows)
     last = np.full(rows.num_groups, OUTSIDE)
     if max_rows is not None:
@@ -89,6 +91,17 @@ def keep_best(
     at_limit = np.flatnonzero((words == last_of_row) & (words != OUTSIDE))
     del words, last_of_row
     keep[_first_at_limit(rows, keep, at_limit, max_rows, token_budget)] = True
+    return keep
+
+
+def _best_of_each(rows: Rows) -> NDArray[np.bool_]:
+    """`keep_best` of one row a group, found without sorting."""
+    groups = np.zeros(len(rows.scores), np.int32) if rows.groups is None else rows.groups
+    best = np.full(rows.num_groups, np.inf)
+    np.fmin.at(best, groups, rows.scores)
+    keep: NDArray[np.bool_] = np.zeros(len(rows.scores), bool)
+    at_best = np.flatnonzero(rows.scores == best[groups])
+    keep[_first_at_limit(rows, keep, at_best, np.ones(rows.num_groups, np.int64), None)] = True
     return keep
 
 

@@ -12,9 +12,10 @@ from typing import Any
 
 from rsr.jobs.files import write_text_atomically
 from rsr.jobs.interrupt import StopRequest
-from rsr.jobs.scored import ScoredTable, open_scored
+from rsr.jobs.scored import open_scored
 from rsr.jobs.selection.candidates import Candidates
-from rsr.jobs.selection.composition import Composition, DescribingColumns, Part, parts_of
+from rsr.jobs.selection.composition import Composition, Part, parts_of
+from rsr.jobs.selection.opening import OpenedInput
 from rsr.jobs.selection.result import SelectionResult
 from rsr.jobs.selection.subset import Mask, result_path, write_subset
 
@@ -22,14 +23,13 @@ Facts = dict[str, Any]
 
 
 def run_selection(
-    table: ScoredTable,
-    output: Path,
-    by: DescribingColumns,
+    opened: OpenedInput,
     read: Callable[[], Candidates],
     choose: Callable[[Candidates], tuple[Mask, Facts]],
     stop: StopRequest,
     *,
     command: str,
+    output: Path,
     settings: dict[str, Any],
     overwrite: bool,
 ) -> SelectionResult:
@@ -37,6 +37,7 @@ def run_selection(
 
     Raises what `write_subset` raises, and what `read` and `choose` do.
     """
+    table, by = opened.table, opened.by
     facts: Facts = {"num_rows": table.num_rows}
     pool: list[Future[dict[Any, Part]]] = []
     with ThreadPoolExecutor(1) as aside:

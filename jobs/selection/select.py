@@ -5,9 +5,8 @@ be spread over shards. Knows the order of the steps: ranking is `ranking.py`'s, 
 `objectives.py`'s, quotas are `quotas.py`'s and files `subset.py`'s.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -16,18 +15,16 @@ from numpy.typing import NDArray
 
 from rsr.jobs.errors import UsageError
 from rsr.jobs.interrupt import StopRequest
-from rsr.jobs.scored import ScoredTable, open_scored
+from rsr.jobs.scored import ScoredTable
 from rsr.jobs.selection.candidates import (
     Candidates,
-    Conditions,
-    choose_id_column,
     encode,
     groupable,
     id_reader,
     read_candidates,
 )
-from rsr.jobs.selection.composition import DescribingColumns
 from rsr.jobs.selection.objectives import pareto_front, weighted
+from rsr.jobs.selection.opening import OpenedInput, SubsetOptions
 from rsr.jobs.selection.quotas import Quota, admit
 from rsr.jobs.selection.ranking import Rows, keep_best, ranked
 from rsr.jobs.selection.result import SelectionResult
@@ -41,7 +38,7 @@ QUALITY = "quality"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SelectOptions:
+class SelectOptions(SubsetOptions):
     """What `rsr select` is asked to do.
 
     group_by: column that names the problem. keep: rows of each group; None is 1, or the whole
@@ -50,21 +47,12 @@ class SelectOptions:
     RSR, from 0 to 1.
     """
 
-    input: str
-    output: Path
     group_by: str
     keep: int | None = None
     max_shares: tuple[tuple[str, Fraction], ...] = ()
-    conditions: Conditions = field(default_factory=Conditions)
     quality_column: str | None = None
     objective: Objective | None = None
     quality_weight: float | None = None
-    id_column: str | None = None
-    rank_clip: str | None = None
-    teacher_column: str | None = None
-    correct_column: str | None = None
-    allow_mixed_students: bool = False
-    overwrite: bool = False
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -73,16 +61,10 @@ class SelectOptions:
             "group_by": self.group_by,
             "keep": self.keep,
             "max_shares": [f"{column}={share}" for column, share in self.max_shares],
-            "where": self.conditions.where,
-            "min_tokens": self.conditions.min_tokens,
-            "max_tokens": self.conditions.max_tokens,
-            "required": list(self.conditions.required),
             "quality_column": self.quality_column,
             "objective": self.objective,
             "quality_weight": self.quality_weight,
-            "id_column": self.id_column,
-            "rank_clip": self.rank_clip,
-        }
+        } | self.common_settings
 
 
 def run_select(options: SelectOptions, stop: StopRequest) -> SelectionResult:
@@ -92,17 +74,10 @@ def run_select(options: SelectOptions, stop: StopRequest) -> SelectionResult:
     a shard cannot be copied; `Interrupted` when `stop` says so.
     """
     _require_sense(options)
-    named = (options.group_by, options.quality_column, options.id_column)
     quota_columns = tuple(column for column, _ in options.max_shares)
-    table = open_scored(
-        options.input,
-        rank_clip=options.rank_clip,
-        columns=[*(n for n in named if n), *options.conditions.required, *quota_columns],
-        allow_mixed_students=options.allow_mixed_students,
-    )
-    by = DescribingColumns.of(table, options.teacher_column, options.correct_column)
+    opened = OpenedInput.of(options, [options.group_by, options.quality_column, *quota_columns])
+    table = opened.table
     _require_quality_is_number(options, table)
-    id_column = choose_id_column(table, options.id_column)
 
     def read() -> Candidates:
         extra = {f"quota of {name}": groupable(table, name) for name in quota_columns}
@@ -113,35 +88,33 @@ def run_select(options: SelectOptions, stop: StopRequest) -> SelectionResult:
         )
 
     def choose(candidates: Candidates) -> tuple[Mask, Facts]:
-        keep = select_rows(options, table, candidates, id_column)
-        return keep, {"ties_by": id_column or "position"} | _facts(options, candidates, keep)
+        keep = select_rows(options, opened, candidates)
+        facts = {"ties_by": opened.id_column or "position"}
+        return keep, facts | _facts(options, candidates, keep)
 
     return run_selection(
-        table,
-        options.output,
-        by,
+        opened,
         read,
         choose,
         stop,
         command="select",
+        output=options.output,
         settings=options.settings,
         overwrite=options.overwrite,
     )
 
 
-def select_rows(
-    options: SelectOptions, table: ScoredTable, candidates: Candidates, id_column: str | None
-) -> Mask:
+def select_rows(options: SelectOptions, opened: OpenedInput, candidates: Candidates) -> Mask:
     """(N,) mask of the selected candidates."""
     assert candidates.groups is not None
     rows = Rows(
         scores=candidates.rsr,
         groups=candidates.groups,
         num_groups=candidates.num_groups,
-        read_ids=id_reader(table, id_column),
+        read_ids=id_reader(opened.table, opened.id_column),
     )
     if options.objective is not None:
-        rows = _judged(options, table, candidates, rows)
+        rows = _judged(options, opened.table, candidates, rows)
     keep = options.keep or (rows.group_sizes().max() if options.objective == "pareto" else 1)
     if options.max_shares:
         return _select_under_quotas(options, candidates, rows, int(keep))

@@ -52,6 +52,8 @@ ROW_GROUP_ROWS = 1 << 16
 """Rows at which one is written, unless the input's own are larger: a few kept rows of each of
 many small row groups should not become as many smaller ones."""
 DICTIONARY_SAMPLE_ROWS = 1024
+PLAIN_LENGTH_BYTES = 4
+"""What Parquet's PLAIN encoding puts before every string."""
 
 Mask = NDArray[np.bool_]
 
@@ -182,9 +184,11 @@ def _output_path(folder: OutputFolder, shard: Shard) -> Path:
 
 def _copy_rows(shard: Shard, mask: Mask, target: Path, stop: StopRequest) -> None:
     """Write the shard's chosen rows, holding no more than one row group of them."""
-    with open_parquet(shard.path) as source:
+    with open_parquet(shard.path) as plain:
+        coded = _coded_columns(plain)
+        source = open_parquet(shard.path, read_dictionary=coded) if coded else plain
         metadata = source.metadata
-        with _Pending(target, source) as pending:
+        with source, _Pending(target, plain, coded) as pending:
             start = 0
             for group in range(metadata.num_row_groups):
                 num_rows = metadata.row_group(group).num_rows
@@ -198,6 +202,30 @@ def _copy_rows(shard: Shard, mask: Mask, target: Path, stop: StopRequest) -> Non
                     start += num_rows
 
 
+def _coded_columns(source: pq.ParquetFile) -> list[str]:
+    """Columns of strings that are stored as a dictionary and numbers.
+
+    A teacher's name, say: spelled out for every row only to drop most of them, they take three
+    times as long to read.
+    """
+    metadata, names = source.metadata, source.schema_arrow.names
+    if not metadata.num_row_groups:
+        return []
+    group = metadata.row_group(0)
+    leaves = {group.column(i).path_in_schema: group.column(i) for i in range(group.num_columns)}
+    return [
+        field.name
+        for field in source.schema_arrow
+        # By a dotted name pyarrow would take a child of another column for it.
+        if "." not in field.name
+        and (pa.types.is_string(field.type) or pa.types.is_binary(field.type))
+        and names.count(field.name) == 1
+        and (leaf := leaves.get(field.name)) is not None
+        # Plainly stored, the length alone of a value takes as much.
+        and leaf.total_uncompressed_size < PLAIN_LENGTH_BYTES * leaf.num_values
+    ]
+
+
 def _max_group_rows(metadata: pq.FileMetaData) -> int:
     groups = (metadata.row_group(i) for i in range(metadata.num_row_groups))
     return max([ROW_GROUP_ROWS, *(group.num_rows for group in groups)])
@@ -209,10 +237,13 @@ def _batch_rows(group: pq.RowGroupMetaData) -> int:
 
 
 class _Pending:
-    """Chosen rows that wait until they make a row group; leaving it writes the file."""
+    """Chosen rows that wait until they make a row group; leaving it writes the file.
 
-    def __init__(self, target: Path, source: pq.ParquetFile) -> None:
-        self._target, self._schema = target, source.schema_arrow
+    coded: columns of strings that arrive as dictionaries.
+    """
+
+    def __init__(self, target: Path, source: pq.ParquetFile, coded: list[str]) -> None:
+        self._target, self._schema, self._coded = target, source.schema_arrow, coded
         self._compression = compression_of(source)
         self._leaf_paths = [source.schema.column(i).path for i in range(len(source.schema))]
         self._max_rows = _max_group_rows(source.metadata)
@@ -232,6 +263,7 @@ class _Pending:
 
     def add(self, batch: pa.RecordBatch, mask: Mask) -> None:
         for part in _chosen(batch, mask):
+            part = self._spelled_out(part)
             if self._num_rows + part.num_rows > self._max_rows:
                 self.flush()
             self._batches.append(part)
@@ -239,6 +271,14 @@ class _Pending:
             self._num_bytes += part.nbytes
         if self._num_bytes >= ROW_GROUP_BYTES:
             self.flush()
+
+    def _spelled_out(self, rows: pa.RecordBatch) -> pa.RecordBatch:
+        """With every column as the schema has it."""
+        columns = [
+            column.dictionary_decode() if field.name in self._coded else column
+            for field, column in zip(self._schema, rows.columns, strict=True)
+        ]
+        return pa.RecordBatch.from_arrays(columns, schema=self._schema)
 
     def flush(self) -> None:
         if self._batches:

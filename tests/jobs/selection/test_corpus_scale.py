@@ -1,10 +1,13 @@
-"""`rsr filter` on five million rows: exact, in bounded memory, beside Polars copying them.
+"""`rsr filter` on many rows: exact, in bounded memory, and through a SIGTERM.
 
 The whole measurement, fifty million rows, is `python benchmarks/bench_jobs.py`.
 """
 
 import importlib.util
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 
@@ -23,6 +26,36 @@ def load(name: str) -> ModuleType:
     sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
+
+
+def test_terminated_filter_goes_on_and_ends_the_same(tmp_path):
+    num_shards = 150
+    corpus, whole, out = tmp_path / "corpus", tmp_path / "whole", tmp_path / "out"
+    load("make_scored").make_scored(
+        corpus, num_rows=600_000, num_groups=1000, num_shards=num_shards
+    )
+
+    def command(output: Path) -> list[str]:
+        arguments = ["filter", str(corpus), str(output), "--keep-fraction", "0.5", "--json"]
+        return [sys.executable, "-m", "rsr.jobs.cli", *arguments]
+
+    def content(output: Path) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in output.glob("*.parquet")}
+
+    process = subprocess.Popen(command(out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not content(out):
+        assert process.poll() is None, "it ended before it could be stopped"
+        time.sleep(0.005)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 75
+    written_ns = {path: path.stat().st_mtime_ns for path in out.glob("*.parquet")}
+    assert 0 < len(written_ns) < num_shards
+    assert not list(out.rglob("*.tmp"))
+    for output in (out, whole):
+        subprocess.run(command(output), check=True, capture_output=True, timeout=120)
+    assert content(out) == content(whole)
+    assert len(content(out)) == num_shards
+    assert {path: path.stat().st_mtime_ns for path in written_ns} == written_ns
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
@@ -248,6 +249,33 @@ def test_columns_of_any_type_leave_as_they_came(tmp_path, write_scored, row_grou
     assert after.schema_arrow.equals(before.schema_arrow, check_metadata=True)
     assert after.read().to_pylist() == [before.read().to_pylist()[n] for n in (0, 2)]
     assert after.metadata.row_group(0).column(0).compression == "ZSTD"
+
+
+def test_repeating_strings_leave_as_they_came(tmp_path, write_scored):
+    """They are read as dictionaries, the first row group's as they are stored, the second's not."""
+    num_each = 1500
+    teachers = [["a", None, ""][i % 3] for i in range(num_each)]
+    distinct = [f"only {i}" for i in range(num_each)]
+    columns = pa.table(
+        {
+            "id": range(2 * num_each),
+            "teacher": teachers + distinct,
+            "bytes": pa.array([t and t.encode() for t in teachers] + [None] * num_each),
+            "large": pa.array(teachers * 2, pa.large_string()),
+            "a.b": teachers * 2,
+            "a": [{"b": t} for t in teachers * 2],
+        }
+    )
+    path = write_scored(
+        tmp_path / "x.parquet",
+        [float(1 + i % 7) for i in range(2 * num_each)],
+        columns=dict(zip(columns.column_names, columns.columns, strict=True)),
+        row_group_size=num_each,
+    )
+    filtered(path, tmp_path / "out", "--max-rsr", 2.0)
+    before, after = pq.read_table(path), pq.read_table(tmp_path / "out" / "x.parquet")
+    assert after.schema.equals(before.schema, check_metadata=True)
+    assert after.equals(before.filter(pc.less_equal(before["rsr"], 2.0)))
 
 
 class StoppedAt(StopRequest):
