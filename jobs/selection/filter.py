@@ -5,6 +5,7 @@ every limit keeps a prefix of that ranking, and the shortest holds. Knows the or
 ranking is `ranking.py`'s, files are `subset.py`'s.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -69,17 +70,14 @@ def run_filter(options: FilterOptions, stop: StopRequest) -> SelectionResult:
             with_tokens=options.token_budget is not None,
         )
 
-    def choose(candidates: Candidates) -> tuple[Mask, Facts]:
+    def choose(candidates: Candidates) -> tuple[Mask, Callable[[], Facts]]:
         keep = keep_rows(options, opened, candidates)
         if not keep.any():
             raise UsageError(
                 f"none of the {candidates.num_candidates:,} rows of {table.path} that fulfil the "
                 f"conditions stays within {_told(options)}: there is nothing to write"
             )
-        facts: Facts = {"ties_by": opened.id_column or "position"}
-        if options.within is not None:
-            facts["num_groups"] = candidates.num_groups_of(candidates.is_candidate)
-        return keep, facts
+        return keep, lambda: _facts(options, opened, candidates)
 
     return run_selection(
         opened,
@@ -91,6 +89,13 @@ def run_filter(options: FilterOptions, stop: StopRequest) -> SelectionResult:
         settings=options.settings,
         overwrite=options.overwrite,
     )
+
+
+def _facts(options: FilterOptions, opened: OpenedInput, candidates: Candidates) -> Facts:
+    facts: Facts = {"ties_by": opened.id_column or "position"}
+    if options.within is not None:
+        facts["num_groups"] = candidates.num_groups_of(candidates.is_candidate)
+    return facts
 
 
 def keep_rows(options: FilterOptions, opened: OpenedInput, candidates: Candidates) -> Mask:

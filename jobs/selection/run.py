@@ -25,7 +25,7 @@ Facts = dict[str, Any]
 def run_selection(
     opened: OpenedInput,
     read: Callable[[], Candidates],
-    choose: Callable[[Candidates], tuple[Mask, Facts]],
+    choose: Callable[[Candidates], tuple[Mask, Callable[[], Facts]]],
     stop: StopRequest,
     *,
     command: str,
@@ -35,22 +35,20 @@ def run_selection(
 ) -> SelectionResult:
     """Write what `choose` keeps of the candidates that `read` finds, and describe it.
 
+    choose: gives the choice, and what counts the facts of it, which is done beside the copying.
     Raises what `write_subset` raises, and what `read` and `choose` do.
     """
     table, by = opened.table, opened.by
-    facts: Facts = {"num_rows": table.num_rows}
     pool: list[Future[dict[Any, Part]]] = []
+    counted: list[Future[Facts]] = []
     with ThreadPoolExecutor(1) as aside:
 
         def read_and_choose() -> Mask:
             candidates = read()
             # Choosing keeps one core busy: the others describe the pool meanwhile.
             pool.append(aside.submit(parts_of, table, by))
-            keep, found = choose(candidates)
-            facts.update(found)
-            facts["num_scored"] = candidates.num_scored
-            facts["num_candidates"] = candidates.num_candidates
-            facts["largest_rsr"] = float(candidates.rsr[keep].max())
+            keep, count = choose(candidates)
+            counted.append(aside.submit(lambda: count() | _common_facts(candidates, keep)))
             return keep
 
         folder = write_subset(
@@ -65,8 +63,17 @@ def run_selection(
         selected = open_scored(str(output), rank_clip=table.rank_clip, allow_mixed_students=True)
         composition = Composition(by.teacher, parts_of(selected, by), pool[0].result())
     total = composition.selected_total
+    facts = {"num_rows": table.num_rows} | counted[0].result()
     facts |= {"num_kept": total.num_rows, "num_tokens": total.num_tokens}
     result = SelectionResult(folder, facts, composition)
     text = json.dumps(result.to_json(), indent=2, default=str) + "\n"
     write_text_atomically(result_path(folder), text)
     return result
+
+
+def _common_facts(candidates: Candidates, keep: Mask) -> Facts:
+    return {
+        "num_scored": candidates.num_scored,
+        "num_candidates": candidates.num_candidates,
+        "largest_rsr": float(candidates.rsr[keep].max()),
+    }

@@ -5,6 +5,7 @@ be spread over shards. Knows the order of the steps: ranking is `ranking.py`'s, 
 `objectives.py`'s, quotas are `quotas.py`'s and files `subset.py`'s.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Literal
@@ -87,10 +88,9 @@ def run_select(options: SelectOptions, stop: StopRequest) -> SelectionResult:
             table, options.conditions, group_column=options.group_by, extra=extra
         )
 
-    def choose(candidates: Candidates) -> tuple[Mask, Facts]:
+    def choose(candidates: Candidates) -> tuple[Mask, Callable[[], Facts]]:
         keep = select_rows(options, opened, candidates)
-        facts = {"ties_by": opened.id_column or "position"}
-        return keep, facts | _facts(options, candidates, keep)
+        return keep, lambda: _facts(options, opened, candidates, keep)
 
     return run_selection(
         opened,
@@ -169,12 +169,15 @@ def _select_under_quotas(
     return keep_mask
 
 
-def _facts(options: SelectOptions, candidates: Candidates, keep: Mask) -> Facts:
+def _facts(
+    options: SelectOptions, opened: OpenedInput, candidates: Candidates, keep: Mask
+) -> Facts:
     num_unjudged = 0
     if options.quality_column is not None:
         is_judged = np.isfinite(candidates.extra[QUALITY].to_numpy())
         num_unjudged = int(np.count_nonzero(candidates.is_candidate & ~is_judged))
     facts: Facts = {
+        "ties_by": opened.id_column or "position",
         "num_groups": candidates.num_groups_of(candidates.is_candidate),
         "num_groups_without_row": candidates.num_distinct_groups - candidates.num_groups_of(keep),
         "num_ungrouped": candidates.num_ungrouped,
