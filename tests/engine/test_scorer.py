@@ -7,8 +7,8 @@ from rsr.engine import Scorer, ScorerConfig, Trajectory
 from rsr.engine.metrics import score_tokens
 from rsr.engine.prefix_reuse import BLOCK_SIZE
 
-# One byte is one token here. Responses share whole blocks with their siblings', and one of them
-# ends its common part at the very end of a block, where no sibling has the score that is missing.
+# One byte is one token here. Responses share whole blocks with their siblings', and two of them
+# part at the very end of a block, where no sibling has the score that is missing.
 PROMPT = "A crate holds twelve jars, and a shelf holds nine crates. How many jars? " * 2
 SHARED = "Nine crates of twelve jars each: " * 4
 AT_BLOCK_END = SHARED[: -((len(PROMPT) + len(SHARED)) % BLOCK_SIZE)]
@@ -17,11 +17,16 @@ ROWS = [
     for response in (
         SHARED + "108.",
         SHARED + "9 × 12 = 108, so 108 jars.",
-        AT_BLOCK_END + "?",
-        AT_BLOCK_END + "!",
+        AT_BLOCK_END + "? Let me count.",
+        AT_BLOCK_END + "! No need to count.",
         "108",
     )
-] + [Trajectory(prompt="Two and two?", response=" Four."), Trajectory(prompt="Alone", response="")]
+] + [
+    # Goes on where the first of them ends.
+    Trajectory(prompt=PROMPT + SHARED + "108.", response=" Is that all? It is."),
+    Trajectory(prompt="Two and two?", response=" Four."),
+    Trajectory(prompt="Alone", response=""),
+]
 
 
 def config(student, **settings):
