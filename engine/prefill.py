@@ -65,6 +65,11 @@ class PrefillRequest:
         """The tokens whose hidden states are needed: all before the last scored one."""
         return self.token_ids[: self.spans[-1][1] - 1]
 
+    @property
+    def last_target(self) -> int:
+        """The last scored token, which comes right after these."""
+        return self.token_ids[self.spans[-1][1] - 1]
+
 
 @dataclass(frozen=True, slots=True)
 class PrefillScores:
@@ -129,7 +134,7 @@ class Prefill:
                     extra_kwargs={
                         SPANS_KEY: r.spans,
                         DETAIL_END_KEY: r.detail_end,
-                        LAST_TARGET_KEY: r.token_ids[len(r.computed_ids)],
+                        LAST_TARGET_KEY: r.last_target,
                     },
                     skip_reading_prefix_cache=not r.reuse_prefix,
                 )

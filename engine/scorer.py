@@ -110,6 +110,8 @@ class Scorer:
         # all but the last block. Whatever that does not yield is computed.
         for reuse_prefix in (True, False):
             gaps = fill_from_siblings(batch, arrays, order, detail_ends)
+            if not gaps:
+                break
             self._fill_gaps(batch, arrays, gaps, reuse_prefix=reuse_prefix)
         return [
             self._reduce(encoded, replace(score, tokens=tokens), end)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small_shape import SMALL_SHAPE
 
 # Tests must not reach for a hub, and two OpenMP pools must not spin against each other.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -75,17 +76,7 @@ def tiny_llama() -> Callable[..., Any]:
     def configure(*, vocab_size: int, **settings: Any) -> Any:
         from transformers import LlamaConfig
 
-        shape = {
-            "hidden_size": 64,
-            "intermediate_size": 96,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "num_key_value_heads": 1,
-            "max_position_embeddings": 512,
-            # Random weights as small as usual would make every token equally likely.
-            "initializer_range": 0.2,
-        }
-        return LlamaConfig(vocab_size=vocab_size, **shape | settings)
+        return LlamaConfig(vocab_size=vocab_size, **SMALL_SHAPE | settings)
 
     return configure
 

@@ -6,6 +6,7 @@ is read from the model, so a case that fails here would give wrong ranks silentl
 
 import pytest
 import transformers
+from small_shape import SMALL_SHAPE
 
 from rsr.engine import Scorer, ScorerConfig, Trajectory
 
@@ -14,18 +15,7 @@ pytestmark = pytest.mark.vllm
 VOCAB_SIZE = 261
 """Of the byte tokenizer; vLLM pads a head to a multiple of 64 rows, here to 320."""
 
-SMALL = {
-    "vocab_size": VOCAB_SIZE,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "max_position_embeddings": 512,
-    # Ten times the usual: logits spread over several nats, as a trained model's do.
-    "initializer_range": 0.2,
-    "pad_token_id": None,
-}
+SMALL = SMALL_SHAPE | {"vocab_size": VOCAB_SIZE, "pad_token_id": None}
 
 # The name of a transformers configuration class, and what its model's head is about.
 STUDENTS: dict[str, tuple[str, dict]] = {
