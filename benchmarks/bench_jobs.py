@@ -29,6 +29,8 @@ import polars as pl
 import psutil
 import pyarrow.parquet as pq
 
+from rsr.jobs.bench.memory import peak_rss_mib
+
 SAMPLE_SECONDS = 0.2
 """Between looks at a process's own high-water mark: to look takes time from who is measured."""
 
@@ -107,30 +109,23 @@ def run(command: list[str]) -> tuple[float, float]:
     """Seconds of a command, and the peak of its process tree's resident memory in MiB."""
     started = time.perf_counter()
     process = psutil.Popen(command, stdout=subprocess.DEVNULL)
-    peak = 0
+    peak_mib = 0.0
     while process.poll() is None:
-        peak = max(peak, _peak_bytes(process))
+        peak_mib = max(peak_mib, _peak_mib(process))
         time.sleep(SAMPLE_SECONDS)
     seconds = time.perf_counter() - started
     if process.returncode != 0:
         sys.exit(f"exit code {process.returncode}: {' '.join(command)}")
-    return seconds, peak / 2**20
+    return seconds, peak_mib
 
 
-def _peak_bytes(process: psutil.Process) -> int:
+def _peak_mib(process: psutil.Process) -> float:
     """Peaks so far of a process and its children, added up; 0 where one has just ended."""
-    total = 0
     try:
-        for member in [process, *process.children(recursive=True)]:
-            status = Path(f"/proc/{member.pid}/status").read_text()
-            total += sum(
-                int(line.split()[1]) << 10
-                for line in status.splitlines()
-                if line.startswith("VmHWM:")
-            )
+        members = [process, *process.children(recursive=True)]
+        return sum(peak_rss_mib(member.pid) for member in members)
     except (OSError, psutil.NoSuchProcess):
-        return 0
-    return total
+        return 0.0
 
 
 def fingerprint(output: Path) -> tuple[int, int]:

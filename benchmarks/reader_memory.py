@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from rsr.engine.metrics import TrajectoryScore, score_tokens
 from rsr.engine.trajectory import Status, TokenScores, Trajectory
 from rsr.jobs import score_columns
+from rsr.jobs.bench.memory import peak_rss_mib
 from rsr.jobs.output import OutputFolder
 from rsr.jobs.receipts import hash_identity
 from rsr.jobs.score import MAX_UNIT_ROWS, UNIT_BYTES
@@ -119,14 +120,6 @@ def run(source: Path, root: Path) -> dict[str, float]:
         "commit_s": time.perf_counter() - started - read_s,
         "peak_rss_mib": peak_rss_mib(),
     }
-
-
-def peak_rss_mib() -> float:
-    """Of this process since it began. Not ru_maxrss: that is handed down by whoever started it."""
-    (line,) = [
-        line for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line
-    ]
-    return int(line.split()[1]) / 1024
 
 
 @click.command()

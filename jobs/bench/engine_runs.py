@@ -18,6 +18,7 @@ from rsr.engine.allocator import keep_freed_memory
 from rsr.engine.config import ScorerConfig
 from rsr.engine.metrics import DEFAULT_RANK_CLIP, TrajectoryScore
 from rsr.engine.trajectory import Trajectory
+from rsr.jobs.bench.memory import peak_rss_mib
 from rsr.jobs.errors import UsageError
 
 LIMIT, OURS, STOCK, PUBLISHED = "bare prefill", "rsr", "prompt_logprobs", "published script"
@@ -67,19 +68,16 @@ def run_way(way: str, num_rows: int) -> Outcome:
     """Go through the workload's first rows once."""
     start = time.perf_counter()
     sums = _opened[way](num_rows)
-    return Outcome(time.perf_counter() - start, _peak_rss_mib(), sums)
+    return Outcome(time.perf_counter() - start, _peak_memory_mib(), sums)
 
 
-def _peak_rss_mib() -> float:
-    """Largest resident memory of this process so far; on a GPU what torch has reserved there."""
+def _peak_memory_mib() -> float:
+    """Of this process so far: resident memory; on a GPU what torch has reserved there."""
     import torch
 
     if torch.cuda.is_initialized():
         return torch.cuda.max_memory_reserved() / 2**20
-    # Not ru_maxrss: a child inherits its parent's.
-    status = Path("/proc/self/status").read_text()
-    (line,) = (line for line in status.splitlines() if line.startswith("VmHWM:"))
-    return int(line.split()[1]) / 1024
+    return peak_rss_mib()
 
 
 def _open_limit(workload: Workload) -> Run:
