@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import click
 import numpy as np
@@ -22,18 +22,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
-from rsr.engine.config import ScorerConfig
+from rsr.benchmarks.harness import resident_bytes
+from rsr.engine.config import ScorerConfig, ScorerKind
 from rsr.engine.metrics import TrajectoryScore, score_tokens
 from rsr.engine.trajectory import Status, TokenScores, Trajectory
-from rsr.jobs.bench.harness import resident_bytes
 from rsr.jobs.cluster.dispatcher import Dispatcher
 from rsr.jobs.cluster.pool import RayPool
 from rsr.jobs.cluster.session import Room, ray_session
 from rsr.jobs.cluster.work import CommitShard, Task, WorkQueue
 from rsr.jobs.cluster.worker import Introduction, Loaded, Scored, WorkerJob
-from rsr.jobs.output import OutputFolder
-from rsr.jobs.score_columns import Summary
-from rsr.jobs.shards import Shard, TrajectoryColumns, Unit, describe_shard
+from rsr.jobs.run.folder import OutputFolder
+from rsr.jobs.shards.columns import TrajectoryColumns
+from rsr.jobs.shards.score_columns import Summary
+from rsr.jobs.shards.shard import Shard, Unit, describe_shard
 
 COLUMNS = TrajectoryColumns(text="text")
 IDENTITY = {"settings": {"token_scores": False}, "columns": {}, "model": {}, "versions": {}}
@@ -60,8 +61,8 @@ class Row:
 class NoEngine:
     """Scores a text by its length, in no time."""
 
-    kind = "kernel"
-    max_num_batched_tokens = None
+    kind: ScorerKind = "kernel"
+    max_num_batched_tokens: int | None = None
 
     def __init__(self, _config: ScorerConfig) -> None:
         pass
@@ -126,7 +127,7 @@ class SleeperPool(RayPool):
     """Workers that share a few processes; the calls are Ray's all the same."""
 
     def __init__(self, seconds_of_unit: Sequence[float], num_workers: int, num_hosts: int) -> None:
-        super().__init__(None, Room({"num_cpus": 0}))
+        super().__init__(cast(WorkerJob, None), Room({"num_cpus": 0}))
         self._num_workers = num_workers
         options = {"num_cpus": 0, "max_concurrency": 1000}
         self._hosts = [

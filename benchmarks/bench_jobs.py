@@ -29,7 +29,7 @@ import polars as pl
 import psutil
 import pyarrow.parquet as pq
 
-from rsr.jobs.bench.memory import peak_rss_mib
+from rsr.benchmarks.memory import peak_rss_mib
 
 SAMPLE_SECONDS = 0.2
 """Between looks at a process's own high-water mark: to look takes time from who is measured."""

@@ -1,9 +1,9 @@
 """The rank kernel beside what else one would use: `python benchmarks/bench_kernel.py --help`.
 
-The same command as `rsr bench kernel`, whose code is `rsr.jobs.bench.kernel`.
+The same command as `rsr bench kernel`, whose code is `rsr.benchmarks.kernel`.
 """
 
-from rsr.jobs.bench.cli import kernel
+from rsr.benchmarks.cli import kernel
 
 if __name__ == "__main__":
     kernel()

@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from rsr.jobs import score_columns
-from rsr.jobs.files import atomic_path
+from rsr.jobs.shards import score_columns
+from rsr.jobs.storage.atomic import atomic_path
 
 TEXT_BYTES = 200
 TEXT_POOL_BYTES = 32 << 20

@@ -18,8 +18,8 @@ import polars as pl
 from rsr.engine.config import ScorerConfig
 from rsr.engine.metrics import rank_surprisal_ratio
 from rsr.jobs.interrupt import StopRequest
-from rsr.jobs.progress import Progress
-from rsr.jobs.score import ScoreOptions, run_score
+from rsr.jobs.run.progress import Progress
+from rsr.jobs.scoring.score import ScoreOptions, run_score
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 
@@ -76,7 +76,7 @@ def main() -> None:
             limit=arguments.rows,
         )
         result = run_score(options, Progress(), StopRequest())
-        scored = pl.read_parquet(options.output / "gsm8k_teachers.parquet")
+        scored = pl.read_parquet(Path(folder) / "scored" / "gsm8k_teachers.parquet")
     published = pl.read_parquet(arguments.data / "rsr_published_fp32.parquet").head(arguments.rows)
     report = compare(scored, published)
     exact = arguments.dtype == "float32"

@@ -20,22 +20,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rsr.benchmarks.memory import peak_rss_mib
 from rsr.engine.metrics import TrajectoryScore, score_tokens
 from rsr.engine.trajectory import Status, TokenScores, Trajectory
-from rsr.jobs import score_columns
-from rsr.jobs.bench.memory import peak_rss_mib
-from rsr.jobs.output import OutputFolder
-from rsr.jobs.receipts import hash_identity
-from rsr.jobs.score import MAX_UNIT_ROWS, UNIT_BYTES
-from rsr.jobs.shards import (
-    TrajectoryColumns,
-    TrajectoryReader,
-    cut_units,
-    describe_shard,
-    open_parquet,
-    row_groups,
-)
-from rsr.jobs.staging import stage_json
+from rsr.jobs.run.folder import OutputFolder
+from rsr.jobs.run.receipts import hash_identity
+from rsr.jobs.shards import score_columns
+from rsr.jobs.shards.columns import TrajectoryColumns
+from rsr.jobs.shards.json_input import stage_json
+from rsr.jobs.shards.parquet import open_parquet, row_groups
+from rsr.jobs.shards.reader import TrajectoryReader
+from rsr.jobs.shards.shard import MAX_UNIT_ROWS, UNIT_BYTES, cut_units, describe_shard
 
 TEXT_BYTES = 48_000
 """A trajectory of about 12k tokens, the paper's."""

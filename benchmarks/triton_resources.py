@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 
-from rsr.jobs.bench.shapes import PRESETS
+from rsr.benchmarks.ahead_of_time import SHARED_MEMORY_BYTES, Variant, compile_pass
+from rsr.benchmarks.shapes import PRESETS
 from rsr.kernels import tuning
-from rsr.kernels.ahead_of_time import SHARED_MEMORY_BYTES, Variant, compile_pass
 from rsr.kernels.logits import LogitTransform
 
 OUTPUT = Path(__file__).parent / "results" / "triton_resources.csv"

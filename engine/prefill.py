@@ -1,7 +1,7 @@
 """Opens vLLM on one model and runs prefill requests through it.
 
 Two engines with one interface: `Prefill` scores inside the worker, `StockPrefill` has vLLM do
-it. Together with `pooler.py` this is the only place that names vLLM. Knows nothing of
+it. Together with `head.py` and `pooler.py` this is the only place that names vLLM. Knows nothing of
 trajectories: a request is token ids and the spans to score, an answer is numbers.
 """
 

@@ -11,10 +11,11 @@ from typing import Any, cast
 
 from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
 
-from rsr.engine.chat import TrajectoryEncoder, load_tokenizer, resolve_chat_template
+from rsr.engine.chat import TrajectoryEncoder, load_tokenizer
 from rsr.engine.config import Dtype, ScorerConfig
 from rsr.engine.facts import StudentFacts
 from rsr.engine.model_folder import WEIGHT_FILES, require_model_folder
+from rsr.engine.template import resolve_chat_template
 
 LENGTH_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 

@@ -8,9 +8,9 @@ from importlib import import_module
 import click
 
 COMMANDS = {
-    "score": "rsr.jobs.score_cli:score",
-    "status": "rsr.jobs.status:status",
-    "verify": "rsr.jobs.verify:verify",
+    "score": "rsr.jobs.scoring.cli:score",
+    "status": "rsr.jobs.run.status:status",
+    "verify": "rsr.jobs.run.verify:verify",
     "plan": "rsr.jobs.planning.cli:plan",
     "filter": "rsr.jobs.selection.cli:filter_",
     "select": "rsr.jobs.selection.cli:select",
@@ -18,7 +18,7 @@ COMMANDS = {
     "correlate": "rsr.jobs.evidence.cli:correlate_command",
     "report": "rsr.jobs.evidence.cli:report",
     "simulate": "rsr.jobs.evidence.cli:simulate_command",
-    "bench": "rsr.jobs.bench.cli:bench",
+    "bench": "rsr.benchmarks.cli:bench",
     "demo": "rsr.jobs.demo.cli:demo",
 }
 

@@ -4,7 +4,7 @@ Tensors in, tensors out: nothing here knows about models, trajectories, vLLM or 
 """
 
 from rsr.kernels.rank_logprob import rank_logprob
-from rsr.kernels.shard import VocabShard
 from rsr.kernels.stats import RankLogprob, VocabStats, merge_stats
+from rsr.kernels.vocab_shard import VocabShard
 
 __all__ = ["RankLogprob", "VocabShard", "VocabStats", "merge_stats", "rank_logprob"]

@@ -10,8 +10,8 @@ import torch
 
 from rsr.kernels import reference
 from rsr.kernels.logits import LogitsDtype
-from rsr.kernels.shard import VocabShard
 from rsr.kernels.stats import RankLogprob
+from rsr.kernels.vocab_shard import VocabShard
 
 Impl = Literal["auto", "fused", "tiled", "reference"]
 

@@ -6,5 +6,8 @@ pool.py        the workers as Ray sees them: start, send, kill, wait
 work.py        what is left to do: long units first, suspects alone, halving; plain data
 deadlines.py   how long a unit may take; plain arithmetic
 dispatcher.py  the loop between work and pool; knows neither Ray nor the terminal
-metrics.py     the same events as Ray metrics
+ray_metrics.py the same events as Ray metrics
+options.py     what a user says of the cluster
+venue.py       student and cluster of a run, opened when they are needed
+run.py         one run from a loaded plan to its last shard
 """

@@ -1,6 +1,6 @@
 """How long a unit may be in the engine before its worker counts as hanging. Plain arithmetic."""
 
-from rsr.jobs.shards import Shard, Unit
+from rsr.jobs.shards.shard import Shard, Unit
 
 FIRST_UNIT_SECONDS = 3600.0
 """Before any unit is finished nothing is known of this model on this machine."""

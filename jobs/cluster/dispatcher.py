@@ -15,7 +15,7 @@ from typing import Protocol
 from rsr.engine.config import ScorerKind
 from rsr.jobs.cluster.deadlines import Deadlines
 from rsr.jobs.cluster.work import CommitShard, ScoreUnit, Task, WorkQueue, label
-from rsr.jobs.events import (
+from rsr.jobs.run.events import (
     BatchShrunk,
     Cause,
     Event,
@@ -27,7 +27,7 @@ from rsr.jobs.events import (
     WorkerLost,
     WorkerStarted,
 )
-from rsr.jobs.score_columns import Summary
+from rsr.jobs.shards.score_columns import Summary
 
 UNITS_IN_HAND = 2
 """Per worker: one in the engine, one being read or written."""

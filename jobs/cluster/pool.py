@@ -15,7 +15,7 @@ from rsr.jobs.cluster.dispatcher import Answer, Done, Failed, Lost, Placed, Read
 from rsr.jobs.cluster.session import Room
 from rsr.jobs.cluster.work import Task
 from rsr.jobs.cluster.worker import Introduction, Loaded, Problem, Scored, Worker, WorkerJob
-from rsr.jobs.events import Cause
+from rsr.jobs.run.events import Cause
 
 
 def hire(room: Room) -> ActorHandle:

@@ -22,13 +22,15 @@ from rsr.engine.config import ScorerConfig
 from rsr.engine.facts import StudentFacts
 from rsr.jobs.cluster.deadlines import Deadlines
 from rsr.jobs.cluster.dispatcher import CannotStartError, Dispatcher
-from rsr.jobs.cluster.metrics import RunMetrics
+from rsr.jobs.cluster.options import ClusterOptions
 from rsr.jobs.cluster.pool import RayPool, hire
+from rsr.jobs.cluster.ray_metrics import RunMetrics
 from rsr.jobs.cluster.session import Room, ray_session, room_for_workers
 from rsr.jobs.cluster.work import Failure, WorkQueue
 from rsr.jobs.cluster.worker import Refused, WorkerJob
 from rsr.jobs.errors import Interrupted, UsageError
-from rsr.jobs.events import (
+from rsr.jobs.interrupt import StopRequest
+from rsr.jobs.run.events import (
     Event,
     EventLog,
     RunEnded,
@@ -39,9 +41,8 @@ from rsr.jobs.events import (
     UnitFinished,
     WorkerLost,
 )
-from rsr.jobs.interrupt import StopRequest
-from rsr.jobs.progress import Progress
-from rsr.jobs.score_columns import Summary
+from rsr.jobs.run.progress import Progress
+from rsr.jobs.shards.score_columns import Summary
 from rsr.jobs.storage import is_remote
 
 logger = logging.getLogger(__name__)
@@ -55,17 +56,6 @@ A spot machine's warning comes 30 s before the end at the least, and Ray needs s
 
 FIRST_WORKER_SECONDS = 60.0
 """Until the driver opens the student itself: a crowded cluster has no room for a worker yet."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClusterOptions:
-    """address: of the Ray cluster to join; None is RAY_ADDRESS, or this machine alone.
-    num_workers: None is as many as fit. unit_timeout_s: None is learned from finished units.
-    """
-
-    address: str | None = None
-    num_workers: int | None = None
-    unit_timeout_s: float | None = None
 
 
 @dataclass(slots=True)

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from rsr.jobs.cluster.deadlines import unit_bytes
-from rsr.jobs.events import Cause, Next
-from rsr.jobs.shards import Shard, Unit
+from rsr.jobs.run.events import Cause, Next
+from rsr.jobs.shards.shard import Shard, Unit
 
 MAX_ATTEMPTS = 3
 """Of reading a unit's rows, or of writing a unit or a shard, before it is given up."""

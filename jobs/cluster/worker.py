@@ -24,12 +24,14 @@ from rsr.engine.errors import is_out_of_memory
 from rsr.engine.facts import StudentFacts
 from rsr.engine.metrics import TrajectoryScore
 from rsr.engine.trajectory import Status, Trajectory
-from rsr.jobs import score_columns
 from rsr.jobs.cluster.work import CommitShard, RefuseRow, ScoreUnit, Task
-from rsr.jobs.events import Cause
-from rsr.jobs.output import OutputFolder
-from rsr.jobs.score_columns import Summary
-from rsr.jobs.shards import TrajectoryColumns, TrajectoryReader, Unit
+from rsr.jobs.run.events import Cause
+from rsr.jobs.run.folder import OutputFolder
+from rsr.jobs.shards import score_columns
+from rsr.jobs.shards.columns import TrajectoryColumns
+from rsr.jobs.shards.reader import TrajectoryReader
+from rsr.jobs.shards.score_columns import Summary
+from rsr.jobs.shards.shard import Unit
 
 logger = logging.getLogger(__name__)
 

@@ -16,8 +16,8 @@ from rsr.jobs.demo.demo import (
     score_demo,
 )
 from rsr.jobs.demo.trajectories import DEFAULT_NUM_PROBLEMS
-from rsr.jobs.progress import Progress
-from rsr.jobs.score_cli import print_score_result, score_result_json
+from rsr.jobs.run.progress import Progress
+from rsr.jobs.scoring.cli import print_score_result, score_result_json
 
 
 @click.command()

@@ -23,11 +23,11 @@ from rsr.engine.metrics import DatasetRsr
 from rsr.jobs.demo.student import demo_student
 from rsr.jobs.demo.trajectories import DEFAULT_NUM_PROBLEMS, demo_trajectories
 from rsr.jobs.errors import UsageError
-from rsr.jobs.files import atomic_path
 from rsr.jobs.interrupt import StopRequest
-from rsr.jobs.output import OutputFolder
-from rsr.jobs.progress import Progress
-from rsr.jobs.score import ScoreOptions, ScoreResult, run_score
+from rsr.jobs.run.folder import OutputFolder
+from rsr.jobs.run.progress import Progress
+from rsr.jobs.scoring.score import ScoreOptions, ScoreResult, run_score
+from rsr.jobs.storage.atomic import atomic_path
 
 METADATA_KEY = "rsr_demo"
 """In the trajectories file's metadata: tells our own file, which may be replaced, from others."""

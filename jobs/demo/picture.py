@@ -14,7 +14,7 @@ import altair as alt
 import click
 import polars as pl
 
-from rsr.jobs.files import atomic_path
+from rsr.jobs.storage.atomic import atomic_path
 
 WIDTH_PX, HEIGHT_PX = 740, 430
 FONT = "DejaVu Sans, Verdana, sans-serif"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import altair as alt
 
-from rsr.jobs.files import atomic_path
+from rsr.jobs.storage.atomic import atomic_path
 
 FONT = "DejaVu Sans, Verdana, sans-serif"
 INK, MUTED, RULE = "#1b1f24", "#5f6770", "#d5dae0"

@@ -25,6 +25,12 @@ from rsr.jobs.evidence.observations import (
     ObservationColumns,
     observe,
 )
+from rsr.jobs.evidence.printing import (
+    print_comparisons,
+    print_correlations,
+    print_simulation,
+    wide_console,
+)
 from rsr.jobs.evidence.simulate import (
     DEFAULT_NUM_TOKENS,
     DEFAULT_SEED,
@@ -32,21 +38,16 @@ from rsr.jobs.evidence.simulate import (
     Simulation,
     simulate,
 )
-from rsr.jobs.evidence.tables import (
-    print_comparisons,
-    print_correlations,
-    print_simulation,
-    wide_console,
-)
 from rsr.jobs.evidence.teachers import (
     CompareOptions,
     Comparison,
     TeacherEvidence,
     compare_teachers,
 )
-from rsr.jobs.files import write_text_atomically
 from rsr.jobs.interrupt import StopRequest
-from rsr.jobs.scored import open_scored, rank_clip_option
+from rsr.jobs.options import rank_clip_option
+from rsr.jobs.shards.scored import open_scored
+from rsr.jobs.storage.atomic import write_text_atomically
 
 PLOT_SUFFIXES = (".html", ".png", ".svg")
 

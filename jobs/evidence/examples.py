@@ -13,9 +13,11 @@ import polars as pl
 
 from rsr.jobs.errors import UsageError
 from rsr.jobs.evidence.observations import ID_COLUMN, Observations
-from rsr.jobs.score_columns import TOKEN_COLUMNS
-from rsr.jobs.scored import ScoredTable
-from rsr.jobs.shards import Shard, TrajectoryColumns, Unit, iter_rows, read_trajectories
+from rsr.jobs.shards.columns import TrajectoryColumns
+from rsr.jobs.shards.reader import iter_rows, read_trajectories
+from rsr.jobs.shards.score_columns import TOKEN_COLUMNS
+from rsr.jobs.shards.scored import ScoredTable
+from rsr.jobs.shards.shard import Shard, Unit
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

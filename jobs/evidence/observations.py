@@ -14,7 +14,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from rsr.jobs.errors import UsageError
-from rsr.jobs.scored import ScoredTable, open_scored
+from rsr.jobs.shards.scored import ScoredTable, open_scored
 
 CORRECT_COLUMN = "correct"
 """Read where it is there and is a boolean or a number."""

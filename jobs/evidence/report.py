@@ -27,9 +27,9 @@ from rsr.jobs.evidence.teachers import (
     Comparison,
     compare_teachers,
 )
-from rsr.jobs.files import write_text_atomically
-from rsr.jobs.scored import ScoredTable
 from rsr.jobs.selection.composition import Composition, DescribingColumns, Part, parts_of
+from rsr.jobs.shards.scored import ScoredTable
+from rsr.jobs.storage.atomic import write_text_atomically
 
 ASSETS = Path(__file__).parent / "assets"
 PERCENTILES = (5, 25, 50, 75, 95)

@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 from rsr.jobs.command import guarded, json_option
+from rsr.jobs.options import scorer_config, scorer_options
 from rsr.jobs.planning.gpus import GPUS
 from rsr.jobs.planning.prediction import RunPlan, plan_run
-from rsr.jobs.scorer_options import scorer_config, scorer_options
 
 
 @click.command()

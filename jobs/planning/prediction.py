@@ -13,19 +13,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rsr.benchmarks.engine_runs import OURS
 from rsr.engine.config import ScorerConfig
-from rsr.jobs.bench.engine_runs import OURS
 from rsr.jobs.errors import UsageError, refusing_values
 from rsr.jobs.planning.gpus import Gpu
 from rsr.jobs.planning.sample import Corpus, Sample, histogram, sample_corpus
-from rsr.jobs.progress import format_seconds
-from rsr.jobs.score import (
-    MAX_UNIT_ROWS,
-    SCORE_BYTES_PER_ROW,
-    TOKEN_COLUMN_BYTES_PER_TEXT_BYTE,
-    UNIT_BYTES,
-)
-from rsr.jobs.shards import find_inputs
+from rsr.jobs.run.progress import format_seconds
+from rsr.jobs.scoring.score import SCORE_BYTES_PER_ROW, TOKEN_COLUMN_BYTES_PER_TEXT_BYTE
+from rsr.jobs.shards.inputs import find_inputs
+from rsr.jobs.shards.shard import MAX_UNIT_ROWS, UNIT_BYTES
 
 if TYPE_CHECKING:
     from rsr.engine.cost import ModelCost

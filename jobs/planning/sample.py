@@ -10,18 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rsr.jobs.shards import (
-    JSON_SUFFIXES,
-    Shard,
-    TrajectoryColumns,
-    Unit,
-    choose_columns,
-    describe_shard,
-    file_size_bytes,
-    open_parquet,
-    read_trajectories,
-)
-from rsr.jobs.staging import stage_json
+from rsr.jobs.shards.columns import TrajectoryColumns, choose_columns
+from rsr.jobs.shards.inputs import JSON_SUFFIXES
+from rsr.jobs.shards.json_input import stage_json
+from rsr.jobs.shards.parquet import file_size_bytes, open_parquet
+from rsr.jobs.shards.reader import read_trajectories
+from rsr.jobs.shards.shard import Shard, Unit, describe_shard
 
 if TYPE_CHECKING:
     from rsr.engine.student import Student

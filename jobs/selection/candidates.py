@@ -16,8 +16,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from rsr.jobs.errors import UsageError
-from rsr.jobs.scored import ScoredTable
 from rsr.jobs.selection.ranking import ReadIds
+from rsr.jobs.shards.scored import ScoredTable
 
 DEFAULT_ID_COLUMN = "id"
 

@@ -10,7 +10,7 @@ import click
 from rich.console import Console
 
 from rsr.jobs.command import guarded, json_option
-from rsr.jobs.scored import rank_clip_option
+from rsr.jobs.options import rank_clip_option
 from rsr.jobs.selection.candidates import DEFAULT_ID_COLUMN, Conditions
 from rsr.jobs.selection.composition import DEFAULT_CORRECT_COLUMN, DEFAULT_TEACHER_COLUMN
 from rsr.jobs.selection.filter import FilterOptions, run_filter

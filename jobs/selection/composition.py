@@ -13,7 +13,7 @@ from rich.table import Table
 
 from rsr.engine.metrics import DatasetRsr
 from rsr.jobs.errors import UsageError
-from rsr.jobs.scored import ScoredTable
+from rsr.jobs.shards.scored import ScoredTable
 
 DEFAULT_TEACHER_COLUMN, DEFAULT_CORRECT_COLUMN = "teacher", "correct"
 MAX_PRINTED_ROWS = 30

@@ -15,10 +15,9 @@ import numpy as np
 from rsr.jobs.errors import UsageError
 from rsr.jobs.interrupt import StopRequest
 from rsr.jobs.selection.candidates import Candidates, id_reader, read_candidates
-from rsr.jobs.selection.opening import OpenedInput, SubsetOptions
 from rsr.jobs.selection.ranking import Rows, keep_best, share_of
 from rsr.jobs.selection.result import SelectionResult
-from rsr.jobs.selection.run import Facts, run_selection
+from rsr.jobs.selection.selection import Facts, OpenedInput, SubsetOptions, run_selection
 from rsr.jobs.selection.subset import Mask
 
 

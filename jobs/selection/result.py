@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from rsr.jobs.output import OutputFolder
+from rsr.jobs.run.folder import OutputFolder
 from rsr.jobs.selection.composition import Composition
 
 FACTS = {

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from rsr.jobs.errors import UsageError
 from rsr.jobs.interrupt import StopRequest
-from rsr.jobs.scored import ScoredTable
 from rsr.jobs.selection.candidates import (
     Candidates,
     encode,
@@ -25,12 +24,12 @@ from rsr.jobs.selection.candidates import (
     read_candidates,
 )
 from rsr.jobs.selection.objectives import pareto_front, weighted
-from rsr.jobs.selection.opening import OpenedInput, SubsetOptions
 from rsr.jobs.selection.quotas import Quota, admit
 from rsr.jobs.selection.ranking import Rows, keep_best, ranked
 from rsr.jobs.selection.result import SelectionResult
-from rsr.jobs.selection.run import Facts, run_selection
+from rsr.jobs.selection.selection import Facts, OpenedInput, SubsetOptions, run_selection
 from rsr.jobs.selection.subset import Mask
+from rsr.jobs.shards.scored import ScoredTable
 
 Objective = Literal["pareto", "weighted"]
 

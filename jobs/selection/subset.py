@@ -27,10 +27,9 @@ from rich.console import Console
 from rich.progress import Progress
 
 from rsr.jobs.errors import ShardsFailed
-from rsr.jobs.files import atomic_path
 from rsr.jobs.interrupt import StopRequest
-from rsr.jobs.output import OutputFolder
-from rsr.jobs.preflight import (
+from rsr.jobs.run.folder import OutputFolder
+from rsr.jobs.run.preflight import (
     check_places,
     describe_inputs,
     kept_as_it_was,
@@ -38,9 +37,11 @@ from rsr.jobs.preflight import (
     require_disk_space,
     require_same_run,
 )
-from rsr.jobs.scored import ScoredTable
-from rsr.jobs.shard_writer import compression_of
-from rsr.jobs.shards import Shard, open_parquet
+from rsr.jobs.shards.parquet import open_parquet
+from rsr.jobs.shards.scored import ScoredTable
+from rsr.jobs.shards.shard import Shard
+from rsr.jobs.shards.writer import compression_of
+from rsr.jobs.storage.atomic import atomic_path
 
 MAX_COPIES_AT_A_TIME = 8
 """Each holds a row group of kept rows and what encodes it: 100 to 200 MiB."""

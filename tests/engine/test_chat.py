@@ -4,7 +4,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from rsr.engine.chat import TrajectoryEncoder, load_tokenizer, resolve_chat_template
+from rsr.engine.chat import TrajectoryEncoder, load_tokenizer
+from rsr.engine.template import resolve_chat_template
 from rsr.engine.trajectory import Status, Trajectory
 
 USER = {"role": "user", "content": "Two and two?"}

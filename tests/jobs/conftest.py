@@ -15,12 +15,13 @@ from s3_server import SILENCE_S, FaultyProxy, make_bucket, s3_server
 
 from rsr.engine.metrics import STORED_RANK_CLIPS, TrajectoryScore, score_tokens
 from rsr.engine.trajectory import Status, TokenScores
-from rsr.jobs import score_columns
-from rsr.jobs.output import OutputFolder
-from rsr.jobs.receipts import hash_identity
-from rsr.jobs.shard_writer import METADATA_KEY
-from rsr.jobs.shards import Shard, TrajectoryColumns, Unit, cut_units, describe_shard
-from rsr.jobs.storage import open_bucket
+from rsr.jobs.run.folder import OutputFolder
+from rsr.jobs.run.receipts import hash_identity
+from rsr.jobs.shards import score_columns
+from rsr.jobs.shards.columns import TrajectoryColumns
+from rsr.jobs.shards.shard import Shard, Unit, cut_units, describe_shard
+from rsr.jobs.shards.writer import METADATA_KEY
+from rsr.jobs.storage.bucket import open_bucket
 
 TEXT = TrajectoryColumns(text="text")
 

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from rsr.jobs.cli import main
-from rsr.jobs.output import OutputFolder
+from rsr.jobs.run.folder import OutputFolder
 
 ROW = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
 

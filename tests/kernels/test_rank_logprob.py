@@ -230,9 +230,9 @@ def test_fused_on_a_cpu_is_refused_with_the_reason():
 
 
 def test_auto_says_once_what_it_took(caplog):
-    from rsr.kernels import shard
+    from rsr.kernels import vocab_shard
 
-    shard._is_fused_usable.cache_clear()
+    vocab_shard._is_fused_usable.cache_clear()
     with caplog.at_level("INFO", logger="rsr.kernels"):
         rank_logprob(**GOOD)
         rank_logprob(**GOOD)

@@ -14,16 +14,18 @@ from rich.console import Console
 from rsr.engine.config import ScorerConfig
 from rsr.engine.metrics import TrajectoryScore, score_tokens
 from rsr.engine.trajectory import Status, TokenScores, Trajectory
-from rsr.jobs.cluster.run import ClusterOptions, RunReport, join_cluster, run_on_cluster
+from rsr.jobs.cluster.options import ClusterOptions
+from rsr.jobs.cluster.run import RunReport, join_cluster, run_on_cluster
 from rsr.jobs.cluster.work import WorkQueue
 from rsr.jobs.cluster.worker import WorkerJob
 from rsr.jobs.errors import UsageError
-from rsr.jobs.events import read_events
 from rsr.jobs.interrupt import StopRequest
-from rsr.jobs.output import OutputFolder
-from rsr.jobs.progress import Progress
-from rsr.jobs.score_columns import Summary
-from rsr.jobs.shards import TrajectoryColumns, cut_units, describe_shard
+from rsr.jobs.run.events import read_events
+from rsr.jobs.run.folder import OutputFolder
+from rsr.jobs.run.progress import Progress
+from rsr.jobs.shards.columns import TrajectoryColumns
+from rsr.jobs.shards.score_columns import Summary
+from rsr.jobs.shards.shard import cut_units, describe_shard
 
 pytestmark = pytest.mark.ray
 

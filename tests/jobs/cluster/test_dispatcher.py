@@ -30,9 +30,17 @@ from rsr.jobs.cluster.work import (
     Task,
     WorkQueue,
 )
-from rsr.jobs.events import BatchShrunk, Cause, Event, Next, ShardWritten, UnitFailed, WorkerLost
-from rsr.jobs.score_columns import Summary
-from rsr.jobs.shards import Shard, Unit
+from rsr.jobs.run.events import (
+    BatchShrunk,
+    Cause,
+    Event,
+    Next,
+    ShardWritten,
+    UnitFailed,
+    WorkerLost,
+)
+from rsr.jobs.shards.score_columns import Summary
+from rsr.jobs.shards.shard import Shard, Unit
 
 HANGS = object()
 Misfortune = Callable[["PaperPool", int, Unit], Answer | object | None]

@@ -25,7 +25,7 @@ from rsr.jobs.demo.student import PACKAGE
 from rsr.jobs.demo.trajectories import TEACHERS, demo_trajectories
 from rsr.jobs.errors import UsageError
 from rsr.jobs.interrupt import StopRequest
-from rsr.jobs.progress import Progress
+from rsr.jobs.run.progress import Progress
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from rsr.jobs.cli import main
-from rsr.jobs.shard_writer import METADATA_KEY
+from rsr.jobs.shards.writer import METADATA_KEY
 
 HOSTILE = (
     "</script><script>document.title='owned'</script><img src=x onerror=alert(1)><!-- \u2028 & \""

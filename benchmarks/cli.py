@@ -1,0 +1,186 @@
+"""`rsr bench`: parse, run, print. `bench engine` is in `engine.py`.
+
+What is timed, and how, is in `kernel.py` and `harness.py`.
+"""
+
+import csv
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+import click
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from rsr.benchmarks.engine import engine
+from rsr.benchmarks.shapes import DEFAULT_PRESETS, PRESETS
+from rsr.engine.config import Dtype
+
+if TYPE_CHECKING:
+    import torch
+
+    from rsr.benchmarks.kernel import BenchRow
+
+PLOT_SUFFIXES = (".html", ".png")
+
+
+@click.group()
+def bench() -> None:
+    """Measure this machine."""
+
+
+bench.add_command(engine)
+
+
+@bench.command()
+@click.option(
+    "--preset",
+    "presets",
+    multiple=True,
+    type=click.Choice(list(PRESETS)),
+    help="Student whose LM head to time; may be repeated. "
+    + "; ".join(
+        f"Default on {kind}: {', '.join(names)}" for kind, names in DEFAULT_PRESETS.items()
+    ),
+)
+@click.option(
+    "--dtype",
+    "dtypes",
+    multiple=True,
+    type=click.Choice([dtype for dtype in get_args(Dtype) if dtype != "auto"]),
+    default=("bfloat16",),
+    show_default=True,
+    help="Dtype of hidden states and weights; may be repeated.",
+)
+@click.option("--device", default=None, help="Default: cuda where there is a GPU, else cpu.")
+@click.option(
+    "--tokens", type=click.IntRange(1), default=None, help="Tokens per call. Default: the preset's."
+)
+@click.option(
+    "--repeat", type=click.IntRange(1), default=5, show_default=True, help="Timed calls of each."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+@click.option("--csv", "csv_path", type=click.Path(path_type=Path), help="Also write a CSV file.")
+@click.option(
+    "--plot", "plot_path", type=click.Path(path_type=Path), help="Also draw to .html or .png."
+)
+@click.pass_context
+def kernel(
+    context: click.Context,
+    presets: tuple[str, ...],
+    dtypes: tuple[str, ...],
+    device: str | None,
+    tokens: int | None,
+    repeat: int,
+    as_json: bool,
+    csv_path: Path | None,
+    plot_path: Path | None,
+) -> None:
+    """Time the rank kernel beside what else one would use, on the LM heads of real students.
+
+    Every operation is checked against the reference first; one that fails is listed and not timed,
+    and the exit code is then 1.
+    """
+    if plot_path is not None and plot_path.suffix not in PLOT_SUFFIXES:
+        raise click.UsageError(f"--plot must end in {' or '.join(PLOT_SUFFIXES)}, got {plot_path}")
+    # torch takes seconds to import: `rsr --help` should not wait for it.
+    from rsr.benchmarks.kernel import bench_kernel
+
+    chosen = _device(device)
+    console = Console(stderr=True)
+    rows: list[BenchRow] = []
+    for preset in presets or DEFAULT_PRESETS[chosen.type]:
+        shape = PRESETS[preset]
+        if tokens is not None:
+            shape = type(shape)(tokens, shape.hidden_size, shape.vocab_size)
+        for dtype in dtypes:
+            with console.status(f"{preset}, {dtype}"):
+                rows += bench_kernel(preset, shape, dtype, chosen, repeat)
+    if as_json:
+        click.echo(json.dumps({"rows": [asdict(row) for row in rows]}))
+    else:
+        stdout = Console()
+        stdout.print(
+            f"{rows[0].device}, {rows[0].num_threads} threads, torch {rows[0].torch_version}"
+        )
+        for table in _tables(rows):
+            stdout.print()
+            stdout.print(table)
+    if csv_path is not None:
+        _write_csv(rows, csv_path)
+    if plot_path is not None:
+        _plot(rows, plot_path)
+    if any(row.failed_check for row in rows):
+        context.exit(1)
+
+
+def _device(name: str | None) -> "torch.device":
+    import torch
+
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise click.UsageError(f"--device {name}: {str(error).splitlines()[0]}") from None
+    if device.type not in DEFAULT_PRESETS:
+        raise click.UsageError(f"--device must be cpu or cuda, got {name}")
+    return device
+
+
+def _tables(rows: Sequence["BenchRow"]) -> Iterator[Table]:
+    """One table per head: what is compared stands together."""
+    for (preset, dtype), group in groupby(rows, key=lambda row: (row.preset, row.dtype)):
+        of_head = list(group)
+        first = of_head[0]
+        shape = f"{first.num_tokens:,} × {first.hidden_size:,} × {first.vocab_size:,}"
+        table = Table(title=f"{preset}, {dtype}, {shape}", title_justify="left", box=None)
+        table.add_column("operation", no_wrap=True)
+        for column in ("ms p50", "p20–p80", "tokens/s", "TFLOP/s", "of GEMM", "extra MiB"):
+            table.add_column(column, justify="right")
+        for row in of_head:
+            table.add_row(row.operation, *_cells(row))
+        yield table
+
+
+def _cells(row: "BenchRow") -> list[str]:
+    if row.time_ms_p50 is None:
+        return [f"[red]not timed: {escape(str(row.failed_check))}"]
+    return [
+        f"{row.time_ms_p50:,.1f}",
+        f"{row.time_ms_p20:,.0f}–{row.time_ms_p80:,.0f}",
+        f"{row.tokens_per_s:,.0f}",
+        f"{row.tflop_per_s:.3f}",
+        f"{row.share_of_gemm:.0%}",
+        f"{row.peak_extra_mib:,.0f}",
+    ]
+
+
+def _write_csv(rows: Sequence["BenchRow"], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(asdict(rows[0])))
+        writer.writeheader()
+        for row in rows:
+            values = asdict(row)
+            writer.writerow(
+                {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in values.items()}
+            )
+
+
+def _plot(rows: Sequence["BenchRow"], path: Path) -> None:
+    """Bars of the median time, one panel per head, with 20th and 80th percentile."""
+    import altair as alt
+
+    timed = [row for row in rows if row.time_ms_p50 is not None]
+    values = [asdict(row) | {"head": f"{row.preset}, {row.dtype}"} for row in timed]
+    operation = alt.Y("operation:N", sort=None, title=None)
+    base = alt.Chart(alt.Data(values=values)).encode(y=operation)
+    bars = base.mark_bar(color="#0072b2").encode(x=alt.X("time_ms_p50:Q", title="median, ms"))
+    spread = base.mark_rule().encode(x="time_ms_p20:Q", x2="time_ms_p80:Q")
+    chart = (bars + spread).facet(row=alt.Row("head:N", title=None)).resolve_scale(x="independent")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    chart.properties(title=f"Rank kernel on {timed[0].device}" if timed else "").save(path)

@@ -1,1 +1,0 @@
-"""Measurements of this machine: the kernel, and the engine, each beside its peers."""

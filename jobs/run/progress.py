@@ -1,0 +1,209 @@
+"""What a run looks like while it goes: a bar and a line per worker on a terminal, else plain lines.
+
+Everything goes to stderr, so that stdout carries results alone. Knows counts and clocks only.
+"""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, SpinnerColumn, TextColumn
+from rich.progress import Progress as RichProgress
+from rich.text import Text
+
+from rsr.jobs.run.events import (
+    BatchShrunk,
+    Event,
+    Next,
+    ShardFailed,
+    UnitFailed,
+    UnitFinished,
+    WorkerLost,
+    WorkerStarted,
+)
+from rsr.jobs.shards.score_columns import Summary
+
+PLAIN_LINE_SECONDS = 30.0
+MAX_WORKERS_SHOWN = 16
+MAX_TROUBLES_SHOWN = 50
+"""More than this is for events.jsonl, not for a terminal."""
+RATE_MEMORY = 0.8
+"""Weight of a worker's rate so far against that of its latest unit."""
+
+
+@dataclass(slots=True)
+class _WorkerRate:
+    node: str
+    tokens_per_s: float | None = None
+    num_units: int = 0
+    last_s: float = 0.0
+
+    def observe(self, event: UnitFinished, now: float) -> None:
+        self.num_units += 1
+        self.last_s = now
+        if event.seconds > 0:
+            rate = event.summary.num_tokens / event.seconds
+            before = rate if self.tokens_per_s is None else self.tokens_per_s
+            self.tokens_per_s = RATE_MEMORY * before + (1 - RATE_MEMORY) * rate
+
+
+class Progress:
+    """Counts rows and tokens as units finish; the tokens still to come are estimated from those.
+
+    console: where to show it; a live view if it is a terminal.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(file=sys.stderr)
+        self._bar: RichProgress | None = None
+        self._live: Live | None = None
+        self._num_rows = 0
+        self._finished = Summary()
+        self._num_rows_before = self._num_tokens_before = 0
+        self._started = self._last_line = 0.0
+        self._workers: dict[int, _WorkerRate] = {}
+        self._num_troubles = 0
+
+    def loading(self, model: str, num_workers: int) -> None:
+        workers = "worker" if num_workers == 1 else "workers"
+        self._print(f"loading {model} on {num_workers} {workers} …")
+
+    def stopping(self, seconds: float) -> None:
+        self._print(
+            f"stopping: up to {seconds:.0f} s for the units in hand; once more stops at once"
+        )
+
+    @contextmanager
+    def scoring(self, num_rows: int, kept: Summary) -> Iterator[None]:
+        """While rows are scored. kept: what an earlier start already finished of them."""
+        self._num_rows = num_rows
+        self._finished = Summary()
+        self._finished.merge(kept)
+        self._num_rows_before, self._num_tokens_before = kept.num_rows, kept.num_tokens
+        self._started = self._last_line = time.monotonic()
+        if not self._console.is_terminal:
+            yield
+            return
+        self._bar = RichProgress(
+            SpinnerColumn(), BarColumn(bar_width=None), TextColumn("{task.description}")
+        )
+        self._bar.add_task(self._describe(), total=self._num_tokens_estimate())
+        with Live(self._view(), console=self._console, refresh_per_second=4) as self._live:
+            yield
+            self._live.update(self._view())
+
+    def tell(self, event: Event) -> None:
+        """Note what happened; what a user should know of gets a line of its own."""
+        match event:
+            case WorkerStarted():
+                self._workers[event.worker] = _WorkerRate(event.node)
+            case WorkerLost():
+                self._workers.pop(event.worker, None)
+                self._print_trouble(
+                    f"worker {event.worker} on {event.node} lost ({event.cause}): {event.reason}"
+                )
+            case UnitFinished():
+                self._finished.merge(event.summary)
+                if event.worker in self._workers:
+                    self._workers[event.worker].observe(event, time.monotonic())
+            case UnitFailed() if event.next is not Next.AGAIN:
+                rows = f"{event.shard} rows {event.start} to {event.stop - 1}"
+                self._print_trouble(f"{rows}: {event.reason} → {_words(event.next)}")
+            case ShardFailed():
+                self._print_trouble(f"{event.shard}: {event.reason} → {_words(event.next)}")
+            case BatchShrunk():
+                self._print_trouble(
+                    f"out of memory: prefill steps of {event.tokens_now:,} tokens from now on, "
+                    f"not {event.tokens_before:,}"
+                )
+        self.tick()
+
+    def tick(self) -> None:
+        """Show what is known by now."""
+        now = time.monotonic()
+        if self._bar is not None and self._live is not None:
+            self._bar.update(
+                self._bar.task_ids[0],
+                completed=self._finished.num_tokens,
+                total=self._num_tokens_estimate(),
+                description=self._describe(),
+            )
+            self._live.update(self._view())
+        elif self._num_rows and now - self._last_line >= PLAIN_LINE_SECONDS:
+            self._last_line = now
+            self._print(f"{self._describe()} · {self._describe_workers()}")
+
+    def _view(self) -> Group:
+        assert self._bar is not None, "the view is for terminals"
+        now = time.monotonic()
+        shown = list(self._workers.items())[:MAX_WORKERS_SHOWN]
+        lines = [Text(_worker_line(number, rate, now), style="dim") for number, rate in shown]
+        if len(self._workers) > len(shown):
+            lines.append(Text(f"  and {self._describe_workers()} in all", style="dim"))
+        return Group(self._bar, *lines)
+
+    def _print(self, line: str) -> None:
+        self._console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+    def _print_trouble(self, line: str) -> None:
+        self._num_troubles += 1
+        if self._num_troubles <= MAX_TROUBLES_SHOWN:
+            self._print(line)
+        if self._num_troubles == MAX_TROUBLES_SHOWN:
+            self._print("further troubles are in events.jsonl")
+
+    def _num_tokens_estimate(self) -> float | None:
+        """Tokens of all rows, at the rate of those finished; None before the first."""
+        if not self._finished.num_rows:
+            return None
+        return self._finished.num_tokens * self._num_rows / self._finished.num_rows
+
+    def _describe(self) -> str:
+        done = self._finished
+        seconds = max(1e-9, time.monotonic() - self._started)
+        tokens_per_s = (done.num_tokens - self._num_tokens_before) / seconds
+        rows_per_s = (done.num_rows - self._num_rows_before) / seconds
+        estimate = self._num_tokens_estimate()
+        if estimate is None or not rows_per_s:
+            return f"{done.num_rows:,} of {self._num_rows:,} rows"
+        left_s = (self._num_rows - done.num_rows) / rows_per_s
+        return (
+            f"{done.num_rows:,} of {self._num_rows:,} rows · {done.num_tokens:,} of "
+            f"~{estimate:,.0f} tokens · {rows_per_s:,.1f} rows/s · {tokens_per_s:,.0f} tokens/s · "
+            f"{format_seconds(left_s)} left"
+        )
+
+    def _describe_workers(self) -> str:
+        """`3 workers: 410 to 512 tokens/s`."""
+        rates = sorted(w.tokens_per_s for w in self._workers.values() if w.tokens_per_s)
+        workers = f"{len(self._workers)} worker{'s' * (len(self._workers) != 1)}"
+        if not rates:
+            return workers
+        between = f"{rates[0]:,.0f}" + (f" to {rates[-1]:,.0f}" if len(rates) > 1 else "")
+        return f"{workers}: {between} tokens/s"
+
+
+def _worker_line(number: int, rate: _WorkerRate, now: float) -> str:
+    if rate.tokens_per_s is None:
+        return f"  worker {number} on {rate.node}: in its first unit"
+    return (
+        f"  worker {number} on {rate.node}: {rate.tokens_per_s:,.0f} tokens/s, "
+        f"{rate.num_units:,} units, the last {format_seconds(now - rate.last_s)} ago"
+    )
+
+
+def _words(step: Next) -> str:
+    return step.value.replace("_", " ")
+
+
+def format_seconds(seconds: float) -> str:
+    """`1 h 02 min`, `3 min 20 s` or `42 s`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

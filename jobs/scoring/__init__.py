@@ -1,0 +1,1 @@
+"""`rsr score`: INPUT's trajectories scored by one student into OUTPUT."""

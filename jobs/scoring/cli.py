@@ -1,0 +1,180 @@
+"""`rsr score`: parse, build a config, call one function, print what it returns."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from rsr.jobs.cluster.work import Failure
+from rsr.jobs.command import (
+    EXIT_FAILURES,
+    Place,
+    configure_logging,
+    guarded,
+    json_option,
+    typed_command,
+)
+from rsr.jobs.errors import UsageError
+from rsr.jobs.interrupt import StopRequest
+from rsr.jobs.options import scorer_config, scorer_options
+from rsr.jobs.run.progress import Progress, format_seconds
+from rsr.jobs.scoring.score import ScoreOptions, ScoreResult, run_score
+from rsr.jobs.shards.columns import TrajectoryColumns
+
+
+@click.command()
+@click.argument("input", metavar="INPUT")
+@click.argument("output", metavar="OUTPUT", type=Place())
+@scorer_options()
+@click.option("--messages-column", help="Column of {role, content} lists. [default: messages]")
+@click.option("--prompt-column", help="Column of prompts. [default: prompt]")
+@click.option("--response-column", help="Column of responses. [default: response]")
+@click.option("--text-column", help="Column of texts, scored as a whole. [default: text]")
+@click.option(
+    "--limit", type=click.IntRange(min=1), help="Take only the first rows of INPUT: for a trial."
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    help="Engines at a time; default: one per GPU or tensor-parallel group, one without a GPU.",
+)
+@click.option(
+    "--address",
+    help="Ray cluster to join: auto, or host:port of its head. [default: RAY_ADDRESS, as ray job "
+    "submit sets it, else this machine alone]",
+)
+@click.option(
+    "--unit-timeout",
+    "unit_timeout_s",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Seconds in the engine after which a unit's worker is killed and the unit given to "
+    "another. [default: 20 times what finished units of that length took, at least 120]",
+)
+@click.option("--overwrite", is_flag=True, help="Discard the earlier run in OUTPUT.")
+@click.option("--overwrite-columns", is_flag=True, help="Replace rsr columns that INPUT has.")
+@json_option
+@click.option("-v", "--verbose", is_flag=True, help="Show what vLLM and Ray say.")
+def score(
+    input: str,
+    output: Path | str,
+    messages_column: str | None,
+    prompt_column: str | None,
+    response_column: str | None,
+    text_column: str | None,
+    limit: int | None,
+    workers: int | None,
+    address: str | None,
+    unit_timeout_s: float | None,
+    overwrite: bool,
+    overwrite_columns: bool,
+    as_json: bool,
+    verbose: bool,
+    **scorer: Any,
+) -> None:
+    """Add RSR columns to the trajectories in INPUT, writing them to the folder OUTPUT.
+
+    INPUT is a Parquet, JSON or JSON-lines file, a folder of them, or a glob. OUTPUT gets one
+    Parquet file for each, under the same name: the same rows in the same order, the input's
+    columns untouched, and the score columns. Stopped half way, the same command goes on. Both
+    may be on an object store: s3://bucket/…, gs://bucket/…, az://container/….
+    """
+    configure_logging(verbose)
+
+    def run(stop: StopRequest) -> ScoreResult:
+        columns = _trajectory_columns(messages_column, prompt_column, response_column, text_column)
+        options = ScoreOptions(
+            input=input,
+            output=output,
+            scorer=scorer_config(scorer),
+            columns=columns,
+            limit=limit,
+            workers=workers,
+            address=address,
+            unit_timeout_s=unit_timeout_s,
+            overwrite=overwrite,
+            overwrite_columns=overwrite_columns,
+            verbose=verbose,
+            command=typed_command(),
+        )
+        return run_score(options, Progress(), stop)
+
+    result = guarded(run)
+    if as_json:
+        click.echo(json.dumps(score_result_json(result)))
+    else:
+        print_score_result(result)
+    sys.exit(EXIT_FAILURES if result.failures else 0)
+
+
+def _trajectory_columns(
+    messages: str | None, prompt: str | None, response: str | None, text: str | None
+) -> TrajectoryColumns:
+    forms = [bool(messages), bool(prompt or response), bool(text)]
+    if sum(forms) > 1:
+        raise UsageError(
+            "give --messages-column, or --prompt-column and --response-column, or --text-column"
+        )
+    if prompt or response:
+        return TrajectoryColumns(prompt=prompt or "prompt", response=response or "response")
+    return TrajectoryColumns(messages=messages, text=text)
+
+
+def score_result_json(result: ScoreResult) -> dict[str, Any]:
+    """The object that `rsr score --json` prints."""
+    return {
+        "output": str(result.output),
+        "log": str(result.log),
+        "num_rows": result.summary.num_rows,
+        "rows_by_status": result.summary.rows_by_status,
+        "num_tokens": result.summary.num_tokens,
+        "num_tokens_now": result.num_tokens_now,
+        "seconds": result.seconds,
+        "tokens_per_s": result.num_tokens_now / result.seconds if result.seconds else None,
+        "dataset_rsr": result.summary.dataset.rsr,
+        "setbacks": result.setbacks,
+        "failures": [str(failure) for failure in result.failures],
+    }
+
+
+def print_score_result(result: ScoreResult) -> None:
+    """The closing table, on stdout."""
+    summary = result.summary
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column()
+    by_status = ", ".join(f"{n:,} {status}" for status, n in summary.rows_by_status.items())
+    table.add_row("rows", f"{summary.num_rows:,}" + (f"  ({by_status})" if by_status else ""))
+    speed = ""
+    if result.seconds and result.num_tokens_now:
+        speed = (
+            f"  ({result.num_tokens_now:,} now, in {format_seconds(result.seconds)}: "
+            f"{result.num_tokens_now / result.seconds:,.0f} tokens/s)"
+        )
+    table.add_row("scored tokens", f"{summary.num_tokens:,}{speed}")
+    rsr = summary.dataset.rsr
+    table.add_row("data-set RSR", "nothing was scored" if rsr is None else f"{rsr:.4f}")
+    if result.setbacks:
+        told = ", ".join(f"{count:,} {cause}" for cause, count in sorted(result.setbacks.items()))
+        table.add_row("setbacks", told)
+    table.add_row("result", f"{result.output}/")
+    table.add_row("log", str(result.log))
+    console = Console()
+    console.print(table, highlight=False, soft_wrap=True)
+    if result.failures:
+        _print_failures(result.failures)
+
+
+def _print_failures(failures: list[Failure]) -> None:
+    """A table of what the run ended without, on stderr."""
+    table = Table(title="failed", title_justify="left", box=None, pad_edge=False)
+    for heading in ("what", "attempts", "why"):
+        table.add_column(heading, overflow="fold")
+    for failure in failures:
+        # As Text: a reason may hold brackets, which rich would take for its markup.
+        table.add_row(Text(failure.where), str(failure.attempts), Text(failure.reason))
+    Console(stderr=True).print(table, highlight=False)

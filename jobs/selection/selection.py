@@ -1,0 +1,137 @@
+"""What `rsr filter` and `rsr select` share: their options, their input, and the course of a run.
+
+    read, choose, copy, describe
+
+What is described is measured on the written files, not remembered, so that a run that went on
+says the same as one that never stopped. Knows nothing of how rows are chosen.
+"""
+
+import json
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from rsr.jobs.interrupt import StopRequest
+from rsr.jobs.selection.candidates import Candidates, Conditions, choose_id_column
+from rsr.jobs.selection.composition import Composition, DescribingColumns, Part, parts_of
+from rsr.jobs.selection.result import SelectionResult
+from rsr.jobs.selection.subset import Mask, result_path, write_subset
+from rsr.jobs.shards.scored import ScoredTable, open_scored
+from rsr.jobs.storage.atomic import write_text_atomically
+
+Facts = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubsetOptions:
+    """conditions: of rows that may be chosen. id_column: orders rows of equal score; None is
+    `id` where there is one. rank_clip: a name of `STORED_RANK_CLIPS`; None is the run's own r_max.
+    teacher_column, correct_column: what the result is described by. overwrite: discard an earlier
+    subset in OUTPUT.
+    """
+
+    input: str
+    output: Path
+    conditions: Conditions = field(default_factory=Conditions)
+    id_column: str | None = None
+    rank_clip: str | None = None
+    teacher_column: str | None = None
+    correct_column: str | None = None
+    allow_mixed_students: bool = False
+    overwrite: bool = False
+
+    @property
+    def common_settings(self) -> dict[str, Any]:
+        """Of these, what two runs must agree on to write into one OUTPUT."""
+        return {
+            "where": self.conditions.where,
+            "min_tokens": self.conditions.min_tokens,
+            "max_tokens": self.conditions.max_tokens,
+            "required": list(self.conditions.required),
+            "id_column": self.id_column,
+            "rank_clip": self.rank_clip,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedInput:
+    """id_column: as named or found; None leaves positions to order rows of equal score."""
+
+    table: ScoredTable
+    by: DescribingColumns
+    id_column: str | None
+
+    @classmethod
+    def of(cls, options: SubsetOptions, columns: Iterable[str | None]) -> Self:
+        """INPUT, where these columns must be, each None aside; raises `UsageError` if it is unfit.
+
+        Nothing but footers is read.
+        """
+        named = [*columns, options.id_column, *options.conditions.required]
+        table = open_scored(
+            options.input,
+            rank_clip=options.rank_clip,
+            columns=[name for name in named if name],
+            allow_mixed_students=options.allow_mixed_students,
+        )
+        by = DescribingColumns.of(table, options.teacher_column, options.correct_column)
+        return cls(table, by, choose_id_column(table, options.id_column))
+
+
+def run_selection(
+    opened: OpenedInput,
+    read: Callable[[], Candidates],
+    choose: Callable[[Candidates], tuple[Mask, Callable[[], Facts]]],
+    stop: StopRequest,
+    *,
+    command: str,
+    output: Path,
+    settings: dict[str, Any],
+    overwrite: bool,
+) -> SelectionResult:
+    """Write what `choose` keeps of the candidates that `read` finds, and describe it.
+
+    choose: gives the choice, and what counts the facts of it, which is done beside the copying.
+    Raises what `write_subset` raises, and what `read` and `choose` do.
+    """
+    table, by = opened.table, opened.by
+    pool: list[Future[dict[Any, Part]]] = []
+    counted: list[Future[Facts]] = []
+    with ThreadPoolExecutor(1) as aside:
+
+        def read_and_choose() -> Mask:
+            candidates = read()
+            # Choosing keeps one core busy: the others describe the pool meanwhile.
+            pool.append(aside.submit(parts_of, table, by))
+            keep, count = choose(candidates)
+            counted.append(aside.submit(lambda: count() | _common_facts(candidates, keep)))
+            return keep
+
+        folder = write_subset(
+            table,
+            output,
+            read_and_choose,
+            stop,
+            command=command,
+            settings=settings,
+            overwrite=overwrite,
+        )
+        selected = open_scored(str(output), rank_clip=table.rank_clip, allow_mixed_students=True)
+        composition = Composition(by.teacher, parts_of(selected, by), pool[0].result())
+    total = composition.selected_total
+    facts = {"num_rows": table.num_rows} | counted[0].result()
+    facts |= {"num_kept": total.num_rows, "num_tokens": total.num_tokens}
+    result = SelectionResult(folder, facts, composition)
+    text = json.dumps(result.to_json(), indent=2, default=str) + "\n"
+    write_text_atomically(result_path(folder), text)
+    return result
+
+
+def _common_facts(candidates: Candidates, keep: Mask) -> Facts:
+    return {
+        "num_scored": candidates.num_scored,
+        "num_candidates": candidates.num_candidates,
+        "largest_rsr": float(candidates.rsr[keep].max()),
+    }

@@ -1,0 +1,143 @@
+"""Reading a shard's rows, a bounded piece at a time, and making trajectories of them."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import pyarrow as pa
+
+from rsr.engine.trajectory import Trajectory
+from rsr.jobs.shards.columns import TrajectoryColumns
+from rsr.jobs.shards.parquet import open_parquet, row_groups
+from rsr.jobs.shards.shard import Unit
+
+READ_BATCH_ROWS = 256
+READ_BATCH_BYTES = 8 << 20
+"""Decoded at a time, so that neither many nor long rows fill the memory."""
+
+
+class ShardReader:
+    """Rows of one Parquet file, a bounded piece at a time.
+
+    A row group can only be decoded from its front. It is therefore left open where the last read
+    stopped: units of one large row group, read in ascending order, cost each row one decoding per
+    reader, however many units there are. Holds a batch and a read-ahead buffer per column.
+    Raises `UsageError` if the file is not Parquet, `OSError` or `pa.ArrowException` if it is
+    damaged.
+    """
+
+    def __init__(self, path: str, columns: Sequence[str] | None = None) -> None:
+        self.path = path
+        self._columns = columns
+        self._file = open_parquet(path)
+        self._groups = row_groups(self._file.metadata, columns)
+        self._open_group: int | None = None
+        self._batches: Iterator[pa.RecordBatch] = iter(())
+        self._rest: pa.RecordBatch | None = None
+        self._position = 0
+
+    def rows(self, start: int, stop: int) -> Iterator[pa.RecordBatch]:
+        """Rows [start, stop), touching only their row groups."""
+        first = 0
+        for index, group in enumerate(self._groups):
+            last = first + group.num_rows
+            if first < stop and start < last:
+                yield from self._rows_of_group(index, first, max(start, first), min(stop, last))
+            first = last
+
+    def _rows_of_group(
+        self, index: int, first: int, start: int, stop: int
+    ) -> Iterator[pa.RecordBatch]:
+        if self._open_group != index or self._position > start:
+            self._batches = self._file.iter_batches(self._batch_rows(index), [index], self._columns)
+            self._rest, self._position = None, first
+        # Not to be gone on with, should the next read fail half way.
+        self._open_group = None
+        while self._position < stop:
+            batch = self._rest if self._rest is not None else next(self._batches, None)
+            if batch is None:
+                raise OSError(f"{self.path} ends at row {self._position}, before its footer says")
+            end = self._position + batch.num_rows
+            low, high = max(start, self._position), min(stop, end)
+            self._rest = batch.slice(high - self._position) if high < end else None
+            offset, self._position = self._position, min(stop, end)
+            if low < high:
+                yield batch.slice(low - offset, high - low)
+        self._open_group = index
+
+    def _batch_rows(self, index: int) -> int:
+        group = self._groups[index]
+        row_bytes = max(1, group.num_bytes // max(1, group.num_rows))
+        return max(1, min(READ_BATCH_ROWS, READ_BATCH_BYTES // row_bytes))
+
+
+def iter_rows(
+    path: str, start: int, stop: int, columns: Sequence[str] | None = None
+) -> Iterator[pa.RecordBatch]:
+    """Rows [start, stop) of a Parquet file in record batches, touching only their row groups."""
+    return ShardReader(path, columns).rows(start, stop)
+
+
+class TrajectoryReader:
+    """Reads units; keeps the last one's shard open, for the next is likely to be of the same."""
+
+    def __init__(self, columns: TrajectoryColumns) -> None:
+        self._columns = columns
+        self._reader: ShardReader | None = None
+
+    def read(self, unit: Unit) -> list[Trajectory]:
+        """The unit's rows; a value that cannot be decoded leaves its row empty, no other."""
+        if self._reader is None or self._reader.path != unit.shard.path:
+            self._reader = ShardReader(unit.shard.path, self._columns.names)
+        rows: list[Trajectory] = []
+        for batch in self._reader.rows(unit.start, unit.stop):
+            decoded = {name: _decode(batch.column(name)) for name in self._columns.names}
+            for index in range(batch.num_rows):
+                values = {
+                    kind: decoded[name][index]
+                    for kind, name in asdict(self._columns).items()
+                    if name
+                }
+                rows.append(_trajectory(values))
+        return rows
+
+
+def read_trajectories(unit: Unit, columns: TrajectoryColumns) -> list[Trajectory]:
+    """One unit's rows, as `TrajectoryReader.read` gives them."""
+    return TrajectoryReader(columns).read(unit)
+
+
+def _decode(column: pa.Array) -> list[Any]:
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:
+        return [_decode_value(value) for value in column]
+
+
+def _decode_value(value: pa.Scalar) -> Any:
+    try:
+        return value.as_py()
+    except UnicodeDecodeError:
+        return None
+
+
+def _trajectory(values: dict[str, Any]) -> Trajectory:
+    messages = values.get("messages")
+    if isinstance(messages, str):
+        messages = parse_json(messages)
+    elif isinstance(messages, list):
+        messages = [parse_json(m) if isinstance(m, str) else m for m in messages]
+    if messages is not None and not isinstance(messages, list):
+        messages = [messages]
+    prompt, response = values.get("prompt"), values.get("response")
+    return Trajectory(messages=messages, prompt=prompt, response=response, text=values.get("text"))
+
+
+def parse_json(text: str) -> Any:
+    """The value, or the text itself where it is not JSON: the encoder refuses that row."""
+    try:
+        return json.loads(text)
+    # Nested a thousand deep is no conversation either.
+    except (ValueError, RecursionError):
+        return text

@@ -1,0 +1,133 @@
+"""The columns a run adds to each row: their names, types and meaning, said once.
+
+Builds them with Polars from trajectory scores and sums them up again. Knows nothing of files:
+where the columns go is `writer.py`'s.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+
+from rsr.engine.metrics import STORED_RANK_CLIPS, DatasetRsr, TrajectoryScore
+
+PREFIX = "rsr"
+"""Every added column is `rsr` or begins with `rsr_`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreColumn:
+    name: str
+    polars_type: Any
+    arrow_type: pa.DataType
+    meaning: str
+
+
+ROW_COLUMNS = (
+    ScoreColumn(
+        "rsr", pl.Float64, pa.float64(), "Rank-Surprisal Ratio (Eq. 7); null if nothing was scored"
+    ),
+    ScoreColumn("rsr_num_tokens", pl.Int32, pa.int32(), "scored tokens"),
+    ScoreColumn("rsr_mean_rank", pl.Float64, pa.float64(), "mean rank, clipped at the run's r_max"),
+    ScoreColumn("rsr_mean_surprisal", pl.Float64, pa.float64(), "mean surprisal, nats"),
+    ScoreColumn("rsr_mean_entropy", pl.Float64, pa.float64(), "mean predictive entropy, nats"),
+    ScoreColumn(
+        "rsr_rank_sums",
+        pl.Struct(dict.fromkeys(STORED_RANK_CLIPS, pl.Float64)),
+        pa.struct([(name, pa.float64()) for name in STORED_RANK_CLIPS]),
+        "sum of ranks clipped at 50, 100, 200, 500 and unclipped",
+    ),
+    ScoreColumn(
+        "rsr_status", pl.String, pa.string(), "`ok`, `truncated`, or why there is no score"
+    ),
+)
+
+TOKEN_COLUMNS = (
+    ScoreColumn(
+        "rsr_token_ids", pl.List(pl.Int32), pa.list_(pa.int32()), "scored tokens' vocabulary ids"
+    ),
+    ScoreColumn(
+        "rsr_token_ranks", pl.List(pl.Int32), pa.list_(pa.int32()), "their ranks, unclipped, from 1"
+    ),
+    ScoreColumn(
+        "rsr_token_logprobs",
+        pl.List(pl.Float32),
+        pa.list_(pa.float32()),
+        "their log-probabilities, nats",
+    ),
+)
+
+
+def columns(*, token_columns: bool) -> tuple[ScoreColumn, ...]:
+    """The columns of a run, in order."""
+    return ROW_COLUMNS + TOKEN_COLUMNS if token_columns else ROW_COLUMNS
+
+
+def arrow_fields(*, token_columns: bool) -> list[pa.Field]:
+    return [pa.field(c.name, c.arrow_type) for c in columns(token_columns=token_columns)]
+
+
+def is_score_column(name: str) -> bool:
+    return name == PREFIX or name.startswith(f"{PREFIX}_")
+
+
+def to_frame(scores: Sequence[TrajectoryScore], *, token_columns: bool) -> pl.DataFrame:
+    """One row per score, in order."""
+    values: dict[str, list[Any]] = {
+        "rsr": [s.rsr for s in scores],
+        "rsr_num_tokens": [s.num_tokens for s in scores],
+        "rsr_mean_rank": [s.mean_rank for s in scores],
+        "rsr_mean_surprisal": [s.mean_surprisal_nats for s in scores],
+        "rsr_mean_entropy": [s.mean_entropy_nats for s in scores],
+        "rsr_rank_sums": [s.rank_sums or None for s in scores],
+        "rsr_status": [s.status.value for s in scores],
+    }
+    if token_columns:
+        values |= {
+            "rsr_token_ids": [s.tokens and pl.Series(s.tokens.token_ids) for s in scores],
+            "rsr_token_ranks": [s.tokens and pl.Series(s.tokens.ranks) for s in scores],
+            "rsr_token_logprobs": [s.tokens and pl.Series(s.tokens.logprobs) for s in scores],
+        }
+    chosen = columns(token_columns=token_columns)
+    return pl.DataFrame({c.name: pl.Series(c.name, values[c.name], c.polars_type) for c in chosen})
+
+
+def to_arrow(frame: pl.DataFrame) -> pa.Table:
+    """`frame` with the Arrow types above instead of Polars' large ones."""
+    types = {c.name: c.arrow_type for c in ROW_COLUMNS + TOKEN_COLUMNS}
+    schema = pa.schema([pa.field(name, types[name]) for name in frame.columns])
+    return frame.to_arrow().cast(schema)
+
+
+@dataclass(slots=True)
+class Summary:
+    """What a run says of any set of scored rows; summaries of two sets add up."""
+
+    num_rows: int = 0
+    num_tokens: int = 0
+    rows_by_status: dict[str, int] = field(default_factory=dict)
+    dataset: DatasetRsr = field(default_factory=DatasetRsr)
+
+    @classmethod
+    def of(cls, frame: pl.DataFrame) -> "Summary":
+        scored = frame.filter(pl.col("rsr").is_not_null())
+        by_status = frame.group_by("rsr_status").len().sort("rsr_status")
+        return cls(
+            num_rows=len(frame),
+            num_tokens=int(frame["rsr_num_tokens"].sum()),
+            rows_by_status=dict(by_status.iter_rows()),
+            dataset=DatasetRsr(
+                num_trajectories=len(scored),
+                mean_rank_sum=float(scored["rsr_mean_rank"].sum()),
+                mean_surprisal_sum_nats=float(scored["rsr_mean_surprisal"].sum()),
+            ),
+        )
+
+    def merge(self, other: "Summary") -> None:
+        self.num_rows += other.num_rows
+        self.num_tokens += other.num_tokens
+        for status, count in other.rows_by_status.items():
+            self.rows_by_status[status] = self.rows_by_status.get(status, 0) + count
+        self.dataset.merge(other.dataset)

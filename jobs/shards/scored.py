@@ -1,0 +1,278 @@
+"""Finished shards, opened to ask questions of them: the one place that knows how.
+
+A file, folder or glob of what `rsr score` wrote becomes a `ScoredTable`: a lazy scan that keeps
+the rows' order, with the expressions for what a score means (which rows have one, RSR at another
+r_max). Everything a user can get wrong about the input is refused here, from footers alone.
+Column names and types are `score_columns.py`'s. Knows no question and writes nothing.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from rsr.engine.metrics import MIN_SURPRISAL_SUM_NATS, STORED_RANK_CLIPS
+from rsr.engine.trajectory import Status
+from rsr.jobs.errors import UsageError
+from rsr.jobs.shards import score_columns
+from rsr.jobs.shards.columns import TrajectoryColumns
+from rsr.jobs.shards.inputs import JSON_SUFFIXES, find_inputs
+from rsr.jobs.shards.parquet import open_parquet
+from rsr.jobs.shards.shard import Shard, describe_shard
+from rsr.jobs.shards.writer import METADATA_KEY
+
+SCORED_STATUSES = [status.value for status in Status if status.is_scored]
+
+SETTINGS_OF_NO_STUDENT = ("model", "rank_clip", "entropy", "token_scores", "trust_remote_code")
+"""Settings that may differ between scores of one student: where it lay, and what else was kept."""
+
+RANK_CLIP_NAMES = {str(clip or "none"): name for name, clip in STORED_RANK_CLIPS.items()}
+"""What `--rank-clip` may say, and the field of `rsr_rank_sums` that it means."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredTable:
+    """Scored shards as one table, in order of their relative names.
+
+    path: as the user gave it. shards: the files, with row counts. schema: of every file.
+    identities: what the files' metadata say of the runs that scored them, each once; files that
+    were written by other programs since say nothing. rank_clip: a name of `STORED_RANK_CLIPS`,
+    or None for the run's own r_max.
+    """
+
+    path: str
+    shards: tuple[Shard, ...]
+    schema: pa.Schema
+    identities: tuple[dict[str, Any], ...] = field(repr=False)
+    rank_clip: str | None = None
+
+    @property
+    def num_rows(self) -> int:
+        return sum(shard.num_rows for shard in self.shards)
+
+    @property
+    def scan(self) -> pl.LazyFrame:
+        """All rows and columns, files one after another; nothing is read before it is asked for.
+
+        For looking, not for copying: Polars normalises some Arrow types.
+        """
+        return pl.scan_parquet(
+            [shard.path for shard in self.shards], glob=False, hive_partitioning=False
+        )
+
+    def read_at(self, column: str, positions: NDArray[np.int64]) -> pl.Series:
+        """Values of a column at ascending row numbers of the whole table, and only their groups."""
+        parts: list[pl.Series] = []
+        first = 0
+        for shard in self.shards:
+            here = _between(positions, first, first + shard.num_rows) - first
+            first += shard.num_rows
+            if not len(here):
+                continue
+            with open_parquet(shard.path) as file:
+                start = 0
+                for group in range(file.metadata.num_row_groups):
+                    stop = start + file.metadata.row_group(group).num_rows
+                    inside = _between(here, start, stop) - start
+                    if len(inside):
+                        values = file.read_row_group(group, [column])[column]
+                        parts.append(pl.Series(column, values).gather(inside))
+                    start = stop
+        assert parts, "asked for no row"
+        return pl.concat(parts)
+
+    @property
+    def rsr(self) -> pl.Expr:
+        """RSR at `rank_clip` (Eq. 7), f64; null in every row that does not count as scored."""
+        ratio = pl.col("rsr")
+        if not self._is_own_clip:
+            surprisal_sum_nats = pl.col("rsr_mean_surprisal") * pl.col("rsr_num_tokens")
+            ratio = self._rank_sum / pl.max_horizontal(surprisal_sum_nats, MIN_SURPRISAL_SUM_NATS)
+        is_ok = pl.col("rsr_status").is_in(SCORED_STATUSES)
+        return pl.when(is_ok & ratio.is_finite() & (pl.col("rsr_num_tokens") > 0)).then(ratio)
+
+    @property
+    def is_scored(self) -> pl.Expr:
+        """Whether a row counts as scored: status ok or truncated, RSR neither null nor NaN."""
+        return self.rsr.is_not_null()
+
+    @property
+    def mean_rank(self) -> pl.Expr:
+        """Mean rank clipped at `rank_clip`, f64: a scored row's part in Eq. 9."""
+        if self._is_own_clip:
+            return pl.col("rsr_mean_rank")
+        return self._rank_sum / pl.col("rsr_num_tokens")
+
+    @property
+    def _rank_sum(self) -> pl.Expr:
+        return pl.col("rsr_rank_sums").struct.field(self.rank_clip or "")
+
+    @property
+    def _is_own_clip(self) -> bool:
+        """Whether the stored columns are already at `rank_clip`, to the last bit."""
+        clips = {identity["settings"].get("rank_clip") for identity in self.identities}
+        return self.rank_clip is None or clips == {STORED_RANK_CLIPS[self.rank_clip]}
+
+    def require(self, columns: Sequence[str]) -> None:
+        """Raises `UsageError` unless all these columns are there, each once."""
+        for name in columns:
+            if (count := self.schema.names.count(name)) != 1:
+                raise UsageError(
+                    f"{self.path} has {'more than one' if count else 'no'} column {name!r}; "
+                    f"it has: {', '.join(self.schema.names)}"
+                )
+
+
+def _between(positions: NDArray[np.int64], start: int, stop: int) -> NDArray[np.int64]:
+    low, high = np.searchsorted(positions, [start, stop])
+    return positions[low:high]
+
+
+def open_scored(
+    path: str,
+    *,
+    rank_clip: str | None = None,
+    columns: Sequence[str] = (),
+    allow_mixed_students: bool = False,
+) -> ScoredTable:
+    """Open the scored Parquet files behind `path`: a file, a folder or a glob.
+
+    rank_clip: a name of `STORED_RANK_CLIPS`; None is the run's own r_max. columns: must be there
+    besides the score columns.
+
+    Raises `UsageError`, nothing but footers having been read: no such file, a file without score
+    columns, files of different schemas, a column that is missing, files scored by different
+    students (unless `allow_mixed_students`) or at different r_max (unless `rank_clip` says one).
+    """
+    inputs = find_inputs(path)
+    shards: list[Shard] = []
+    schema: pa.Schema | None = None
+    identities: list[dict[str, Any]] = []
+    for file, name in inputs:
+        if file.endswith(JSON_SUFFIXES):
+            raise _never_scored(file)
+        with open_parquet(file) as parquet:
+            own_schema = parquet.schema_arrow
+        _require_score_columns(own_schema, file)
+        if schema is not None:
+            _require_same_schema(schema, own_schema, inputs[0][0], file)
+        schema = schema or own_schema
+        identity = _identity(own_schema, file)
+        if identity is not None and identity not in identities:
+            identities.append(identity)
+        shards.append(describe_shard(file, name, TrajectoryColumns(), None))
+    assert schema is not None, "find_inputs finds at least one file"
+    table = ScoredTable(path, tuple(shards), schema, tuple(identities), rank_clip)
+    table.require([c.name for c in score_columns.ROW_COLUMNS])
+    table.require(columns)
+    _require_readable(table)
+    if not allow_mixed_students:
+        _require_one_student(table)
+    if rank_clip is None:
+        _require_one_rank_clip(table)
+    return table
+
+
+def _never_scored(file: str) -> UsageError:
+    return UsageError(
+        f"{file} was never scored: it has no rsr columns; score it first: "
+        f"rsr score {file} OUTPUT --model STUDENT"
+    )
+
+
+def _require_score_columns(schema: pa.Schema, file: str) -> None:
+    if not any(score_columns.is_score_column(name) for name in schema.names):
+        raise _never_scored(file)
+    wanted = [c.name for c in score_columns.ROW_COLUMNS]
+    if missing := [name for name in wanted if name not in schema.names]:
+        raise UsageError(
+            f"{file} has rsr columns but not {', '.join(missing)}; expected a file as rsr score "
+            f"writes it, with {', '.join(wanted)}"
+        )
+
+
+def _require_same_schema(schema: pa.Schema, other: pa.Schema, file: str, other_file: str) -> None:
+    if schema.equals(other):
+        return
+    before, now = (
+        {f"{f.name!r} ({f.type})" for f in schema},
+        {f"{f.name!r} ({f.type})" for f in other},
+    )
+    difference = "; ".join(
+        f"only in {where}: {', '.join(sorted(columns))}"
+        for where, columns in ((file, before - now), (other_file, now - before))
+        if columns
+    )
+    raise UsageError(
+        f"{file} and {other_file} have different schemas "
+        f"({difference or 'another order of columns'}); name files of one schema with a glob"
+    )
+
+
+def _identity(schema: pa.Schema, file: str) -> dict[str, Any] | None:
+    """What the file says of the run that scored it: `settings`, `model` and more."""
+    text = (schema.metadata or {}).get(METADATA_KEY)
+    if text is None:
+        return None
+    try:
+        identity = json.loads(text)
+        if not isinstance(identity["settings"], dict):
+            raise TypeError("settings is not an object")
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"{file}: the file metadata {METADATA_KEY.decode()!r} is not what rsr score writes "
+            f"({error!r})"
+        ) from error
+    return identity
+
+
+def _require_readable(table: ScoredTable) -> None:
+    """Polars can open the files, and the score columns have their types."""
+    try:
+        types = table.scan.collect_schema()
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+        raise UsageError(
+            f"{table.path} cannot be read by Polars: {str(error).splitlines()[0]}"
+        ) from error
+    for column in score_columns.ROW_COLUMNS:
+        if types[column.name] != column.polars_type:
+            raise UsageError(
+                f"column {column.name!r} of {table.path} is {types[column.name]}; "
+                f"expected {column.polars_type}"
+            )
+
+
+def _require_one_student(table: ScoredTable) -> None:
+    students = [_student(identity) for identity in table.identities]
+    for other in students[1:]:
+        if other != students[0]:
+            differences = [
+                f"{key} is {students[0].get(key)!r} and {other.get(key)!r}"
+                for key in sorted(students[0].keys() | other.keys())
+                if students[0].get(key) != other.get(key)
+            ]
+            raise UsageError(
+                f"{table.path} mixes scores of different students, which do not compare: "
+                f"{'; '.join(differences)}; name one student's files with a glob, or give "
+                "--allow-mixed-students"
+            )
+
+
+def _student(identity: dict[str, Any]) -> dict[str, Any]:
+    """What two runs must share for their scores to compare."""
+    settings = {k: v for k, v in identity["settings"].items() if k not in SETTINGS_OF_NO_STUDENT}
+    return settings | dict(identity.get("model") or {})
+
+
+def _require_one_rank_clip(table: ScoredTable) -> None:
+    clips = {str(i["settings"].get("rank_clip") or "none") for i in table.identities}
+    if len(clips) > 1:
+        raise UsageError(
+            f"{table.path} mixes scores at r_max {' and '.join(sorted(clips))}; "
+            f"choose one with --rank-clip {'|'.join(RANK_CLIP_NAMES)}"
+        )

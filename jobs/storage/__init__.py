@@ -1,0 +1,14 @@
+"""Where files are kept: a folder on a disk, or a prefix of an object store's bucket.
+
+base.py          what every storage offers
+local.py         a folder            bucket.py       s3://, gs://, az://
+open.py          from a path or URL to its storage
+atomic.py        files that appear whole or not at all
+locks.py         one process at a time; object_lock.py: the same on an object store
+hashing.py       the hash by which a file is known again
+"""
+
+from rsr.jobs.storage.base import Storage, StorageError, StoredFile
+from rsr.jobs.storage.open import is_remote, locate, open_storage
+
+__all__ = ["Storage", "StorageError", "StoredFile", "is_remote", "locate", "open_storage"]

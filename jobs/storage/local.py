@@ -1,0 +1,81 @@
+"""A folder on a disk."""
+
+import os
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import ClassVar
+
+import pyarrow as pa
+
+from rsr.jobs.storage.atomic import TEMPORARY_NAME, atomic_path
+from rsr.jobs.storage.base import StoredFile
+from rsr.jobs.storage.locks import Holder, find_local_holder, hold_local
+
+
+@dataclass(frozen=True, slots=True)
+class LocalStorage:
+    """A folder. Making one touches nothing; the first write makes it."""
+
+    # The kernel reads ahead by itself; what fits a core's cache is copied faster.
+    read_ahead_bytes: ClassVar[int] = 256 << 10
+    root: Path
+
+    def describe(self, name: str = "") -> str:
+        return str(self.root / name)
+
+    def find(self, name: str) -> StoredFile | None:
+        try:
+            status = (self.root / name).stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        version = f"{status.st_size}-{status.st_mtime_ns}"
+        return StoredFile(name, status.st_size, status.st_mtime, version)
+
+    def list(self, folder: str = "") -> list[StoredFile]:
+        names = sorted(
+            (Path(parent) / file).relative_to(self.root).as_posix()
+            for parent, _, files in os.walk(self.root / folder)
+            for file in files
+        )
+        # A file may be gone by now: somebody is writing here.
+        return [found for name in names if (found := self.find(name)) is not None]
+
+    def read(self, name: str, *, last_bytes: int | None = None) -> bytes:
+        with (self.root / name).open("rb") as file:
+            if last_bytes is not None:
+                file.seek(max(0, os.fstat(file.fileno()).st_size - last_bytes))
+            return file.read()
+
+    def open(self, name: str) -> pa.NativeFile:
+        return pa.OSFile(str(self.root / name))
+
+    def writing(self, name: str) -> AbstractContextManager[Path]:
+        return atomic_path(self.root / name)
+
+    def write(self, name: str, content: bytes) -> None:
+        with self.writing(name) as temporary:
+            temporary.write_bytes(content)
+
+    def remove(self, name: str) -> None:
+        (self.root / name).unlink(missing_ok=True)
+
+    def remove_folder(self, folder: str) -> None:
+        for parent, folders, files in os.walk(self.root / folder, topdown=False):
+            for file in files:
+                (Path(parent) / file).unlink(missing_ok=True)
+            for inner in folders:
+                (Path(parent) / inner).rmdir()
+        if (self.root / folder).is_dir():
+            (self.root / folder).rmdir()
+
+    def remove_leftovers(self) -> None:
+        for file in self.list():
+            if TEMPORARY_NAME.fullmatch(PurePosixPath(file.name).name):
+                self.remove(file.name)
+
+    def hold(self, name: str) -> AbstractContextManager[None]:
+        return hold_local(self.root / name)
+
+    def holder(self, name: str) -> Holder | None:
+        return find_local_holder(self.root / name)

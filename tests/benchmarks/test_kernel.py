@@ -1,0 +1,85 @@
+"""`rsr bench kernel` through its command: what it prints, writes, draws and refuses."""
+
+import csv
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from rsr.benchmarks import kernel as bench
+from rsr.jobs.cli import main
+from rsr.kernels import RankLogprob
+
+ARGUMENTS = ["bench", "kernel", "--preset", "smollm2-135m", "--dtype", "float32"]
+SMALL = [*ARGUMENTS, "--tokens", "64", "--repeat", "1", "--device", "cpu"]
+
+
+@pytest.fixture
+def two_operations(monkeypatch):
+    """The GEMM and one more: the full list takes a while even at 64 tokens."""
+
+    def choose(name, operation):
+        operations = [("gemm", bench._Operation(lambda x: x.logits)), (name, operation)]
+        monkeypatch.setattr(bench, "_operations", lambda device, dtype: iter(operations))
+
+    return choose
+
+
+@pytest.mark.slow
+def test_rows_files_and_pictures(tmp_path):
+    csv_file, picture = tmp_path / "deep" / "rows.csv", tmp_path / "rows.png"
+    result = CliRunner().invoke(
+        main, [*SMALL, "--json", "--csv", str(csv_file), "--plot", str(picture)]
+    )
+    assert result.exit_code == 0, result.output
+    rows = {row["operation"]: row for row in json.loads(result.stdout)["rows"]}
+    assert {"gemm", "rsr tiled float32", "rsr tiled model", "authors"} <= set(rows)
+    for row in rows.values():
+        assert row["failed_check"] is None
+        assert row["time_ms_p20"] <= row["time_ms_p50"] <= row["time_ms_p80"]
+        assert row["tokens_per_s"] == pytest.approx(64e3 / row["time_ms_p50"])
+        gemm_ms = rows["gemm"]["time_ms_p50"]
+        assert row["share_of_gemm"] == pytest.approx(gemm_ms / row["time_ms_p50"])
+    # What forms logits needs them at least: 64 × 49,152 × 4 bytes are 12 MiB.
+    assert rows["authors"]["peak_extra_mib"] > 11
+    with csv_file.open() as file:
+        assert [row["operation"] for row in csv.DictReader(file)] == list(rows)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_table_and_page(tmp_path, two_operations):
+    two_operations("authors", bench._Operation(bench._authors, rounds_logits=True, clip=100))
+    page = tmp_path / "rows.html"
+    result = CliRunner().invoke(main, [*SMALL, "--plot", str(page)])
+    assert result.exit_code == 0, result.output
+    assert "smollm2-135m, float32, 64 × 576 × 49,152" in result.stdout
+    assert "authors" in result.stdout
+    assert "time_ms_p50" in page.read_text()
+
+
+def test_a_wrong_operation_is_listed_not_timed_and_exits_with_1(two_operations):
+    def off_by_one(operands):
+        right = bench._authors(operands)
+        return RankLogprob(right.rank + 1, right.logprob, None)
+
+    two_operations("wrong", bench._Operation(off_by_one, rounds_logits=True, clip=100))
+    result = CliRunner().invoke(main, [*SMALL, "--json"])
+    assert result.exit_code == 1
+    gemm, wrong = json.loads(result.stdout)["rows"]
+    assert gemm["failed_check"] is None
+    assert "ranks are wrong" in wrong["failed_check"]
+    assert wrong["time_ms_p50"] is None
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (["--plot", "rows.pdf"], "--plot must end in .html or .png, got rows.pdf"),
+        (["--device", "meta"], "--device must be cpu or cuda, got meta"),
+        (["--device", "nonsense"], "--device nonsense: "),
+    ],
+)
+def test_wrong_options_are_refused(option, message):
+    result = CliRunner().invoke(main, [*SMALL, *option])
+    assert result.exit_code == 2
+    assert message in result.output

@@ -1,0 +1,131 @@
+"""`rsr plan`: sums that come out by hand, and refusals."""
+
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+
+from rsr.benchmarks.engine_runs import OURS
+from rsr.engine.cost import ModelCost
+from rsr.jobs.cli import main
+from rsr.jobs.errors import UsageError
+from rsr.jobs.planning.gpus import GPUS
+from rsr.jobs.planning.prediction import ACTIVATION_BYTES, choose_layout
+from rsr.jobs.planning.sample import histogram
+from rsr.jobs.scoring.score import SCORE_BYTES_PER_ROW
+
+SEVENTY_B = ModelCost(
+    num_parameters=70 * 10**9,
+    num_active_parameters=68 * 10**9,
+    num_layers=80,
+    num_heads=64,
+    num_kv_heads=8,
+    head_size=128,
+    hidden_size=8192,
+    vocab_size=128_256,
+    dtype_bytes=2,
+)
+
+
+@pytest.fixture
+def source(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number in range(3):
+        texts = ["x" * (10 + row % 7) for row in range(400)]
+        pq.write_table(pa.table({"text": texts}), folder / f"{number}.parquet")
+    return folder
+
+
+def plan(*arguments):
+    return CliRunner().invoke(main, ["plan", *map(str, arguments)])
+
+
+def plan_json(*arguments):
+    result = plan(*arguments, "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_plan_of_known_rows(source, tiny_student):
+    found = plan_json(source, "--model", tiny_student, "--gpu", "h100", "--num-gpus", 8)
+    # A byte is a token, and the first of a row is not scored.
+    mean = sum(10 + row % 7 for row in range(400)) / 400
+    assert found["num_rows"] == 1200
+    assert found["num_tokens"] == pytest.approx(1200 * mean, rel=0.01)
+    assert found["num_scored_tokens"] == pytest.approx(1200 * (mean - 1), rel=0.01)
+    assert abs(found["num_tokens"] - 1200 * mean) <= found["num_tokens_error"]
+    assert found["settings"]["tensor_parallel_size"] == 1
+    assert found["num_workers"] == 8
+    assert found["gpu_hours"] == pytest.approx(found["seconds"] * 8 / 3600)
+    files = sum(file.stat().st_size for file in source.iterdir())
+    assert found["output_bytes"] == files + SCORE_BYTES_PER_ROW * 1200
+    assert sum(bar["num_rows"] for bar in found["length_histogram"]) >= 1000
+
+
+def test_more_gpus_take_less_time_and_a_measurement_replaces_the_assumption(
+    source, tiny_student, tmp_path
+):
+    measured = tmp_path / "bench_engine.json"
+    row = {"way": OURS, "tokens_per_s": 10.0, "num_rows": 10, "num_tokens": 130}
+    measured.write_text(json.dumps({"rows": [row], "verification": None}))
+    common = (source, "--model", tiny_student, "--gpu", "a100", "--calibration", measured)
+    one = plan_json(*common)
+    four = plan_json(*common, "--num-gpus", 4)
+    # As long rows as those measured, at as many tokens a second, and three minutes to start.
+    assert one["seconds"] - 180 == pytest.approx(one["num_tokens"] / 10, rel=0.02)
+    assert four["seconds"] - 180 == pytest.approx((one["seconds"] - 180) / 4)
+    because = {f["name"]: f["because"] for f in one["figures"]}
+    assert because["speed of a GPU"].startswith("measured: 10 tokens/s")
+    assumed = plan_json(source, "--model", tiny_student, "--gpu", "a100")
+    because = {f["name"]: f["because"] for f in assumed["figures"]}
+    assert because["speed of a GPU"].startswith("ASSUMED")
+
+
+def test_table_says_that_it_is_a_prediction(source, tiny_student):
+    result = plan(source, "--model", tiny_student, "--gpu", "h100")
+    assert result.exit_code == 0
+    for word in ("a prediction, nothing was run", "GPU-hours", "ASSUMED", "it would take:"):
+        assert word in " ".join(result.stdout.split())
+
+
+def test_student_is_spread_over_as_few_gpus_as_hold_it():
+    layout = choose_layout(SEVENTY_B, GPUS["h100"], num_gpus=64, max_model_len=32_768)
+    assert (layout.tensor_parallel_size, layout.num_workers) == (4, 16)
+    assert layout.kv_tokens == int(
+        (4 * (0.9 * 80e9 - ACTIVATION_BYTES) - 140e9) // SEVENTY_B.kv_bytes_per_token
+    )
+    larger = choose_layout(SEVENTY_B, GPUS["b200"], num_gpus=64, max_model_len=32_768)
+    assert (larger.tensor_parallel_size, larger.num_workers) == (1, 64)
+    with pytest.raises(UsageError, match="do not fit 2 × l4"):
+        choose_layout(SEVENTY_B, GPUS["l4"], num_gpus=2, max_model_len=32_768)
+
+
+def test_lengths_fall_into_their_bins():
+    bars = {bar["up_to"]: bar["num_rows"] for bar in histogram([0, 128, 129, 70_000])}
+    assert (bars[128], bars[256], bars[None]) == (2, 1, 1)
+    assert sum(bars.values()) == 4
+
+
+def test_json_lines_are_planned_too(tmp_path, tiny_student):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(json.dumps({"text": "abc"}) for _ in range(5)))
+    assert plan_json(path, "--model", tiny_student, "--gpu", "l4")["num_tokens"] == 15
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--gpu", "h1000"], "is not one of"),
+        (["--gpu", "h100", "--model", "/none"], "no such model folder"),
+        (["--gpu", "h100", "--calibration", "CALIBRATION"], "a row of way 'rsr'"),
+    ],
+)
+def test_what_cannot_be_planned_is_refused(source, tiny_student, tmp_path, options, message):
+    (tmp_path / "other.json").write_text("{}")
+    options = [str(tmp_path / "other.json") if o == "CALIBRATION" else o for o in options]
+    result = plan(source, "--model", tiny_student, *options)
+    assert result.exit_code == 2
+    assert message in result.stderr

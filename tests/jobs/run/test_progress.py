@@ -1,0 +1,81 @@
+"""What a run shows while it goes."""
+
+import io
+
+from rich.console import Console
+
+from rsr.jobs.run import progress as progress_module
+from rsr.jobs.run.events import (
+    BatchShrunk,
+    Cause,
+    Next,
+    UnitFailed,
+    UnitFinished,
+    WorkerLost,
+    WorkerStarted,
+)
+from rsr.jobs.run.progress import MAX_TROUBLES_SHOWN, Progress
+from rsr.jobs.shards.score_columns import Summary
+
+
+def started(worker: int) -> WorkerStarted:
+    return WorkerStarted(
+        worker=worker, node=f"node-{worker}", pid=1, seconds=1.0, max_num_batched_tokens=512
+    )
+
+
+def finished(worker: int, num_tokens: int) -> UnitFinished:
+    return UnitFinished(
+        shard="a.parquet", start=0, stop=10, worker=worker, node="n", seconds=2.0,
+        summary=Summary(num_rows=10, num_tokens=num_tokens),
+    )  # fmt: skip
+
+
+def lost(worker: int) -> WorkerLost:
+    return WorkerLost(worker=worker, node="n", cause=Cause.CRASH, reason="[killed]")
+
+
+def shown(*, is_terminal: bool, events: list) -> str:
+    console = Console(file=io.StringIO(), force_terminal=is_terminal, width=200)
+    progress = Progress(console)
+    with progress.scoring(100, Summary()):
+        for event in events:
+            progress.tell(event)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_terminal_shows_the_rate_of_every_worker():
+    text = shown(
+        is_terminal=True, events=[started(0), started(1), finished(0, 500), finished(1, 900)]
+    )
+    assert "worker 0 on node-0: 250 tokens/s" in text
+    assert "worker 1 on node-1: 450 tokens/s" in text
+    assert "20 of 100 rows" in text
+
+
+def test_plain_lines_sum_the_workers_up(monkeypatch):
+    monkeypatch.setattr(progress_module, "PLAIN_LINE_SECONDS", 0.0)
+    text = shown(
+        is_terminal=False, events=[started(0), started(1), finished(0, 500), finished(1, 900)]
+    )
+    last = text.strip().splitlines()[-1]
+    assert last.startswith("20 of 100 rows")
+    assert last.endswith("2 workers: 250 to 450 tokens/s")
+
+
+def test_trouble_gets_a_line_that_says_what_is_done_about_it():
+    failed = UnitFailed(
+        shard="a.parquet", start=0, stop=10, worker=0, node="n", cause=Cause.CRASH,
+        reason="[killed]", attempts=1, next=Next.AGAIN_ALONE,
+    )  # fmt: skip
+    shrunk = BatchShrunk(worker=0, tokens_before=8192, tokens_now=4096, reason="CUDA")
+    text = shown(is_terminal=False, events=[started(0), lost(0), failed, shrunk])
+    assert "worker 0 on n lost (crash): [killed]" in text
+    assert "a.parquet rows 0 to 9: [killed] → again alone" in text
+    assert "out of memory: prefill steps of 4,096 tokens from now on, not 8,192" in text
+
+
+def test_endless_trouble_does_not_fill_the_terminal():
+    text = shown(is_terminal=False, events=[lost(n) for n in range(1000)])
+    assert text.count("lost (crash)") == MAX_TROUBLES_SHOWN
+    assert "events.jsonl" in text
