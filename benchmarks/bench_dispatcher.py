@@ -31,13 +31,15 @@ from rsr.jobs.cluster.pool import RayPool
 from rsr.jobs.cluster.session import Room, ray_session
 from rsr.jobs.cluster.work import CommitShard, Task, WorkQueue
 from rsr.jobs.cluster.worker import Introduction, Loaded, Scored, WorkerJob
-from rsr.jobs.run.folder import OutputFolder
+from rsr.jobs.run.folder import RunFolder
+from rsr.jobs.run.manifest import Identity
+from rsr.jobs.run.store import RunStore
 from rsr.jobs.shards.columns import TrajectoryColumns
 from rsr.jobs.shards.score_columns import Summary
 from rsr.jobs.shards.shard import Shard, Unit, describe_shard
 
 COLUMNS = TrajectoryColumns(text="text")
-IDENTITY = {"settings": {"token_scores": False}, "columns": {}, "model": {}, "versions": {}}
+IDENTITY = Identity({"token_scores": False})
 MEMORY_SECONDS = 0.1
 """Between two looks at the driver's memory."""
 
@@ -198,8 +200,7 @@ def measure_throughput(num_units: int, num_workers: int, num_shards: int) -> Row
         job = WorkerJob(
             scorer=ScorerConfig(model="none"),
             columns=COLUMNS,
-            output=OutputFolder(Path(folder) / "out"),
-            identity=IDENTITY,
+            store=RunStore.of(RunFolder(Path(folder) / "out"), IDENTITY),
             open_engine=NoEngine,
         )
         queue = WorkQueue({s.name: s for s in shards}, [u for s in shards for u in _rows(s)])

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -23,13 +22,16 @@ import pyarrow.parquet as pq
 from rsr.benchmarks.memory import peak_rss_mib
 from rsr.engine.metrics import TrajectoryScore, score_tokens
 from rsr.engine.trajectory import Status, TokenScores, Trajectory
-from rsr.jobs.run.folder import OutputFolder
-from rsr.jobs.run.receipts import hash_identity
+from rsr.jobs.run.folder import RunFolder
+from rsr.jobs.run.manifest import Identity
+from rsr.jobs.run.store import RunStore
+from rsr.jobs.scoring.commit import commit_scored_shard
 from rsr.jobs.shards import score_columns
 from rsr.jobs.shards.columns import TrajectoryColumns
 from rsr.jobs.shards.json_input import stage_json
 from rsr.jobs.shards.parquet import open_parquet, row_groups
 from rsr.jobs.shards.reader import TrajectoryReader
+from rsr.jobs.shards.score_columns import Summary
 from rsr.jobs.shards.shard import MAX_UNIT_ROWS, UNIT_BYTES, cut_units, describe_shard
 
 TEXT_BYTES = 48_000
@@ -90,8 +92,7 @@ def run(source: Path, root: Path) -> dict[str, float]:
     if source.suffix == ".jsonl":
         path = str(root / "staged.parquet")
         stage_json(source, path)
-    identity = {"settings": {"token_scores": False}, "columns": {}, "model": {}, "versions": {}}
-    output = replace(OutputFolder(root / "out"), settings=hash_identity(identity))
+    store = RunStore.of(RunFolder(root / "out"), Identity({"token_scores": False}))
     shard = describe_shard(path, "shard.parquet", COLUMNS, None)
     units = cut_units(
         shard,
@@ -102,9 +103,10 @@ def run(source: Path, root: Path) -> dict[str, float]:
     reader = TrajectoryReader(COLUMNS)
     for unit in units:
         scores = [stand_in_score(trajectory) for trajectory in reader.read(unit)]
-        output.commit_unit(unit, score_columns.to_frame(scores, token_columns=False))
+        frame = score_columns.to_frame(scores, token_columns=False)
+        store.commit_unit(unit, frame, Summary.of(frame))
     read_s = time.perf_counter() - started
-    summary = output.commit_shard(shard, identity)
+    summary = commit_scored_shard(store, shard)
     assert summary.num_rows == shard.num_rows
     return {
         "num_rows": shard.num_rows,

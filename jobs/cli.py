@@ -9,8 +9,8 @@ import click
 
 COMMANDS = {
     "score": "rsr.jobs.scoring.cli:score",
-    "status": "rsr.jobs.run.status:status",
-    "verify": "rsr.jobs.run.verify:verify",
+    "status": "rsr.jobs.run.cli:status",
+    "verify": "rsr.jobs.run.cli:verify",
     "plan": "rsr.jobs.planning.cli:plan",
     "filter": "rsr.jobs.selection.cli:filter_",
     "select": "rsr.jobs.selection.cli:select",

@@ -6,7 +6,6 @@ stderr. Logging is configured here and nowhere else. Knows no command.
 """
 
 import logging
-import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -84,6 +83,6 @@ def guarded(
         sys.exit(EXIT_INTERRUPTED)
 
 
-def typed_command() -> str:
-    """What was typed, as a shell would take it again."""
-    return shlex.join(["rsr", *sys.argv[1:]])
+def typed_command() -> tuple[str, ...]:
+    """The words that were typed."""
+    return ("rsr", *sys.argv[1:])

@@ -154,7 +154,7 @@ def run_on_cluster(
     """
     report = RunReport()
     options = cluster.options
-    with EventLog(job.output.events_path) as log, _probe(job) as job:
+    with EventLog(job.store.folder.events_path) as log, _probe(job) as job:
         dispatcher = Dispatcher(
             RayPool(job, cluster.room, cluster.first),
             queue,
@@ -193,7 +193,7 @@ def _start(
             stop.check()
     except CannotStartError as error:
         raise UsageError(
-            f"{job.scorer.model} cannot be run: {error} (more in {job.output.log_path})"
+            f"{job.scorer.model} cannot be run: {error} (more in {job.store.folder.log_path})"
         ) from error
     if dispatcher.scorers - {job.scorer.scorer}:
         logger.warning(
@@ -259,10 +259,10 @@ def _started(job: WorkerJob, num_rows: int, queue: WorkQueue, num_workers: int) 
 @contextmanager
 def _probe(job: WorkerJob) -> Iterator[WorkerJob]:
     """The job with a file to look for that no folder has but this run's OUTPUT."""
-    if is_remote(str(job.output.root)):
+    if is_remote(str(job.store.folder.root)):
         yield job
         return
-    path = job.output.state.resolve() / f"probe-{uuid.uuid4().hex}"
+    path = job.store.folder.state.resolve() / f"probe-{uuid.uuid4().hex}"
     path.touch()
     try:
         yield replace(job, must_see=(*job.must_see, path))

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from rsr.engine.config import ScorerConfig, ScorerKind
 from rsr.engine.errors import is_out_of_memory
@@ -26,7 +26,8 @@ from rsr.engine.metrics import TrajectoryScore
 from rsr.engine.trajectory import Status, Trajectory
 from rsr.jobs.cluster.work import CommitShard, RefuseRow, ScoreUnit, Task
 from rsr.jobs.run.events import Cause
-from rsr.jobs.run.folder import OutputFolder
+from rsr.jobs.run.store import RunStore
+from rsr.jobs.scoring.commit import commit_scored_shard
 from rsr.jobs.shards import score_columns
 from rsr.jobs.shards.columns import TrajectoryColumns
 from rsr.jobs.shards.reader import TrajectoryReader
@@ -74,8 +75,7 @@ class WorkerJob:
 
     scorer: ScorerConfig
     columns: TrajectoryColumns
-    output: OutputFolder
-    identity: dict[str, Any]
+    store: RunStore
     verbose: bool = False
     must_see: tuple[Path, ...] = ()
     open_engine: Callable[[ScorerConfig], Engine] = open_scorer
@@ -158,7 +158,7 @@ class Worker:
     async def introduce(self, job: WorkerJob) -> Introduction:
         """Take the job on."""
         if not job.verbose:
-            _redirect_output(job.output.log_path)
+            _redirect_output(job.store.folder.log_path)
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
         self._job = job
         self._reader = TrajectoryReader(job.columns)
@@ -203,8 +203,8 @@ class Worker:
 
     def _read(self, task: ScoreUnit) -> list[Trajectory] | Summary:
         """The unit's rows, or what is known of them if an earlier worker kept them."""
-        if task.may_be_kept and (frame := self._job.output.read_unit(task.unit)) is not None:
-            return Summary.of(frame)
+        if task.may_be_kept and (kept := self._job.store.unit_summary(task.unit)) is not None:
+            return kept
         return self._reader.read(task.unit)
 
     async def _refuse(self, task: RefuseRow) -> Scored:
@@ -221,11 +221,12 @@ class Worker:
         for row, score in refused[:DETAILS_LOGGED]:
             logger.info("%s row %d: %s: %s", unit.shard.name, row, score.status, score.detail)
         frame = score_columns.to_frame(scores, token_columns=self._job.scorer.token_scores)
-        return _patiently(lambda: self._job.output.commit_unit(unit, frame))
+        summary = Summary.of(frame)
+        _patiently(lambda: self._job.store.commit_unit(unit, frame, summary))
+        return summary
 
     def _commit(self, task: CommitShard) -> Summary:
-        output, identity = self._job.output, self._job.identity
-        return _patiently(lambda: output.commit_shard(task.shard, identity))
+        return _patiently(lambda: commit_scored_shard(self._job.store, task.shard))
 
 
 def _open_student(config: ScorerConfig) -> StudentFacts | Refused:

@@ -24,7 +24,7 @@ from rsr.jobs.demo.student import demo_student
 from rsr.jobs.demo.trajectories import DEFAULT_NUM_PROBLEMS, demo_trajectories
 from rsr.jobs.errors import UsageError
 from rsr.jobs.interrupt import StopRequest
-from rsr.jobs.run.folder import OutputFolder
+from rsr.jobs.run.folder import RunFolder
 from rsr.jobs.run.progress import Progress
 from rsr.jobs.scoring.score import ScoreOptions, ScoreResult, run_score
 from rsr.jobs.storage.atomic import atomic_path
@@ -109,7 +109,7 @@ def score_demo(options: DemoOptions, progress: Progress, stop: StopRequest) -> S
     written or holds files of these names that are not ours; `Interrupted` when `stop` says so.
     """
     _require_replaceable(options.trajectories)
-    OutputFolder(options.scored).read_manifest()  # refuses what is not a run's
+    RunFolder(options.scored).earlier_run("score")  # refuses what is not a run's
     student = demo_student()
     stop.check()
     _write_trajectories(options)

@@ -1,75 +1,69 @@
-"""Output: the folder a run writes, and what makes it safe to stop and start again.
+"""OUTPUT: where a run keeps everything, and who may write there.
 
-    OUTPUT/<shard>.parquet              finished shards: input rows plus score columns
-    OUTPUT/.rsr/manifest.json           what the run is: settings, versions, input shards
+    OUTPUT/<shard>.parquet              finished shards
+    OUTPUT/.rsr/manifest.json           what the run is: command, settings, versions, input shards
     OUTPUT/.rsr/receipts/<shard>.json   a finished shard: what vouches for its output
     OUTPUT/.rsr/units/<shard>/*.scores  finished units of unfinished shards: a receipt, one line of
-                                        JSON, then the score columns as Parquet
+                                        JSON, then the unit's table as Parquet
+    OUTPUT/.rsr/kept/<shard>.rows       which rows of the input a selection took
+    OUTPUT/.rsr/composition.json        the result of a selection
     OUTPUT/.rsr/staged/                 JSON input as Parquet
     OUTPUT/.rsr/run.log                 what vLLM, Ray and the workers have to say
     OUTPUT/.rsr/events.jsonl            what happened when, one JSON object a line (`events.py`)
     OUTPUT/.rsr/lock                    held while a run writes
 
-OUTPUT is a local folder or a prefix of an object store; either way every file appears whole
-under its name or not at all. Knows nothing of models or
-Ray.
+OUTPUT is a local folder or a prefix of an object store; either way every file appears whole under
+its name or not at all. What of it is trusted is `store.py`'s to say.
 """
 
-import io
-import json
 import logging
-import re
+import os
 import shutil
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
-
-import polars as pl
-import pyarrow as pa
 
 from rsr.jobs.errors import UsageError
+from rsr.jobs.run.manifest import STATE_FOLDER, Manifest, ManifestError, require_inside
 from rsr.jobs.run.receipts import Receipt
-from rsr.jobs.shards import score_columns
-from rsr.jobs.shards.parquet import fingerprint
-from rsr.jobs.shards.score_columns import Summary
-from rsr.jobs.shards.shard import Shard, Unit
-from rsr.jobs.shards.writer import write_shard
-from rsr.jobs.storage import Storage, StoredFile, is_remote, open_storage
-from rsr.jobs.storage.hashing import HashingFile, hash_bytes, hash_file
+from rsr.jobs.storage import Storage, is_remote, open_storage
+from rsr.jobs.storage.hashing import hash_bytes
 from rsr.jobs.storage.locks import HeldError, Holder
 
 logger = logging.getLogger(__name__)
 
-STATE_FOLDER = ".rsr"
 MANIFEST = f"{STATE_FOLDER}/manifest.json"
 LOCK = f"{STATE_FOLDER}/lock"
-UNIT_NAME = re.compile(r"(?P<start>\d{12})-(?P<stop>\d{12})\.scores")
-
-
-class IncompleteShardError(Exception):
-    """A shard was to be written before all of its rows were scored."""
-
-
-class ChangedInputError(Exception):
-    """An input file is not the one that was scored."""
+RECEIPTS = f"{STATE_FOLDER}/receipts"
+STAGED = f"{STATE_FOLDER}/staged"
+PARTS_OF_A_RUN = ("receipts", "units", "kept")
+"""Folders below `STATE_FOLDER` that belong to one run and go with it."""
+COMPOSITION = f"{STATE_FOLDER}/composition.json"
 
 
 @dataclass(frozen=True, slots=True)
-class OutputFolder:
-    """A run's output. Making one touches nothing; `create` does.
+class EarlierRun:
+    """A run that an earlier command left in OUTPUT.
 
-    root: a local path, or an object store's URL. settings: `hash_identity` of the run that writes;
-    files of any other are not trusted. command: the `rsr` command whose run this is; a folder of
-    another's is refused.
+    manifest: None where it is damaged, with the `damage` in words. outputs: names of the files
+    that the run wrote outside of `STATE_FOLDER`.
+    """
+
+    manifest: Manifest | None
+    outputs: tuple[str, ...]
+    damage: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """The folder that a run writes. Making one touches nothing.
+
+    root: a local path, or an object store's URL.
     """
 
     root: Path | str
-    settings: str = ""
-    command: str = "score"
 
     @property
     def storage(self) -> Storage:
@@ -97,53 +91,113 @@ class OutputFolder:
 
     @staticmethod
     def receipt_name(shard_name: str) -> str:
-        return f"{STATE_FOLDER}/receipts/{shard_name}.json"
+        return f"{RECEIPTS}/{shard_name}.json"
 
     @staticmethod
     def units_folder(shard_name: str) -> str:
         return f"{STATE_FOLDER}/units/{shard_name}"
 
-    def unit_name(self, unit: Unit) -> str:
-        # Not .parquet: a glob over OUTPUT must never take these for output.
-        return f"{self.units_folder(unit.shard.name)}/{unit.start:012d}-{unit.stop:012d}.scores"
+    @staticmethod
+    def kept_rows_name(shard_name: str) -> str:
+        return f"{STATE_FOLDER}/kept/{shard_name}.rows"
 
     @staticmethod
     def staged_name(name: str, source_fingerprint: str) -> str:
         """Where JSON input of this content, to be written as `name`, stands as Parquet."""
         label = hash_bytes(source_fingerprint.encode())[:8]
-        return f"{STATE_FOLDER}/staged/{name.removesuffix('.parquet')}.{label}.parquet"
+        return f"{STAGED}/{name.removesuffix('.parquet')}.{label}.parquet"
 
-    def read_manifest(self) -> dict[str, Any] | None:
-        """The earlier run's manifest, or None; `UsageError` if the folder is not a run's."""
+    def read_manifest(self) -> Manifest | None:
+        """The manifest, or None if there is none. Raises `ManifestError` if it is damaged."""
         try:
-            manifest = cast(dict[str, Any], json.loads(self.storage.read(MANIFEST)))
+            return Manifest.parse(self.storage.read(MANIFEST))
         except (FileNotFoundError, NotADirectoryError):
-            if any(not file.name.startswith(f"{STATE_FOLDER}/") for file in self.storage.list()):
-                raise UsageError(
-                    f"{self.root} is not empty and was not written by rsr {self.command}"
-                ) from None
             return None
-        except ValueError as error:
+
+    def write_manifest(self, manifest: Manifest) -> None:
+        self.storage.write(MANIFEST, manifest.to_json().encode() + b"\n")
+
+    def require_run(self) -> Manifest:
+        """The manifest of the run that is here; `UsageError` if there is none to be read."""
+        try:
+            manifest = self.read_manifest()
+        except ManifestError as error:
             raise UsageError(
-                f"{self.storage.describe(MANIFEST)} is damaged ({error}); use --overwrite"
+                f"{self.storage.describe(MANIFEST)} cannot be used: {error}. The run's own "
+                "command with --overwrite starts it anew"
             ) from error
-        writer = manifest.get("writer", "score")
-        if writer != self.command:
-            # Not even with --overwrite: a night of scoring is not lost to a mistyped path.
-            raise UsageError(f"{self.root} holds what rsr {writer} wrote; choose another OUTPUT")
+        except OSError as error:
+            raise UsageError(str(error)) from error
+        if manifest is None:
+            raise UsageError(f"{self.root} holds no run: expected the OUTPUT of an rsr command")
         return manifest
 
-    def create(self, manifest: dict[str, Any]) -> None:
-        text = json.dumps({"writer": self.command} | manifest, indent=2)
-        self.storage.write(MANIFEST, text.encode() + b"\n")
+    def earlier_run(self, writer: str) -> EarlierRun | None:
+        """The run that is here, or None where a new one may begin.
 
-    def clear(self, manifest: dict[str, Any]) -> None:
-        """Remove what the run of `manifest` wrote, and nothing else."""
-        for shard in manifest["shards"]:
-            self.storage.remove(shard["name"])
-        for part in ("receipts", "units", "staged"):
+        Raises `UsageError` if the folder is not a run's, or of another command than `writer`.
+        """
+        try:
+            manifest = self.read_manifest()
+            damage = "its manifest is gone"
+        except ManifestError as error:
+            manifest, damage = None, f"its manifest cannot be used: {error}"
+        if manifest is not None:
+            if manifest.writer != writer:
+                # Not even with --overwrite: a night of scoring is not lost to a mistyped path.
+                raise UsageError(
+                    f"{self.root} holds what rsr {manifest.writer} wrote; choose another OUTPUT"
+                )
+            return EarlierRun(manifest, tuple(shard.name for shard in manifest.shards))
+        return self._damaged_run(damage)
+
+    def _damaged_run(self, damage: str) -> EarlierRun | None:
+        """What receipts vouch for is a run's, whatever became of its manifest."""
+        files = [file.name for file in self.storage.list()]
+        outputs = tuple(name for name in files if self._has_receipt(name))
+        strangers = [
+            name
+            for name in files
+            if not name.startswith(f"{STATE_FOLDER}/") and name not in outputs
+        ]
+        if strangers:
+            raise UsageError(
+                f"{self.root} is not empty, and no run's receipt names {strangers[0]!r}"
+                + (f" and {len(strangers) - 1:,} more files" if len(strangers) > 1 else "")
+                + ": choose another OUTPUT, or move what is there"
+            )
+        is_run = outputs or MANIFEST in files or any(name.startswith(RECEIPTS) for name in files)
+        return EarlierRun(None, outputs, damage) if is_run else None
+
+    def _has_receipt(self, name: str) -> bool:
+        try:
+            require_inside(name)
+            return Receipt.parse(self.storage.read(self.receipt_name(name))) is not None
+        except (ManifestError, OSError):
+            return False
+
+    def clear(self, run: EarlierRun, *, keep_staged: Collection[str] = ()) -> None:
+        """Remove what an earlier run wrote, and nothing else.
+
+        keep_staged: names of staged files that the next run reads.
+        """
+        for name in run.outputs:
+            self.storage.remove(name)
+        for part in PARTS_OF_A_RUN:
             self.storage.remove_folder(f"{STATE_FOLDER}/{part}")
-        self.storage.remove(MANIFEST)
+        for file in self.storage.list(STAGED):
+            if file.name not in keep_staged:
+                self.storage.remove(file.name)
+        for name in (COMPOSITION, MANIFEST):
+            self.storage.remove(name)
+
+    def remove_empty_folders(self, name: str) -> None:
+        """Remove the folders at and below `name` that hold nothing; a local OUTPUT has such."""
+        if is_remote(str(self.root)):
+            return
+        for parent, _, _ in os.walk(Path(self.root) / name, topdown=False):
+            with suppress(OSError):
+                os.rmdir(parent)
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -158,6 +212,10 @@ class OutputFolder:
                 raise UsageError(f"OUTPUT {self.root} cannot be written: {reason}") from error
             yield
 
+    def holder(self) -> Holder | None:
+        """Who writes here now."""
+        return self.storage.holder(LOCK)
+
     def publish_logs(self) -> None:
         """Put a copy of what grew on this machine into OUTPUT, where it is on an object store."""
         if not is_remote(str(self.root)) or not self.state.is_dir():
@@ -168,174 +226,3 @@ class OutputFolder:
                     shutil.copyfile(file, temporary)
             except OSError as error:
                 logger.warning("%s stays on this machine alone: %s", file, error)
-
-    def holder(self) -> Holder | None:
-        """Who writes here now."""
-        return self.storage.holder(LOCK)
-
-    def commit_unit(self, unit: Unit, frame: pl.DataFrame) -> Summary:
-        """Keep a scored unit, with its receipt, until its shard is complete."""
-        assert len(frame) == unit.num_rows, "a unit must come back with all its rows"
-        buffer = io.BytesIO()
-        frame.write_parquet(buffer)
-        content = buffer.getvalue()
-        now = time.time()
-        receipt = Receipt(
-            start=unit.start,
-            stop=unit.stop,
-            fingerprint=unit.shard.fingerprint,
-            settings=self.settings,
-            content_bytes=len(content),
-            content_blake2b=hash_bytes(content),
-            version="",
-            first_finished_s=now,
-            finished_s=now,
-            summary=Summary.of(frame),
-        )
-        self.storage.write(self.unit_name(unit), receipt.to_json().encode() + b"\n" + content)
-        return receipt.summary
-
-    def kept_units(self, shard: Shard) -> list[tuple[Unit, Receipt]]:
-        """Finished units that can be trusted and do not overlap, in order of rows.
-
-        Whatever cut them: a unit that was halved stands beside its neighbours as two.
-        """
-        kept: list[tuple[Unit, Receipt]] = []
-        cursor = 0
-        for unit in self._unit_files(shard):
-            if unit.start >= cursor and (read := self._read_unit_file(unit)) is not None:
-                kept.append((unit, read[0]))
-                cursor = unit.stop
-        return kept
-
-    def _unit_files(self, shard: Shard) -> list[Unit]:
-        """The units that have a file, by first row, the longest first where several begin."""
-        files = self.storage.list(self.units_folder(shard.name))
-        ranges = (range_of_unit(file.name) for file in files)
-        return [
-            Unit(shard, start, stop)
-            for start, stop in sorted(filter(None, ranges), key=lambda r: (r[0], -r[1]))
-            if start < stop <= shard.num_rows
-        ]
-
-    def read_unit(self, unit: Unit) -> pl.DataFrame | None:
-        """A finished unit's score columns; None if there are none that can be trusted."""
-        read = self._read_unit_file(unit)
-        return None if read is None else pl.read_parquet(read[1])
-
-    def _read_unit_file(self, unit: Unit) -> tuple[Receipt, bytes] | None:
-        """The receipt and what it vouches for; None unless it does."""
-        try:
-            head, _, content = self.storage.read(self.unit_name(unit)).partition(b"\n")
-        except FileNotFoundError:
-            return None
-        receipt = Receipt.parse(head)
-        if receipt is None or not receipt.is_for(unit.shard, unit.start, unit.stop, self.settings):
-            return None
-        return (receipt, content) if hash_bytes(content) == receipt.content_blake2b else None
-
-    def stored_receipt(self, shard_name: str) -> Receipt | None:
-        """A shard's receipt as it stands, whatever has become of the output."""
-        try:
-            return Receipt.parse(self.storage.read(self.receipt_name(shard_name)))
-        except FileNotFoundError:
-            return None
-
-    def read_receipt(self, shard: Shard) -> Receipt | None:
-        """A finished shard's receipt; None unless its output is there and the one vouched for.
-
-        An output that was not written since is not read again: what decayed on the disk without
-        being written is for `rsr verify` to find.
-        """
-        receipt = self.stored_receipt(shard.name)
-        if receipt is None or not receipt.is_for(shard, 0, shard.num_rows, self.settings):
-            return None
-        found = self.storage.find(shard.name)
-        if found is None or found.num_bytes != receipt.content_bytes:
-            return None
-        if found.version == receipt.version or self.has_content(found, receipt):
-            return receipt
-        return None
-
-    def has_content(self, file: StoredFile, receipt: Receipt) -> bool:
-        """Whether a file is, byte for byte, the one that its receipt vouches for."""
-        with self.storage.open(file.name) as opened:
-            return hash_file(opened) == receipt.content_blake2b
-
-    def commit_shard(self, shard: Shard, identity: dict[str, Any]) -> Summary:
-        """Write the shard's output from its input rows and finished units, then its receipt.
-
-        Takes any finished units that hold every row once, however they were cut. Raises
-        `IncompleteShardError` if there are none such, `ChangedInputError` if the input is another
-        by now. Streams: holds a unit's score columns and a row group's rows at a time.
-        """
-        if fingerprint(shard.path) != shard.fingerprint:
-            raise ChangedInputError(
-                f"{shard.path} has changed since the run began; its scores are of other rows"
-            )
-        trusted = {unit: r for unit in self._unit_files(shard) if (r := self._receipt_of(unit))}
-        units = exact_cover(list(trusted), shard.num_rows)
-        if units is None:
-            raise IncompleteShardError(
-                f"{shard.name}: not every row has a finished unit that can be trusted"
-            )
-        receipts = [trusted[unit] for unit in units]
-        summary = Summary()
-        for receipt in receipts:
-            summary.merge(receipt.summary)
-        with self.storage.writing(shard.name) as temporary, temporary.open("wb") as file:
-            sink = HashingFile(file)
-            write_shard(sink, shard, self._score_tables(units, identity), identity)
-        found = self.storage.find(shard.name)
-        assert found is not None, "a file that was written is there"
-        finished_s = [time.time()] + [receipt.finished_s for receipt in receipts]
-        written = Receipt(
-            start=0,
-            stop=shard.num_rows,
-            fingerprint=shard.fingerprint,
-            settings=self.settings,
-            content_bytes=sink.num_bytes,
-            content_blake2b=sink.hexdigest(),
-            version=found.version,
-            first_finished_s=min(finished_s),
-            finished_s=max(finished_s),
-            summary=summary,
-        )
-        self.storage.write(self.receipt_name(shard.name), written.to_json().encode() + b"\n")
-        self.storage.remove_folder(self.units_folder(shard.name))
-        return summary
-
-    def _receipt_of(self, unit: Unit) -> Receipt | None:
-        read = self._read_unit_file(unit)
-        return None if read is None else read[0]
-
-    def _score_tables(self, units: Sequence[Unit], identity: dict[str, Any]) -> Iterator[pa.Table]:
-        """The units' score columns, one after the other, at least one table, if an empty one."""
-        with_tokens = identity["settings"]["token_scores"]
-        yield score_columns.to_arrow(score_columns.to_frame([], token_columns=with_tokens))
-        for unit in units:
-            frame = self.read_unit(unit)
-            if frame is None:
-                raise IncompleteShardError(f"{self.unit_name(unit)} was damaged a moment ago")
-            yield score_columns.to_arrow(frame)
-
-
-def range_of_unit(file_name: str) -> tuple[int, int] | None:
-    """First row and row after the last of a unit, from its file's name."""
-    match = UNIT_NAME.fullmatch(file_name.rpartition("/")[2])
-    return (int(match["start"]), int(match["stop"])) if match else None
-
-
-def exact_cover(units: Sequence[Unit], num_rows: int) -> list[Unit] | None:
-    """Units that hold rows [0, num_rows) once each, in order; None if no choice of `units` does."""
-    # From the last row back: what is reachable from a row on is known when that row is asked for.
-    following: dict[int, Unit | None] = {num_rows: None}
-    for unit in sorted(units, key=lambda u: u.start, reverse=True):
-        if unit.stop in following:
-            following[unit.start] = unit
-    if 0 not in following:
-        return None
-    cover: list[Unit] = []
-    while (link := following[cover[-1].stop if cover else 0]) is not None:
-        cover.append(link)
-    return cover

@@ -15,15 +15,12 @@ from rsr.jobs.shards.score_columns import Summary
 from rsr.jobs.shards.shard import Shard
 from rsr.jobs.storage.hashing import hash_bytes
 
-IDENTITY_PARTS = ("settings", "columns", "model")
-"""What of a manifest decides the scores; versions are recorded, and may change."""
-
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
     """Rows [start, stop) of one shard, written.
 
-    fingerprint: of the input shard. settings: `hash_identity` of the run. content_bytes,
+    fingerprint: of the input shard. settings: `Identity.digest` of the run. content_bytes,
     content_blake2b: of the file. version: what the storage calls this writing of it (see
     `StoredFile.version`), "" where the receipt is part of the file. first_finished_s,
     finished_s: Unix times between which its units finished.
@@ -67,11 +64,6 @@ class Receipt:
             shard.fingerprint,
             settings,
         )
-
-
-def hash_identity(identity: Mapping[str, Any]) -> str:
-    """Of everything that decides the scores; equal for two runs that may share an OUTPUT."""
-    return _seal({part: identity[part] for part in IDENTITY_PARTS})
 
 
 def _seal(values: Mapping[str, Any]) -> str:

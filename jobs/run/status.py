@@ -1,30 +1,22 @@
-"""`rsr status`: how far a run is, from the files it leaves; while it writes, and after.
+"""How far a run is, from the files it leaves; while it writes, and after.
 
 Reads the manifest, receipts and the names of finished units, never a score. Knows nothing of
 Ray: it can run on any machine that sees OUTPUT.
 """
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-import click
-from rich.console import Console
-from rich.live import Live
-from rich.table import Table
-
-from rsr.jobs.command import Place, guarded, json_option
-from rsr.jobs.errors import Interrupted, UsageError
-from rsr.jobs.interrupt import StopRequest
-from rsr.jobs.run.folder import OutputFolder, range_of_unit
-from rsr.jobs.run.progress import format_seconds
+from rsr.jobs.run.folder import RunFolder
+from rsr.jobs.run.manifest import InputShard
+from rsr.jobs.run.receipts import Receipt
+from rsr.jobs.run.store import range_of_unit, stored_receipt
 from rsr.jobs.shards.score_columns import Summary
+from rsr.jobs.storage.concurrency import in_parallel
 from rsr.jobs.storage.locks import Holder
 
-WATCH_EVERY_S = 2.0
 RATE_WINDOW_S = 600.0
 """Speed is that of the last ten minutes: long enough for many units, short enough to show a
 change."""
@@ -43,13 +35,16 @@ class Span:
 class RunStatus:
     """A run, seen from outside.
 
-    num_rows_done: in finished shards and in finished units of the others. num_units_kept: those
-    units. num_tokens, rows_by_status, dataset_rsr: of finished shards. holder: who writes now.
-    rows_per_s: over the last ten minutes in which anything finished; None before two units have.
+    writer: the `rsr` command whose run it is. subject: what it is about. num_rows: of the input.
+    num_rows_done: of these, in finished shards and in finished units of the others.
+    num_units_kept: those units. num_rows_written, num_tokens, rows_by_status, dataset_rsr: of
+    finished shards. holder: who writes now. rows_per_s: over the last ten minutes in which
+    anything finished; None before two units have.
     """
 
     output: str
-    model: str
+    writer: str
+    subject: str
     created: str
     holder: Holder | None
     num_shards: int
@@ -57,6 +52,7 @@ class RunStatus:
     num_units_kept: int
     num_rows: int
     num_rows_done: int
+    num_rows_written: int
     num_tokens: int
     rows_by_status: dict[str, int]
     dataset_rsr: float | None
@@ -77,34 +73,36 @@ class RunStatus:
         return asdict(self) | {"is_finished": self.is_finished, "seconds_left": self.seconds_left}
 
 
-def read_status(output: OutputFolder) -> RunStatus:
-    """Raises `UsageError` if no run has written to `output`."""
-    manifest = read_run(output)
+def read_status(folder: RunFolder) -> RunStatus:
+    """Raises `UsageError` if no run has written to `folder`."""
+    manifest = folder.require_run()
     done = Summary()
     spans: list[Span] = []
-    num_shards_done = num_units_kept = num_rows_kept = 0
-    for shard in manifest["shards"]:
-        receipt = output.stored_receipt(shard["name"])
-        if receipt is not None and receipt.stop == shard["num_rows"]:
-            num_shards_done += 1
-            done.merge(receipt.summary)
-            spans.append(Span(receipt.first_finished_s, receipt.finished_s, receipt.stop))
-            continue
-        units = _finished_units(output, shard["name"])
-        spans += units
-        num_units_kept += len(units)
-        num_rows_kept += sum(unit.num_rows for unit in units)
-    holder = output.holder()
+    num_shards_done = num_units_kept = num_rows_done = 0
+    with in_parallel(lambda shard: _progress_of(folder, shard), manifest.shards) as found:
+        for shard, progress in zip(manifest.shards, found, strict=True):
+            if isinstance(progress, Receipt):
+                num_shards_done += 1
+                num_rows_done += shard.num_rows
+                done.merge(progress.summary)
+                spans.append(Span(progress.first_finished_s, progress.finished_s, shard.num_rows))
+                continue
+            spans += progress
+            num_units_kept += len(progress)
+            num_rows_done += sum(unit.num_rows for unit in progress)
+    holder = folder.holder()
     return RunStatus(
-        output=output.storage.describe(),
-        model=manifest["settings"]["model"],
-        created=manifest["created"],
+        output=folder.storage.describe(),
+        writer=manifest.writer,
+        subject=manifest.subject,
+        created=manifest.created,
         holder=holder,
-        num_shards=len(manifest["shards"]),
+        num_shards=len(manifest.shards),
         num_shards_done=num_shards_done,
         num_units_kept=num_units_kept,
-        num_rows=sum(shard["num_rows"] for shard in manifest["shards"]),
-        num_rows_done=done.num_rows + num_rows_kept,
+        num_rows=manifest.num_rows,
+        num_rows_done=num_rows_done,
+        num_rows_written=done.num_rows,
         num_tokens=done.num_tokens,
         rows_by_status=done.rows_by_status,
         dataset_rsr=done.dataset.rsr,
@@ -112,20 +110,17 @@ def read_status(output: OutputFolder) -> RunStatus:
     )
 
 
-def read_run(output: OutputFolder) -> dict[str, Any]:
-    """The manifest of the run in `output`; raises `UsageError` if there is none."""
-    try:
-        manifest = output.read_manifest()
-    except OSError as error:
-        raise UsageError(str(error)) from error
-    if manifest is None:
-        raise UsageError(f"{output.root} holds no run: expected the OUTPUT of rsr score")
-    return manifest
+def _progress_of(folder: RunFolder, shard: InputShard) -> Receipt | list[Span]:
+    """A finished shard's receipt, or what there is of its units."""
+    receipt = stored_receipt(folder, shard.name)
+    if receipt is not None and receipt.stop == shard.num_rows:
+        return receipt
+    return _finished_units(folder, shard.name)
 
 
-def _finished_units(output: OutputFolder, shard_name: str) -> list[Span]:
+def _finished_units(folder: RunFolder, shard_name: str) -> list[Span]:
     """A unit that was halved and then scored whole counts once."""
-    files = output.storage.list(output.units_folder(shard_name))
+    files = folder.storage.list(folder.units_folder(shard_name))
     ranged = [(rows, f.modified_s) for f in files if (rows := range_of_unit(f.name)) is not None]
     spans: list[Span] = []
     counted = 0
@@ -156,67 +151,3 @@ def rate(spans: Sequence[Span], *, now_s: float | None = None) -> float | None:
         elif span.last_s > first_s:
             num_rows += span.num_rows
     return num_rows / (last_s - first_s)
-
-
-@click.command()
-@click.argument("output", metavar="OUTPUT", type=Place())
-@click.option("--watch", is_flag=True, help="Again every two seconds, until nobody writes.")
-@json_option
-def status(output: Path | str, watch: bool, as_json: bool) -> None:
-    """Say how far the run in OUTPUT is: rows, shards, speed, and who is writing.
-
-    Works while the run goes and after it. With --watch and --json, one object a line.
-    """
-    folder = OutputFolder(output)
-    if watch:
-        guarded(lambda stop: _watch(folder, stop, as_json))
-        return
-    found = guarded(lambda _stop: read_status(folder))
-    if as_json:
-        click.echo(json.dumps(found.to_json()))
-    else:
-        Console().print(_table(found), highlight=False, soft_wrap=True)
-
-
-def _watch(output: OutputFolder, stop: StopRequest, as_json: bool) -> None:
-    found = read_status(output)
-    with Live(Table(), console=Console(quiet=as_json), auto_refresh=False) as live:
-        while True:
-            if as_json:
-                click.echo(json.dumps(found.to_json()))
-            live.update(_table(found), refresh=True)
-            if found.holder is None:
-                return
-            try:
-                stop.wait(WATCH_EVERY_S)
-            except Interrupted:
-                return
-            found = read_status(output)
-
-
-def _table(found: RunStatus) -> Table:
-    table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_column(style="bold")
-    table.add_column()
-    share = found.num_rows_done / found.num_rows if found.num_rows else 1.0
-    table.add_row("run", f"{found.output}, {found.model}, begun {found.created}")
-    table.add_row("rows", f"{found.num_rows_done:,} of {found.num_rows:,} ({share:.1%})")
-    kept = f", and {found.num_units_kept:,} units of others" if found.num_units_kept else ""
-    table.add_row("shards", f"{found.num_shards_done:,} of {found.num_shards:,} written{kept}")
-    if found.num_shards_done:
-        by_status = ", ".join(f"{n:,} {name}" for name, n in found.rows_by_status.items())
-        table.add_row("in them", f"{found.num_tokens:,} scored tokens; rows: {by_status or 'none'}")
-    if found.dataset_rsr is not None:
-        table.add_row("data-set RSR", f"{found.dataset_rsr:.4f}")
-    if found.rows_per_s is not None:
-        left = found.seconds_left
-        later = "" if left is None else f", {format_seconds(left)} left"
-        table.add_row("speed", f"{found.rows_per_s:,.1f} rows/s{later}")
-    table.add_row("now", _now(found))
-    return table
-
-
-def _now(found: RunStatus) -> str:
-    if found.holder is not None:
-        return f"written by {found.holder}"
-    return "finished" if found.is_finished else "stopped; the same rsr score command goes on"

@@ -9,37 +9,34 @@ the terminal is `progress.py`'s.
 
 import importlib.metadata
 import logging
-import time
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
 
 import pyarrow as pa
 
 from rsr.engine.config import ScorerConfig
 from rsr.engine.facts import StudentFacts
+from rsr.engine.model_folder import require_model_folder
 from rsr.engine.trajectory import Status
 from rsr.jobs.cluster.options import ClusterOptions
 from rsr.jobs.cluster.venue import Venue
 from rsr.jobs.cluster.work import Failure, WorkQueue
-from rsr.jobs.errors import UsageError
+from rsr.jobs.errors import ShardsFailed, UsageError, refusing_values
 from rsr.jobs.interrupt import StopRequest
-from rsr.jobs.run.folder import OutputFolder
+from rsr.jobs.run.folder import MANIFEST, RunFolder
+from rsr.jobs.run.manifest import Identity, InputShard, Manifest
+from rsr.jobs.run.opening import HeldOutput, hold_output
 from rsr.jobs.run.preflight import (
     canonical,
     check_places,
-    describe_inputs,
-    kept_as_it_was,
-    missing_folders,
     refusing_what_cannot_be_reached,
     require_disk_space,
-    require_same_run,
 )
 from rsr.jobs.run.progress import Progress
-from rsr.jobs.run.receipts import IDENTITY_PARTS, Receipt, hash_identity
+from rsr.jobs.run.receipts import Receipt
+from rsr.jobs.run.store import RunStore
 from rsr.jobs.shards import score_columns
 from rsr.jobs.shards.columns import TrajectoryColumns, choose_columns
 from rsr.jobs.shards.inputs import JSON_SUFFIXES, find_inputs
@@ -48,10 +45,9 @@ from rsr.jobs.shards.parquet import RowGroup, file_size_bytes, fingerprint, open
 from rsr.jobs.shards.score_columns import Summary
 from rsr.jobs.shards.shard import UNIT_BYTES, Shard, Unit, cut_units, describe_shard, unit_rows
 from rsr.jobs.storage import is_remote
+from rsr.jobs.storage.concurrency import in_parallel
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
-R = TypeVar("R")
 
 RUN_SETTINGS_THAT_CHANGE_NO_SCORE = (
     "tensor_parallel_size",
@@ -62,9 +58,6 @@ RUN_SETTINGS_THAT_CHANGE_NO_SCORE = (
 )
 """They move a score by no more than the noise of batching; a resumed run may change them."""
 
-
-FILES_AT_A_TIME = 8
-"""Looked at before a run: footers, receipts, kept units."""
 
 SCORE_BYTES_PER_ROW = 128
 TOKEN_COLUMN_BYTES_PER_TEXT_BYTE = 3
@@ -94,7 +87,7 @@ class ScoreOptions:
     overwrite: bool = False
     overwrite_columns: bool = False
     verbose: bool = False
-    command: str = ""
+    command: tuple[str, ...] = ()
 
     @property
     def cluster(self) -> ClusterOptions:
@@ -129,8 +122,7 @@ class Plan:
 
     student: StudentFacts
     columns: TrajectoryColumns
-    output: OutputFolder
-    identity: dict[str, Any]
+    store: RunStore
     unfinished: dict[str, Shard]
     kept: Summary
     todo: list[Unit]
@@ -143,94 +135,94 @@ def run_score(options: ScoreOptions, progress: Progress, stop: StopRequest) -> S
     Raises `UsageError` before a model is loaded, with OUTPUT as it was; `Interrupted` when
     `stop` says so, with every finished unit kept.
     """
-    output = OutputFolder(options.output)
-    with ExitStack() as held:
+    with refusing_values():
+        require_model_folder(options.scorer.model)
+    with ExitStack() as opened:
         with refusing_what_cannot_be_reached():
             inputs = find_inputs(options.input)
             check_places(options.input, inputs, options.output)
-            # A folder that is not a run's is refused before anything is put there.
-            output.read_manifest()
-            missing = missing_folders(output)
-            # One lock from the first look to the last file: no other run may come in between.
-            held.enter_context(output.lock())
-            with kept_as_it_was(output, missing):
-                output.storage.remove_leftovers()
-                venue = Venue(options.scorer, options.cluster, held, stop, verbose=options.verbose)
-                plan = _prepare(options, inputs, output, venue)
-        try:
-            return _execute(options, plan, venue, progress, stop)
-        finally:
-            output.publish_logs()
+            output = opened.enter_context(
+                hold_output(options.output, writer="score", overwrite=options.overwrite)
+            )
+            venue = Venue(options.scorer, options.cluster, opened, stop, verbose=options.verbose)
+            plan = _prepare(options, inputs, output, venue, stop)
+        return _execute(options, plan, venue, progress, stop)
 
 
 def _prepare(
-    options: ScoreOptions, inputs: list[tuple[str, str]], output: OutputFolder, venue: Venue
+    options: ScoreOptions,
+    inputs: list[tuple[str, str]],
+    output: HeldOutput,
+    venue: Venue,
+    stop: StopRequest,
 ) -> Plan:
-    manifest = output.read_manifest()
-    is_new = manifest is None or options.overwrite
-    shards, columns = _describe_input(options, inputs, output)
-    if is_new:
+    shards, columns = _describe_input(options, inputs, output, stop)
+    if output.is_new:
         _require_disk_space(options, shards)
-    student = venue.open_student(with_cluster=is_new)
+    student = venue.open_student(with_cluster=output.is_new)
     if columns.messages and not student.has_chat_template:
         raise UsageError(
             f"{options.scorer.model} has no chat template, and INPUT holds messages: give one "
             "with --chat-template FILE, or give prompt and response columns"
         )
-    identity = _identity(options, student, columns, shards)
-    if manifest is not None and not is_new:
-        require_same_run(manifest, identity, options.output)
-    else:
-        if manifest is not None:
-            output.clear({"shards": manifest["shards"]})
-            shards, columns = _describe_input(options, inputs, output)
+    sources = {name: canonical(file) for file, name in inputs}
+    wanted = Manifest(
+        writer="score",
+        identity=_identity(student, columns),
+        shards=tuple(InputShard.of(shard, sources[shard.name]) for shard in shards),
+        subject=f"student {student.config.model}",
+        command=options.command,
+        output=str(options.output),
+    )
+    stop.check()
+    if output.is_new:
         device = "gpu" if venue.cluster().has_gpus else "cpu"
-        manifest = identity | {
-            "unit_rows": unit_rows(sum(s.num_rows for s in shards), device),
-            "unit_bytes": UNIT_BYTES[device],
-            "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "sources": {name: canonical(file) for file, name in inputs},
-            "command": options.command,
-        }
-        output.create(manifest)
-    return _plan_work(student, columns, output, manifest, shards)
+        wanted = replace(
+            wanted,
+            unit_rows=unit_rows(wanted.num_rows, device),
+            unit_bytes=UNIT_BYTES[device],
+        )
+        stop.check()
+    manifest = output.begin(wanted) if output.is_new else output.go_on(wanted)
+    # As every machine can open it, whatever its working directory.
+    folder = RunFolder(canonical(options.output))
+    return _plan_work(student, columns, RunStore.of(folder, manifest.identity), manifest, shards)
 
 
 def _plan_work(
     student: StudentFacts,
     columns: TrajectoryColumns,
-    output: OutputFolder,
-    manifest: dict[str, Any],
+    store: RunStore,
+    manifest: Manifest,
     shards: list[Shard],
 ) -> Plan:
-    identity = {key: manifest[key] for key in (*IDENTITY_PARTS, "versions")}
-    output = replace(output, settings=hash_identity(identity))
     done, kept, todo = Summary(), Summary(), []
     unfinished: dict[str, Shard] = {}
 
     def look_at(shard: Shard) -> Receipt | ShardState:
-        if (finished := output.read_receipt(shard)) is not None:
+        if (finished := store.read_receipt(shard)) is not None:
             return finished
         groups = row_groups(open_parquet(shard.path).metadata, columns.names)
-        return ShardState(output.kept_units(shard), groups)
+        return ShardState(store.kept_units(shard), groups)
 
     # Long shards first, so that the last to finish is a short one.
     by_size = sorted(shards, key=lambda s: -s.num_bytes)
-    for shard, state in zip(by_size, _in_parallel(look_at, by_size), strict=True):
-        if isinstance(state, Receipt):
-            done.merge(state.summary)
-            continue
-        unfinished[shard.name] = shard
-        for _, receipt in state.kept:
-            kept.merge(receipt.summary)
-        todo += cut_units(
-            shard,
-            max_rows=manifest["unit_rows"],
-            max_bytes=manifest["unit_bytes"],
-            kept=[unit for unit, _ in state.kept],
-            groups=state.groups,
-        )
-    return Plan(student, columns, output, identity, unfinished, kept, todo, done)
+    with in_parallel(look_at, by_size) as states:
+        for shard, state in zip(by_size, states, strict=True):
+            if isinstance(state, Receipt):
+                done.merge(state.summary)
+                continue
+            unfinished[shard.name] = shard
+            for _, receipt in state.kept:
+                kept.merge(receipt.summary)
+            todo += cut_units(
+                shard,
+                max_rows=manifest.unit_rows,
+                max_bytes=manifest.unit_bytes,
+                kept=[unit for unit, _ in state.kept],
+                groups=state.groups,
+            )
+    return Plan(student, columns, store, unfinished, kept, todo, done)
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,66 +233,62 @@ class ShardState:
     groups: list[RowGroup]
 
 
-def _in_parallel(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    """`map`, several at a time: an object store answers slowly, and many at once."""
-    with ThreadPoolExecutor(FILES_AT_A_TIME) as pool:
-        yield from pool.map(function, items)
-
-
 def _describe_input(
-    options: ScoreOptions, inputs: list[tuple[str, str]], output: OutputFolder
+    options: ScoreOptions,
+    inputs: list[tuple[str, str]],
+    output: HeldOutput,
+    stop: StopRequest,
 ) -> tuple[list[Shard], TrajectoryColumns]:
-    # With --limit most files may not be needed at all: one after the other, until it is enough.
-    tables: Iterator[tuple[str, pa.Schema]] = (
-        _as_parquet(file, name, output) for file, name in inputs
-    )
-    if options.limit is None:
-        tables = _in_parallel(lambda named: _as_parquet(*named, output), inputs)
+    """INPUT as shards, and the columns that hold its trajectories; stages JSON files."""
+
+    def look_at(named: tuple[str, str]) -> tuple[str, pa.Schema]:
+        return _as_parquet(*named, output)
+
     shards: list[Shard] = []
     columns = options.columns
     rows_left = options.limit
-    for (file, name), (path, schema) in zip(inputs, tables, strict=False):
-        columns = choose_columns(schema, columns, file)
-        scored = [n for n in schema.names if score_columns.is_score_column(n)]
-        if scored and not options.overwrite_columns:
-            raise UsageError(
-                f"{file} already has {', '.join(scored)}; replace them with --overwrite-columns"
-            )
-        # As every machine can open it, whatever its working directory.
-        shards.append(describe_shard(canonical(path), name, columns, rows_left))
-        if rows_left is not None:
-            rows_left -= shards[-1].num_rows
-            if rows_left == 0:
-                break
+    with ExitStack() as opened:
+        # With --limit most files may not be needed at all: one after the other, until it is enough.
+        tables: Iterator[tuple[str, pa.Schema]] = map(look_at, inputs)
+        if options.limit is None:
+            tables = opened.enter_context(in_parallel(look_at, inputs))
+        for (file, name), (path, schema) in zip(inputs, tables, strict=False):
+            stop.check()
+            columns = choose_columns(schema, columns, file)
+            scored = [n for n in schema.names if score_columns.is_score_column(n)]
+            if scored and not options.overwrite_columns:
+                raise UsageError(
+                    f"{file} already has {', '.join(scored)}; replace them with --overwrite-columns"
+                )
+            # As every machine can open it, whatever its working directory.
+            shards.append(describe_shard(canonical(path), name, columns, rows_left))
+            if rows_left is not None:
+                rows_left -= shards[-1].num_rows
+                if rows_left == 0:
+                    break
     return shards, columns
 
 
-def _as_parquet(file: str, name: str, output: OutputFolder) -> tuple[str, pa.Schema]:
+def _as_parquet(file: str, name: str, output: HeldOutput) -> tuple[str, pa.Schema]:
     """Where an input stands as Parquet, and its schema."""
     path = file
     if file.endswith(JSON_SUFFIXES):
         # Of this very content: a JSON file that has changed since is staged, and found, anew.
-        staged = output.staged_name(name, fingerprint(file))
-        path = output.storage.describe(staged)
-        if output.storage.find(staged) is None:
+        storage, staged = output.folder.storage, RunFolder.staged_name(name, fingerprint(file))
+        path = storage.describe(staged)
+        is_new = storage.find(staged) is None
+        output.use_staged(staged, is_new=is_new)
+        if is_new:
             stage_json(file, path)
     return path, open_parquet(path).schema_arrow
 
 
-def _identity(
-    options: ScoreOptions, student: StudentFacts, columns: TrajectoryColumns, shards: list[Shard]
-) -> dict[str, Any]:
+def _identity(student: StudentFacts, columns: TrajectoryColumns) -> Identity:
     """What two runs must agree on to write into one OUTPUT."""
     settings = asdict(student.config)
     for name in RUN_SETTINGS_THAT_CHANGE_NO_SCORE:
         del settings[name]
-    return {
-        "settings": settings,
-        "columns": asdict(columns),
-        "model": student.fingerprint,
-        "shards": describe_inputs(shards),
-        "versions": _versions(),
-    }
+    return Identity(settings, asdict(columns), student.fingerprint, _versions())
 
 
 def _versions() -> dict[str, str]:
@@ -329,7 +317,7 @@ def _execute(
 ) -> ScoreResult:
     total = Summary()
     total.merge(plan.done)
-    result = ScoreResult(options.output, plan.output.log_path, total)
+    result = ScoreResult(options.output, plan.store.folder.log_path, total)
     if plan.unfinished:
         from rsr.jobs.cluster.run import run_on_cluster
         from rsr.jobs.cluster.worker import WorkerJob
@@ -338,8 +326,7 @@ def _execute(
             WorkerJob(
                 scorer=plan.student.config,
                 columns=plan.columns,
-                output=replace(plan.output, root=canonical(options.output)),
-                identity=plan.identity,
+                store=plan.store,
                 verbose=options.verbose,
                 must_see=_local_paths(plan),
             ),
@@ -350,6 +337,7 @@ def _execute(
             progress=progress,
             stop=stop,
         )
+        _require_still_there(plan.store.folder)
         total.merge(report.written)
         result.num_tokens_now = report.finished.num_tokens
         result.seconds = report.seconds
@@ -360,6 +348,15 @@ def _execute(
             result.failures += [Failure(name, 0, 1, reason) for name in report.unwritten]
     _list_engine_errors(result)
     return result
+
+
+def _require_still_there(folder: RunFolder) -> None:
+    """Raises `ShardsFailed` if somebody has removed OUTPUT while the run wrote there."""
+    if folder.storage.find(MANIFEST) is None:
+        raise ShardsFailed(
+            f"{folder.storage.describe(MANIFEST)} was removed while the run went on, and with it "
+            "what was finished by then: remove what is left there, and start again"
+        )
 
 
 def _local_paths(plan: Plan) -> tuple[Path, ...]:

@@ -3,13 +3,12 @@
 import json
 from collections.abc import Callable
 from fractions import Fraction
-from pathlib import Path
 from typing import Any, get_args
 
 import click
 from rich.console import Console
 
-from rsr.jobs.command import guarded, json_option
+from rsr.jobs.command import Place, guarded, json_option, typed_command
 from rsr.jobs.options import rank_clip_option
 from rsr.jobs.selection.candidates import DEFAULT_ID_COLUMN, Conditions
 from rsr.jobs.selection.composition import DEFAULT_CORRECT_COLUMN, DEFAULT_TEACHER_COLUMN
@@ -110,7 +109,7 @@ def _with(options: list[Any], command: Callable[..., Any]) -> Callable[..., Any]
 
 @click.command("filter")
 @click.argument("input", metavar="SCORED")
-@click.argument("output", metavar="OUTPUT", type=click.Path(path_type=Path))
+@click.argument("output", metavar="OUTPUT", type=Place())
 @click.option("--max-rsr", type=float, help="Largest RSR to keep.")
 @click.option(
     "--keep-fraction",
@@ -145,13 +144,13 @@ def filter_(
     their order and every column as it was. Stopped half way, the same command goes on.
     """
     conditions = Conditions(where=where, min_tokens=min_tokens, max_tokens=max_tokens)
-    options = FilterOptions(conditions=conditions, **fields)
+    options = FilterOptions(conditions=conditions, command=typed_command(), **fields)
     _print(guarded(lambda stop: run_filter(options, stop)), as_json)
 
 
 @click.command()
 @click.argument("input", metavar="SCORED")
-@click.argument("output", metavar="OUTPUT", type=click.Path(path_type=Path))
+@click.argument("output", metavar="OUTPUT", type=Place())
 @click.option(
     "--group-by", required=True, metavar="COLUMN", help="What the rows of one problem share."
 )
@@ -203,7 +202,7 @@ def select(
     conditions = Conditions(
         where=where, min_tokens=min_tokens, max_tokens=max_tokens, required=required
     )
-    options = SelectOptions(conditions=conditions, **fields)
+    options = SelectOptions(conditions=conditions, command=typed_command(), **fields)
     _print(guarded(lambda stop: run_select(options, stop)), as_json)
 
 

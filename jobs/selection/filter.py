@@ -83,10 +83,9 @@ def run_filter(options: FilterOptions, stop: StopRequest) -> SelectionResult:
         read,
         choose,
         stop,
-        command="filter",
-        output=options.output,
+        writer="filter",
+        options=options,
         settings=options.settings,
-        overwrite=options.overwrite,
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from rsr.jobs.run.folder import OutputFolder
+from rsr.jobs.run.folder import RunFolder
 from rsr.jobs.selection.composition import Composition
 
 FACTS = {
@@ -33,7 +33,7 @@ FACTS = {
 class SelectionResult:
     """output: the run's folder. facts: counts by the names of `FACTS`."""
 
-    output: OutputFolder
+    output: RunFolder
     facts: dict[str, Any]
     composition: Composition
 

@@ -96,10 +96,9 @@ def run_select(options: SelectOptions, stop: StopRequest) -> SelectionResult:
         read,
         choose,
         stop,
-        command="select",
-        output=options.output,
+        writer="select",
+        options=options,
         settings=options.settings,
-        overwrite=options.overwrite,
     )
 
 

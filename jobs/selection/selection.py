@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any, Self
 
 from rsr.jobs.interrupt import StopRequest
+from rsr.jobs.run.folder import COMPOSITION
+from rsr.jobs.run.manifest import JsonObject
 from rsr.jobs.selection.candidates import Candidates, Conditions, choose_id_column
 from rsr.jobs.selection.composition import Composition, DescribingColumns, Part, parts_of
 from rsr.jobs.selection.result import SelectionResult
-from rsr.jobs.selection.subset import Mask, result_path, write_subset
+from rsr.jobs.selection.subset import Mask, write_subset
 from rsr.jobs.shards.scored import ScoredTable, open_scored
-from rsr.jobs.storage.atomic import write_text_atomically
 
 Facts = dict[str, Any]
 
@@ -29,11 +30,11 @@ class SubsetOptions:
     """conditions: of rows that may be chosen. id_column: orders rows of equal score; None is
     `id` where there is one. rank_clip: a name of `STORED_RANK_CLIPS`; None is the run's own r_max.
     teacher_column, correct_column: what the result is described by. overwrite: discard an earlier
-    subset in OUTPUT.
+    subset in OUTPUT. command: what was typed.
     """
 
     input: str
-    output: Path
+    output: Path | str
     conditions: Conditions = field(default_factory=Conditions)
     id_column: str | None = None
     rank_clip: str | None = None
@@ -41,6 +42,7 @@ class SubsetOptions:
     correct_column: str | None = None
     allow_mixed_students: bool = False
     overwrite: bool = False
+    command: tuple[str, ...] = ()
 
     @property
     def common_settings(self) -> dict[str, Any]:
@@ -86,13 +88,13 @@ def run_selection(
     choose: Callable[[Candidates], tuple[Mask, Callable[[], Facts]]],
     stop: StopRequest,
     *,
-    command: str,
-    output: Path,
-    settings: dict[str, Any],
-    overwrite: bool,
+    writer: str,
+    options: SubsetOptions,
+    settings: JsonObject,
 ) -> SelectionResult:
     """Write what `choose` keeps of the candidates that `read` finds, and describe it.
 
+    writer: the `rsr` command. settings: what two starts must agree on to write into one OUTPUT.
     choose: gives the choice, and what counts the facts of it, which is done beside the copying.
     Raises what `write_subset` raises, and what `read` and `choose` do.
     """
@@ -111,21 +113,24 @@ def run_selection(
 
         folder = write_subset(
             table,
-            output,
+            options.output,
             read_and_choose,
             stop,
-            command=command,
+            writer=writer,
+            command=options.command,
             settings=settings,
-            overwrite=overwrite,
+            overwrite=options.overwrite,
         )
-        selected = open_scored(str(output), rank_clip=table.rank_clip, allow_mixed_students=True)
+        selected = open_scored(
+            str(options.output), rank_clip=table.rank_clip, allow_mixed_students=True
+        )
         composition = Composition(by.teacher, parts_of(selected, by), pool[0].result())
     total = composition.selected_total
     facts = {"num_rows": table.num_rows} | counted[0].result()
     facts |= {"num_kept": total.num_rows, "num_tokens": total.num_tokens}
     result = SelectionResult(folder, facts, composition)
     text = json.dumps(result.to_json(), indent=2, default=str) + "\n"
-    write_text_atomically(result_path(folder), text)
+    folder.storage.write(COMPOSITION, text.encode())
     return result
 
 

@@ -6,6 +6,7 @@ open.py          from a path or URL to its storage
 atomic.py        files that appear whole or not at all
 locks.py         one process at a time; object_lock.py: the same on an object store
 hashing.py       the hash by which a file is known again
+concurrency.py   many files at once
 """
 
 from rsr.jobs.storage.base import Storage, StorageError, StoredFile

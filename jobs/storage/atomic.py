@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-TEMPORARY_NAME = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
-"""What a killed process may leave behind; nobody reads such a file."""
+TEMPORARY_NAME = re.compile(r"\..+\.[0-9a-f]{8}\.rsr-tmp")
+"""What a killed process may leave behind: nobody reads such a file, and no other program has a
+file of such a name."""
 
 
 @contextmanager
@@ -20,7 +21,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     # Not the process id: machines that share a disk have the same ones.
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.rsr-tmp")
     try:
         yield temporary
         _to_disk(temporary)

@@ -1,7 +1,7 @@
 """A folder on a disk."""
 
 import os
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import ClassVar
@@ -51,23 +51,29 @@ class LocalStorage:
         return pa.OSFile(str(self.root / name))
 
     def writing(self, name: str) -> AbstractContextManager[Path]:
-        return atomic_path(self.root / name)
+        return atomic_path(self._inside(name))
 
     def write(self, name: str, content: bytes) -> None:
         with self.writing(name) as temporary:
             temporary.write_bytes(content)
 
     def remove(self, name: str) -> None:
-        (self.root / name).unlink(missing_ok=True)
+        with suppress(FileNotFoundError, NotADirectoryError):
+            self._inside(name).unlink()
 
     def remove_folder(self, folder: str) -> None:
-        for parent, folders, files in os.walk(self.root / folder, topdown=False):
+        root = self._inside(folder)
+        if root.is_symlink():
+            root.unlink()
+        for parent, folders, files in os.walk(root, topdown=False):
             for file in files:
                 (Path(parent) / file).unlink(missing_ok=True)
             for inner in folders:
-                (Path(parent) / inner).rmdir()
-        if (self.root / folder).is_dir():
-            (self.root / folder).rmdir()
+                path = Path(parent) / inner
+                # A link to a folder goes; what it leads to is somebody else's.
+                path.unlink() if path.is_symlink() else path.rmdir()
+        if root.is_dir():
+            root.rmdir()
 
     def remove_leftovers(self) -> None:
         for file in self.list():
@@ -75,7 +81,17 @@ class LocalStorage:
                 self.remove(file.name)
 
     def hold(self, name: str) -> AbstractContextManager[None]:
-        return hold_local(self.root / name)
+        return hold_local(self._inside(name))
 
     def holder(self, name: str) -> Holder | None:
         return find_local_holder(self.root / name)
+
+    def _inside(self, name: str) -> Path:
+        """The path of a file that may be written or removed.
+
+        Raises `OSError` if it leads out of the root, by its name or by a link on the way.
+        """
+        path = self.root / name
+        if not path.parent.resolve().is_relative_to(self.root.resolve()):
+            raise OSError(f"{path} leads out of {self.root}; nothing there is written or removed")
+        return path

@@ -10,13 +10,14 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TextIO
 
 PATIENCE_S = 1.0
 """A look at who holds a lock takes it for an instant: not a reason to refuse a run."""
+OPEN_TRIES = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,18 +59,41 @@ class HeldError(Exception):
 
 @contextmanager
 def hold_local(path: Path) -> Iterator[None]:
-    """Hold the file for this process; the kernel lets go of it however the process ends."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as file:
-        _lock(file)
-        file.truncate(0)
-        file.write(Holder.this_process().to_json())
-        file.flush()
-        yield
+    """Hold the file for this process; the kernel lets go of it however the process ends.
 
-
-def _lock(file: TextIO) -> None:
+    The holder may remove the file while it holds it; whoever waited then makes a new one.
+    """
     deadline = time.monotonic() + PATIENCE_S
+    while True:
+        with _open(path) as file:
+            _lock(file, deadline)
+            if not _is_at(file, path):
+                continue
+            file.truncate(0)
+            file.write(Holder.this_process().to_json())
+            file.flush()
+            yield
+            return
+
+
+def _open(path: Path) -> TextIO:
+    for _ in range(OPEN_TRIES):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Between the two, a run that was refused may take its empty folders back.
+        with suppress(FileNotFoundError):
+            return path.open("a+")
+    return path.open("a+")
+
+
+def _is_at(file: TextIO, path: Path) -> bool:
+    """Whether the open file is the one that stands under this name."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _lock(file: TextIO, deadline: float) -> None:
     while True:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

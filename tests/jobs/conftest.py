@@ -3,7 +3,7 @@
 import importlib.util
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,13 @@ from s3_server import SILENCE_S, FaultyProxy, make_bucket, s3_server
 
 from rsr.engine.metrics import STORED_RANK_CLIPS, TrajectoryScore, score_tokens
 from rsr.engine.trajectory import Status, TokenScores
-from rsr.jobs.run.folder import OutputFolder
-from rsr.jobs.run.receipts import hash_identity
+from rsr.jobs.run.folder import RunFolder
+from rsr.jobs.run.manifest import Identity, InputShard, Manifest
+from rsr.jobs.run.store import RunStore
+from rsr.jobs.scoring.commit import commit_scored_shard
 from rsr.jobs.shards import score_columns
 from rsr.jobs.shards.columns import TrajectoryColumns
+from rsr.jobs.shards.score_columns import Summary
 from rsr.jobs.shards.shard import Shard, Unit, cut_units, describe_shard
 from rsr.jobs.shards.writer import METADATA_KEY
 from rsr.jobs.storage.bucket import open_bucket
@@ -43,19 +46,23 @@ def made_up_score(row: int) -> TrajectoryScore:
 class MadeUpRun:
     """A run whose scores are `made_up_score` of the row's number in its shard."""
 
-    output: OutputFolder
+    store: RunStore
     shards: list[Shard]
-    identity: dict
+
+    @property
+    def output(self) -> RunFolder:
+        return self.store.folder
 
     def keep(self, unit: Unit) -> None:
         scores = [made_up_score(row) for row in range(unit.start, unit.stop)]
-        self.output.commit_unit(unit, score_columns.to_frame(scores, token_columns=False))
+        frame = score_columns.to_frame(scores, token_columns=False)
+        self.store.commit_unit(unit, frame, Summary.of(frame))
 
     def finish(self, shard: Shard) -> None:
-        kept = [unit for unit, _ in self.output.kept_units(shard)]
+        kept = [unit for unit, _ in self.store.kept_units(shard)]
         for unit in cut_units(shard, max_rows=3, max_bytes=1 << 20, kept=kept):
             self.keep(unit)
-        self.output.commit_shard(shard, self.identity)
+        commit_scored_shard(self.store, shard)
 
 
 @pytest.fixture
@@ -70,22 +77,19 @@ def make_run(tmp_path: Path) -> Callable[..., MadeUpRun]:
             pq.write_table(table, source, row_group_size=4)
             shards.append(describe_shard(str(source), name, TEXT, None))
             sources[name] = str(source)
-        identity = {
-            "settings": {"token_scores": False, "model": "made-up"},
-            "columns": {"text": "text"},
-            "model": {},
-            "versions": {},
-        }
-        output = replace(
-            OutputFolder(tmp_path / "out" if root is None else root),
-            settings=hash_identity(identity),
+        identity = Identity({"token_scores": False, "model": "made-up"}, {"text": "text"})
+        folder = RunFolder(tmp_path / "out" if root is None else root)
+        folder.write_manifest(
+            Manifest(
+                writer="score",
+                identity=identity,
+                shards=tuple(InputShard.of(s, sources[s.name]) for s in shards),
+                subject="student made-up",
+                command=("rsr", "score", "in", "out", "--model", "m"),
+                output="out",
+            )
         )
-        described = [
-            {"name": s.name, "num_rows": s.num_rows, "fingerprint": s.fingerprint} for s in shards
-        ]
-        rest = {"created": "today", "sources": sources, "command": "rsr score in out --model m"}
-        output.create(identity | {"shards": described} | rest)
-        return MadeUpRun(output, shards, identity)
+        return MadeUpRun(RunStore.of(folder, identity), shards)
 
     return make
 

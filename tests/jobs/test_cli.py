@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from rsr.jobs.cli import main
-from rsr.jobs.run.folder import OutputFolder
+from rsr.jobs.run.folder import RunFolder
 
 ROW = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
 
@@ -111,7 +111,7 @@ def test_output_that_is_somebody_elses_folder(tmp_path, data, tiny_student):
     (out / "thesis.txt").write_text("mine")
     result = score(data, out, "--model", tiny_student, "--overwrite")
     assert result.exit_code == 2
-    assert "was not written by rsr score" in result.stderr
+    assert "no run's receipt names 'thesis.txt'" in result.stderr
     assert [p.name for p in out.iterdir()] == ["thesis.txt"]
 
 
@@ -186,11 +186,11 @@ def test_two_kinds_of_columns_at_once(tmp_path, data, tiny_student):
 
 def test_run_of_another_process_is_left_alone(tmp_path, data, tiny_student):
     out = tmp_path / "out"
-    with OutputFolder(out).lock():
+    with RunFolder(out).lock():
         result = score(data, out, "--model", tiny_student)
         assert result.exit_code == 2
         assert f"is being written by process {os.getpid()} on" in result.stderr
-        assert OutputFolder(out).holder().pid == os.getpid()
+        assert RunFolder(out).holder().pid == os.getpid()
         # Not even what it staged before it had a manifest.
         staged = out / ".rsr" / "staged" / "rows.parquet"
         staged.parent.mkdir()

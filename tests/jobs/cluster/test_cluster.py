@@ -21,8 +21,10 @@ from rsr.jobs.cluster.worker import WorkerJob
 from rsr.jobs.errors import UsageError
 from rsr.jobs.interrupt import StopRequest
 from rsr.jobs.run.events import read_events
-from rsr.jobs.run.folder import OutputFolder
+from rsr.jobs.run.folder import RunFolder
+from rsr.jobs.run.manifest import Identity
 from rsr.jobs.run.progress import Progress
+from rsr.jobs.run.store import RunStore
 from rsr.jobs.shards.columns import TrajectoryColumns
 from rsr.jobs.shards.score_columns import Summary
 from rsr.jobs.shards.shard import cut_units, describe_shard
@@ -30,7 +32,7 @@ from rsr.jobs.shards.shard import cut_units, describe_shard
 pytestmark = pytest.mark.ray
 
 COLUMNS = TrajectoryColumns(text="text")
-IDENTITY = {"settings": {"token_scores": False}, "columns": {}, "model": {}, "versions": {}}
+IDENTITY = Identity({"token_scores": False})
 
 
 class StandIn:
@@ -85,17 +87,16 @@ def run_texts(
 ) -> tuple[RunReport, pa.Table | None, list[dict]]:
     source = root / "rows.parquet"
     pq.write_table(pa.table({"id": range(len(texts)), "text": list(texts)}), source)
-    output = OutputFolder(root / "out")
+    folder = RunFolder(root / "out")
     shard = describe_shard(str(source), "rows.parquet", COLUMNS, None)
     job = WorkerJob(
         scorer=ScorerConfig(model="stand-in"),
         columns=COLUMNS,
-        output=output,
-        identity=IDENTITY,
+        store=RunStore.of(folder, IDENTITY),
         must_see=must_see,
         open_engine=open_engine,
     )
-    output.state.mkdir(parents=True)
+    folder.state.mkdir(parents=True)
     with join_cluster(ClusterOptions(num_workers=2, **options)) as cluster:
         report = run_on_cluster(
             job,
@@ -108,7 +109,7 @@ def run_texts(
         )
     written = root / "out" / shard.name
     table = pq.read_table(written) if written.exists() else None
-    return report, table, list(read_events(output.events_path))
+    return report, table, list(read_events(folder.events_path))
 
 
 @pytest.mark.parametrize("poison", ["die", "raise"])

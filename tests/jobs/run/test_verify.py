@@ -11,8 +11,9 @@ from click.testing import CliRunner
 
 from rsr.jobs.cli import main
 from rsr.jobs.run.receipts import Receipt
-from rsr.jobs.run.verify import same_bits
+from rsr.jobs.run.store import stored_receipt
 from rsr.jobs.shards import score_columns
+from rsr.jobs.shards.compare import same_bits
 from rsr.jobs.storage.hashing import hash_bytes
 
 
@@ -53,7 +54,7 @@ def problems(run, *options):
 
 def reseal(run, name):
     """Make a shard's receipt vouch for what stands there now, as a run with a mistake would."""
-    found, receipt = run.output.storage.find(name), run.output.stored_receipt(name)
+    found, receipt = run.output.storage.find(name), stored_receipt(run.output, name)
     with run.output.storage.open(name) as file:
         digest = hash_bytes(file.read())
     values = {k: getattr(receipt, k) for k in Receipt.__slots__} | {
@@ -86,10 +87,10 @@ def test_missing_output_and_receipt_are_named_with_the_command_that_repairs(run)
         "a.parquet": "not written: 10 rows are missing",
         "deep/b.parquet": "has no receipt that can be trusted",
     }
-    assert repair == ["rsr score in out --model m"]
+    assert repair == [f"rsr score in {run.output.root} --model m"]
     text = CliRunner().invoke(main, ["verify", str(run.output.root)]).stdout
     assert "10 rows are missing" in text
-    assert "rsr score in out --model m" in text
+    assert f"rsr score in {run.output.root} --model m" in text
 
 
 def test_decayed_byte_is_found_and_repaired_by_the_commands_named(run):
@@ -99,7 +100,7 @@ def test_decayed_byte_is_found_and_repaired_by_the_commands_named(run):
     path.write_bytes(content)
     found, repair = problems(run)
     assert found == {"a.parquet": "its bytes are not those its receipt vouches for"}
-    assert repair == [f"rm {path}", "rsr score in out --model m"]
+    assert repair == [f"rm {path}", f"rsr score in {run.output.root} --model m"]
     path.unlink()
     run.finish(run.shards[0])
     verify(run, "--deep", exit_code=0)
@@ -171,7 +172,11 @@ def test_input_that_changed_or_moved(run, tmp_path):
     verify(run, "--deep", "--input", str(moved), exit_code=0)
     pq.write_table(table(10).slice(1), moved / "a.parquet")
     found, _ = problems(run, "--deep", "--input", str(moved))
-    assert "has changed since it was scored" in found["a.parquet"]
+    assert "its input has 9 rows, not the 10 that were scored" in found["a.parquet"]
+    moved.rename(tmp_path / "in")
+    found, repair = problems(run, "--deep")
+    assert "has changed since the run began" in found["a.parquet"]
+    assert repair == [f"rsr score in {run.output.root} --model m --overwrite"]
 
 
 def test_run_in_progress_is_not_judged(run):

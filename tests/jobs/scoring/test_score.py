@@ -247,7 +247,7 @@ def test_killed_run_resumes_to_the_same_values(disturbed_run):
     resumed = pq.read_table(root / "killed" / "rows.parquet")
     assert resumed.equals(quiet)
     assert resumed.select(["id", "messages"]).equals(pq.read_table(source))
-    assert not list(root.glob("killed/**/*.tmp"))
+    assert not list(root.glob("killed/**/*.rsr-tmp"))
 
 
 def test_finished_units_are_not_scored_again(disturbed_run):

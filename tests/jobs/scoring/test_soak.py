@@ -249,7 +249,7 @@ class Soak:
         if not folder.is_dir() or self.ballast_until is not None:
             return False
         shard, token = self.dice.randrange(NUM_SHARDS), self.dice.randbytes(4).hex()
-        name = f".shard-{shard:02d}.parquet.{token}.tmp"
+        name = f".shard-{shard:02d}.parquet.{token}.rsr-tmp"
         (folder / name).write_bytes(b"PAR1" + self.dice.randbytes(1000))
         return True
 

@@ -50,7 +50,7 @@ def test_terminated_filter_goes_on_and_ends_the_same(tmp_path):
     assert process.wait(timeout=60) == 75
     written_ns = {path: path.stat().st_mtime_ns for path in out.glob("*.parquet")}
     assert 0 < len(written_ns) < num_shards
-    assert not list(out.rglob("*.tmp"))
+    assert not list(out.rglob("*.rsr-tmp"))
     for output in (out, whole):
         subprocess.run(command(output), check=True, capture_output=True, timeout=120)
     assert content(out) == content(whole)

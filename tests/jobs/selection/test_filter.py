@@ -305,7 +305,7 @@ def test_interrupted_run_goes_on_and_ends_the_same(tmp_path, corpus, monkeypatch
     first = contents(out)
     assert "0.parquet" in first
     assert "1.parquet" not in first
-    assert not list(out.rglob("*.tmp"))
+    assert not list(out.rglob("*.rsr-tmp"))
     written_ns = {name: (out / name).stat().st_mtime_ns for name in first}
     StoppedAt.looks_left = 10**9
     filtered(corpus, out, "--keep-fraction", "0.5")
@@ -345,7 +345,8 @@ def test_another_commands_output_is_refused_even_to_overwrite(tmp_path, corpus):
     result = CliRunner().invoke(main, options)
     assert result.exit_code == 2
     assert "holds what rsr filter wrote" in result.stderr
-    (out / ".rsr" / "manifest.json").write_text('{"settings": {}, "shards": []}')
+    manifest = out / ".rsr" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"writer": "filter"', '"writer": "score"'))
     result = run(corpus, out, "--keep-rows", 2, "--overwrite")
     assert "holds what rsr score wrote" in result.stderr
 

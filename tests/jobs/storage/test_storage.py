@@ -14,7 +14,7 @@ from s3_server import FAULTS
 from rsr.jobs.cli import main
 from rsr.jobs.errors import Interrupted, UsageError
 from rsr.jobs.interrupt import StopRequest
-from rsr.jobs.run.folder import OutputFolder
+from rsr.jobs.run.folder import RunFolder
 from rsr.jobs.run.verify import verify_output
 from rsr.jobs.shards.columns import TrajectoryColumns
 from rsr.jobs.shards.inputs import find_inputs
@@ -189,7 +189,7 @@ def test_run_on_an_object_store_through_a_bad_night(s3, s3_url, make_run):
     name = run.shards[0].name
     content = run.output.storage.read(name)
     run.output.storage.write(name, content[:-1] + b"x")
-    assert run.output.read_receipt(run.shards[0]) is None
+    assert run.store.read_receipt(run.shards[0]) is None
     checked = verify_output(run.output, deep=False, stop=StopRequest())
     assert checked.repair[0] == f"aws s3 rm '{s3_url}/out/{name}'"
 
@@ -199,9 +199,9 @@ def test_damaged_unit_on_an_object_store_is_not_trusted(s3_url, make_run):
     (shard,) = run.shards
     for start in (0, 2, 4):
         run.keep(Unit(shard, start, start + 2))
-    name = run.output.unit_name(Unit(shard, 2, 4))
+    name = run.store.unit_name(Unit(shard, 2, 4))
     run.output.storage.write(name, run.output.storage.read(name)[:-5])
-    assert [u.start for u, _ in run.output.kept_units(shard)] == [0, 4]
+    assert [u.start for u, _ in run.store.kept_units(shard)] == [0, 4]
 
 
 def test_input_is_read_from_an_object_store_by_row_group(s3, s3_url):
@@ -269,7 +269,7 @@ def test_run_whose_lock_was_taken_over_stops(s3_url, short_lock):
 
 
 def test_second_run_on_an_object_store_is_refused_with_who_has_it(s3_url):
-    output = OutputFolder(f"{s3_url}/out")
+    output = RunFolder(f"{s3_url}/out")
     refused = pytest.raises(UsageError, match=r"is being written by process \d+ on")
-    with output.lock(), refused, OutputFolder(f"{s3_url}/out").lock():
+    with output.lock(), refused, RunFolder(f"{s3_url}/out").lock():
         pass

@@ -16,12 +16,10 @@ from hypothesis import strategies as st
 
 from rsr.engine.metrics import TrajectoryScore, score_tokens
 from rsr.engine.trajectory import Status, TokenScores
-from rsr.jobs.run.folder import (
-    ChangedInputError,
-    IncompleteShardError,
-    OutputFolder,
-    exact_cover,
-)
+from rsr.jobs.run.folder import RunFolder
+from rsr.jobs.run.manifest import Identity
+from rsr.jobs.run.store import ChangedInputError, IncompleteShardError, RunStore, exact_cover
+from rsr.jobs.scoring.commit import commit_scored_shard
 from rsr.jobs.shards import score_columns
 from rsr.jobs.shards.columns import TrajectoryColumns
 from rsr.jobs.shards.score_columns import Summary
@@ -29,7 +27,7 @@ from rsr.jobs.shards.shard import Shard, Unit, cut_units, describe_shard
 from rsr.jobs.shards.writer import METADATA_KEY
 from rsr.jobs.storage.atomic import atomic_path
 
-IDENTITY = {"settings": {"token_scores": False}, "columns": {}, "model": {}, "versions": {}}
+IDENTITY = Identity({"token_scores": False})
 
 ODD_COLUMNS = {
     "text": pa.array(["a", None, "c"]),
@@ -72,15 +70,20 @@ def score(number: float = 1.0) -> TrajectoryScore:
 def commit(tmp_path, table, scores, *, token_columns=False, **write_options):
     source = tmp_path / "in.parquet"
     pq.write_table(table, source, **write_options)
-    output = OutputFolder(tmp_path / "out")
+    identity = Identity({"token_scores": token_columns})
+    store = RunStore.of(RunFolder(tmp_path / "out"), identity)
     shard = describe_shard(str(source), "in.parquet", TrajectoryColumns(text="text"), None)
     units = cut_units(shard, max_rows=2, max_bytes=1 << 20)
     for unit in units:
         part = score_columns.to_frame(scores[unit.start : unit.stop], token_columns=token_columns)
-        output.commit_unit(unit, part)
-    identity = IDENTITY | {"settings": {"token_scores": token_columns}}
-    output.commit_shard(shard, identity)
-    return output, shard, pq.read_table(output.root / shard.name)
+        store.commit_unit(unit, part, Summary.of(part))
+    commit_scored_shard(store, shard)
+    return store, shard, pq.read_table(store.folder.root / shard.name)
+
+
+def keep(store, unit, scores):
+    frame = score_columns.to_frame(scores, token_columns=False)
+    store.commit_unit(unit, frame, Summary.of(frame))
 
 
 @pytest.mark.parametrize("row_group_size", [1, 2, 100])
@@ -144,60 +147,60 @@ def test_output_is_readable_by_polars(tmp_path):
 
 
 def test_receipt_is_trusted_only_while_the_output_is_the_one_it_was_for(tmp_path):
-    output, shard, _ = commit(tmp_path, pa.table({"text": ["a", "b"]}), [score(), score(3.0)])
-    file = output.root / shard.name
-    assert output.read_receipt(shard).summary == Summary.of(pl.read_parquet(file))
-    assert not (output.root / output.units_folder(shard.name)).exists()
+    store, shard, _ = commit(tmp_path, pa.table({"text": ["a", "b"]}), [score(), score(3.0)])
+    file = store.folder.root / shard.name
+    assert store.read_receipt(shard).summary == Summary.of(pl.read_parquet(file))
+    assert not (store.folder.root / store.folder.units_folder(shard.name)).exists()
     whole = file.read_bytes()
     for damaged in (whole[:-20], whole[:100] + b"x" + whole[101:]):
         file.write_bytes(damaged)
-        assert output.read_receipt(shard) is None
+        assert store.read_receipt(shard) is None
     # A copy has another time of writing, and the same content.
     file.write_bytes(whole)
-    assert output.read_receipt(shard) is not None
-    assert replace(output, settings="other").read_receipt(shard) is None
-    assert output.read_receipt(replace(shard, fingerprint="other")) is None
+    assert store.read_receipt(shard) is not None
+    assert replace(store, digest="other").read_receipt(shard) is None
+    assert store.read_receipt(replace(shard, fingerprint="other")) is None
     file.unlink()
-    assert output.read_receipt(shard) is None
+    assert store.read_receipt(shard) is None
 
 
 def test_torn_or_altered_receipt_is_none(tmp_path):
-    output, shard, _ = commit(tmp_path, pa.table({"text": ["a", "b"]}), [score(), score(3.0)])
-    path = output.root / output.receipt_name(shard.name)
-    whole, receipt = path.read_bytes(), output.read_receipt(shard)
+    store, shard, _ = commit(tmp_path, pa.table({"text": ["a", "b"]}), [score(), score(3.0)])
+    path = store.folder.root / store.folder.receipt_name(shard.name)
+    whole, receipt = path.read_bytes(), store.read_receipt(shard)
     assert receipt is not None
     for length in range(0, len(whole) - 1, 7):
         path.write_bytes(whole[:length])
-        assert output.read_receipt(shard) is None
+        assert store.read_receipt(shard) is None
     for position in range(len(whole) - 1):
         path.write_bytes(whole[:position] + b"7" + whole[position + 1 :])
         # A digit may be beyond what a float holds; nothing else goes unnoticed.
-        assert output.read_receipt(shard) in (None, receipt)
-    assert output.read_receipt(shard) is None
+        assert store.read_receipt(shard) in (None, receipt)
+    assert store.read_receipt(shard) is None
 
 
 def test_damaged_unit_is_not_trusted(tmp_path):
-    output, shard, _ = commit(tmp_path, pa.table({"text": ["a", "b"]}), [score(), score()])
+    store, shard, _ = commit(tmp_path, pa.table({"text": ["a", "b"]}), [score(), score()])
     (unit,) = cut_units(shard, max_rows=2, max_bytes=1 << 20)
-    output.commit_unit(unit, score_columns.to_frame([score()] * 2, token_columns=False))
-    assert len(output.read_unit(unit)) == 2
-    path = output.root / output.unit_name(unit)
+    keep(store, unit, [score()] * 2)
+    assert len(store.read_unit(unit)) == 2
+    path = store.folder.root / store.unit_name(unit)
     whole = path.read_bytes()
     for damaged in (b"", whole[:40], whole[:-9], whole[:-9] + b"x" + whole[-8:], whole + b"x"):
         path.write_bytes(damaged)
-        assert output.read_unit(unit) is None
-        assert output.kept_units(shard) == []
+        assert store.read_unit(unit) is None
+        assert store.kept_units(shard) == []
     path.write_bytes(whole)
-    assert replace(output, settings="other").read_unit(unit) is None
+    assert replace(store, digest="other").read_unit(unit) is None
 
 
 def test_scores_are_not_written_beside_rows_they_are_not_of(tmp_path):
-    output, shard, _ = commit(tmp_path, pa.table({"text": ["a", "b"]}), [score(), score()])
+    store, shard, _ = commit(tmp_path, pa.table({"text": ["a", "b"]}), [score(), score()])
     (unit,) = cut_units(shard, max_rows=2, max_bytes=1 << 20)
-    output.commit_unit(unit, score_columns.to_frame([score()] * 2, token_columns=False))
+    keep(store, unit, [score()] * 2)
     pq.write_table(pa.table({"text": ["b", "a"]}), shard.path)
     with pytest.raises(ChangedInputError):
-        output.commit_shard(shard, IDENTITY)
+        commit_scored_shard(store, shard)
 
 
 def test_file_is_whole_or_absent(tmp_path):
@@ -219,44 +222,43 @@ def test_file_is_whole_or_absent(tmp_path):
 def test_shard_is_written_from_units_however_they_were_cut(tmp_path):
     source = tmp_path / "in.parquet"
     pq.write_table(pa.table({"text": list("abcdef")}), source)
-    output = OutputFolder(tmp_path / "out")
+    store = RunStore.of(RunFolder(tmp_path / "out"), IDENTITY)
     shard = describe_shard(str(source), "in.parquet", TrajectoryColumns(text="text"), None)
     scores = [score(1.0 + row) for row in range(6)]
 
-    def keep(start, stop):
-        frame = score_columns.to_frame(scores[start:stop], token_columns=False)
-        output.commit_unit(Unit(shard, start, stop), frame)
+    def keep_rows(start, stop):
+        keep(store, Unit(shard, start, stop), scores[start:stop])
 
     # A unit of four that was halved, a half that was scored whole after all, a late neighbour.
     for start, stop in ((2, 4), (0, 2), (0, 3), (5, 6)):
-        keep(start, stop)
-    kept = [unit for unit, _ in output.kept_units(shard)]
+        keep_rows(start, stop)
+    kept = [unit for unit, _ in store.kept_units(shard)]
     assert [(u.start, u.stop) for u in kept] == [(0, 3), (5, 6)]
     rest = cut_units(shard, max_rows=10, max_bytes=1 << 20, kept=kept)
     assert [(u.start, u.stop) for u in rest] == [(3, 5)]
     with pytest.raises(IncompleteShardError):
-        output.commit_shard(shard, IDENTITY)
-    assert not (output.root / shard.name).exists()
-    keep(4, 5)
-    output.commit_shard(shard, IDENTITY)
-    written = pq.read_table(output.root / shard.name)
+        commit_scored_shard(store, shard)
+    assert not (store.folder.root / shard.name).exists()
+    keep_rows(4, 5)
+    commit_scored_shard(store, shard)
+    written = pq.read_table(store.folder.root / shard.name)
     assert written["text"].to_pylist() == list("abcdef")
     assert written["rsr"].to_pylist() == [s.rsr for s in scores]
 
 
 def test_half_written_file_of_a_killed_process_is_not_a_unit_and_is_swept_up(tmp_path):
-    output, shard, _ = commit(tmp_path, pa.table({"text": ["a", "b"]}), [score(), score()])
+    store, shard, _ = commit(tmp_path, pa.table({"text": ["a", "b"]}), [score(), score()])
     (unit,) = cut_units(shard, max_rows=2, max_bytes=1 << 20)
-    with atomic_path(output.root / output.unit_name(unit)) as temporary:
+    with atomic_path(store.folder.root / store.unit_name(unit)) as temporary:
         temporary.write_bytes(b"half")
         # As another process would have named its own, had it been killed here.
-        left = temporary.with_name(temporary.name.replace(temporary.name[-12:], "0badc0de.tmp"))
+        left = temporary.with_name(temporary.name.replace(temporary.name[-16:], "0badc0de.rsr-tmp"))
         shutil.copy(temporary, left)
-    (output.root / output.unit_name(unit)).unlink()
-    assert output.kept_units(shard) == []
-    output.storage.remove_leftovers()
+    (store.folder.root / store.unit_name(unit)).unlink()
+    assert store.kept_units(shard) == []
+    store.folder.storage.remove_leftovers()
     assert not left.exists()
-    assert output.read_receipt(shard) is not None
+    assert store.read_receipt(shard) is not None
 
 
 @given(st.lists(st.tuples(st.integers(0, 8), st.integers(1, 4)), max_size=12), st.integers(0, 8))

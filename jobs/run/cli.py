@@ -1,0 +1,143 @@
+"""`rsr status` and `rsr verify`, for a run of any command, on any machine that sees OUTPUT."""
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from rsr.jobs.command import EXIT_FAILURES, Place, guarded, json_option
+from rsr.jobs.errors import Interrupted
+from rsr.jobs.interrupt import StopRequest
+from rsr.jobs.run.folder import RunFolder
+from rsr.jobs.run.preflight import refusing_what_cannot_be_reached
+from rsr.jobs.run.progress import format_seconds
+from rsr.jobs.run.status import RunStatus, read_status
+from rsr.jobs.run.verify import Verification, verify_output
+
+WATCH_EVERY_S = 2.0
+
+
+@click.command()
+@click.argument("output", metavar="OUTPUT", type=Place())
+@click.option("--watch", is_flag=True, help="Again every two seconds, until nobody writes.")
+@json_option
+def status(output: Path | str, watch: bool, as_json: bool) -> None:
+    """Say how far the run in OUTPUT is: rows, shards, speed, and who is writing.
+
+    Works while the run goes and after it. With --watch and --json, one object a line.
+    """
+    folder = RunFolder(output)
+    if watch:
+        guarded(lambda stop: _watch(folder, stop, as_json))
+        return
+    found = guarded(lambda _stop: _read(folder))
+    if as_json:
+        click.echo(json.dumps(found.to_json()))
+    else:
+        Console().print(_table(found), highlight=False, soft_wrap=True)
+
+
+def _read(folder: RunFolder) -> RunStatus:
+    with refusing_what_cannot_be_reached():
+        return read_status(folder)
+
+
+def _watch(folder: RunFolder, stop: StopRequest, as_json: bool) -> None:
+    found = _read(folder)
+    with Live(Table(), console=Console(quiet=as_json), auto_refresh=False) as live:
+        while True:
+            if as_json:
+                click.echo(json.dumps(found.to_json()))
+            live.update(_table(found), refresh=True)
+            if found.holder is None:
+                return
+            try:
+                stop.wait(WATCH_EVERY_S)
+            except Interrupted:
+                return
+            found = _read(folder)
+
+
+def _table(found: RunStatus) -> Table:
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column()
+    share = found.num_rows_done / found.num_rows if found.num_rows else 1.0
+    # As Text: what comes from files may hold brackets, which rich would take for its markup.
+    what = f"{found.output}, rsr {found.writer} {found.subject}, begun {found.created}"
+    table.add_row("run", Text(what))
+    table.add_row("rows", f"{found.num_rows_done:,} of {found.num_rows:,} ({share:.1%})")
+    kept = f", and {found.num_units_kept:,} units of others" if found.num_units_kept else ""
+    table.add_row("shards", f"{found.num_shards_done:,} of {found.num_shards:,} written{kept}")
+    if found.num_shards_done:
+        by_status = ", ".join(f"{n:,} {name}" for name, n in found.rows_by_status.items())
+        told = [f"{found.num_rows_written:,} rows" + (f" ({by_status})" if by_status else "")]
+        if found.num_tokens:
+            told.append(f"{found.num_tokens:,} scored tokens")
+        table.add_row("in them", Text(", ".join(told)))
+    if found.dataset_rsr is not None:
+        table.add_row("data-set RSR", f"{found.dataset_rsr:.4f}")
+    if found.rows_per_s is not None:
+        left = found.seconds_left
+        later = "" if left is None else f", {format_seconds(left)} left"
+        table.add_row("speed", f"{found.rows_per_s:,.1f} rows/s{later}")
+    table.add_row("now", Text(_now(found)))
+    return table
+
+
+def _now(found: RunStatus) -> str:
+    if found.holder is not None:
+        return f"written by {found.holder}"
+    if found.is_finished:
+        return "finished"
+    return f"stopped; the same rsr {found.writer} command goes on"
+
+
+@click.command()
+@click.argument("output", metavar="OUTPUT", type=Place())
+@click.option(
+    "--deep",
+    is_flag=True,
+    help="Also compare every input column with INPUT, bit for bit, in order.",
+)
+@click.option("--input", "source", help="Where INPUT is now, if not where the run found it.")
+@json_option
+def verify(output: Path | str, deep: bool, source: str | None, as_json: bool) -> None:
+    """Check that OUTPUT is whole: every row once, in order, every byte as it was written.
+
+    Reads everything and changes nothing. Exit code 1 and a table if something is wrong, with the
+    commands that put it right.
+    """
+
+    def run(stop: StopRequest) -> Verification:
+        with refusing_what_cannot_be_reached():
+            return verify_output(RunFolder(output), deep=deep, stop=stop, source=source)
+
+    checked = guarded(run)
+    if as_json:
+        click.echo(json.dumps(asdict(checked)))
+    else:
+        _print(checked)
+    sys.exit(EXIT_FAILURES if checked.problems else 0)
+
+
+def _print(checked: Verification) -> None:
+    console = Console()
+    looked = f"{checked.num_rows:,} rows in {checked.num_shards:,} shards of {checked.output}"
+    if not checked.problems:
+        how = "whole, in order, and as in INPUT" if checked.is_deep else "whole"
+        console.print(Text(f"{looked}: {how}"), soft_wrap=True)
+        return
+    table = Table("file", "what is wrong", box=None, pad_edge=False)
+    for problem in checked.problems:
+        table.add_row(Text(problem.file), Text(problem.what))
+    console.print(Text(f"{looked}: {len(checked.problems):,} problems"), soft_wrap=True)
+    console.print(table, highlight=False, soft_wrap=True)
+    if checked.repair:
+        console.print(Text("\n  ".join(["To repair:", *checked.repair])), soft_wrap=True)

@@ -1,0 +1,137 @@
+"""The opening of a run: from the first look at OUTPUT until the run is begun or refused.
+
+A run that is refused or interrupted before it begins takes back what it put into OUTPUT, file by
+file, and folders only where they are empty: what others have put there meanwhile is theirs.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rsr.jobs.errors import UsageError
+from rsr.jobs.run.folder import LOCK, STAGED, EarlierRun, RunFolder
+from rsr.jobs.run.manifest import Manifest
+from rsr.jobs.storage import is_remote
+
+
+@dataclass(slots=True)
+class HeldOutput:
+    """OUTPUT, held by this process alone, for a run that may still be refused.
+
+    earlier: the run that an earlier command left here. is_new: whether a run must begin here,
+    because there is none or because it is to be discarded.
+    """
+
+    folder: RunFolder
+    earlier: EarlierRun | None
+    overwrite: bool
+    has_begun: bool = False
+    _staged: dict[str, bool] = field(default_factory=dict)
+
+    @property
+    def is_new(self) -> bool:
+        return self.earlier is None or self.overwrite
+
+    def use_staged(self, name: str, *, is_new: bool) -> None:
+        """Remember a staged file that the run reads.
+
+        is_new: this process has made it; it goes again if the run does not begin.
+        """
+        self._staged[name] = is_new
+
+    def go_on(self, wanted: Manifest) -> Manifest:
+        """The earlier run's manifest; `UsageError` naming what differs unless it is this run."""
+        assert self.earlier is not None
+        assert self.earlier.manifest is not None
+        if differences := self.earlier.manifest.differences(wanted):
+            raise UsageError(
+                f"{self.folder.root} holds a run with other settings: {'; '.join(differences)}. "
+                "Choose another OUTPUT, or discard that run with --overwrite"
+            )
+        self.has_begun = True
+        return self.earlier.manifest
+
+    def begin(self, manifest: Manifest) -> Manifest:
+        """Begin a new run in the place of the one that was here, if there was one."""
+        if self.earlier is not None:
+            self.folder.clear(self.earlier, keep_staged=self._staged)
+        self.folder.write_manifest(manifest)
+        self.has_begun = True
+        return manifest
+
+    def take_back(self) -> None:
+        """Remove the files that this process has put into OUTPUT."""
+        for name, is_new in self._staged.items():
+            if is_new:
+                self.folder.storage.remove(name)
+        self.folder.remove_empty_folders(STAGED)
+
+
+@contextmanager
+def hold_output(place: Path | str, *, writer: str, overwrite: bool) -> Iterator[HeldOutput]:
+    """Hold OUTPUT from the first look to the last file: no other run may come in between.
+
+    writer: the `rsr` command whose run it is. Raises `UsageError`, with nothing touched, if the
+    folder is not a run's, is another command's, or is being written by somebody.
+    """
+    folder = RunFolder(place)
+    _look(folder, writer, overwrite)
+    lock_was_there = folder.storage.find(LOCK) is not None
+    created = _create_folders(folder)
+    try:
+        with folder.lock():
+            # Whoever held it until now may have begun a run.
+            held = HeldOutput(folder, _look(folder, writer, overwrite), overwrite)
+            try:
+                folder.storage.remove_leftovers()
+                yield held
+            except BaseException:
+                if not held.has_begun:
+                    held.take_back()
+                    if not lock_was_there and not is_remote(str(place)):
+                        folder.storage.remove(LOCK)
+                raise
+            finally:
+                if held.has_begun:
+                    folder.publish_logs()
+    finally:
+        for path in created:
+            # A folder that somebody uses by now is not empty, and stays.
+            with suppress(OSError):
+                path.rmdir()
+
+
+def _look(folder: RunFolder, writer: str, overwrite: bool) -> EarlierRun | None:
+    earlier = folder.earlier_run(writer)
+    if earlier is not None and earlier.manifest is None and not overwrite:
+        raise UsageError(
+            f"{folder.root} holds a run that nothing can go on with: {earlier.damage}. "
+            "Discard that run with --overwrite, or choose another OUTPUT"
+        )
+    return earlier
+
+
+def _create_folders(folder: RunFolder) -> list[Path]:
+    """Create the state folder of a local OUTPUT; what was missing, the innermost first.
+
+    Only folders that this call itself has made are returned, not those that another process made
+    in the same moment.
+    """
+    if is_remote(str(folder.root)):
+        return []
+    created: list[Path] = []
+    missing = [path for path in (folder.state, *folder.state.parents) if not path.exists()]
+    for path in reversed(missing):
+        try:
+            os.mkdir(path)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            for made in created:
+                made.rmdir()
+            reason = error.strerror or error
+            raise UsageError(f"OUTPUT {folder.root} cannot be written: {reason}") from error
+        created.insert(0, path)
+    return created

@@ -1,0 +1,46 @@
+"""Putting a scored shard together: the input's rows, and the score columns of its units."""
+
+from collections.abc import Iterator, Sequence
+
+import pyarrow as pa
+
+from rsr.jobs.run.store import IncompleteShardError, RunStore
+from rsr.jobs.shards import score_columns
+from rsr.jobs.shards.score_columns import Summary
+from rsr.jobs.shards.shard import Shard, Unit
+from rsr.jobs.shards.writer import write_scored_shard
+from rsr.jobs.storage.hashing import HashingFile
+
+
+def commit_scored_shard(store: RunStore, shard: Shard) -> Summary:
+    """Write the shard's output from its input rows and finished units, then its receipt.
+
+    Takes any finished units that hold every row once, whatever cut them. Raises
+    `IncompleteShardError` if there are none such, `ChangedInputError` if the input is another by
+    now. Streams: holds a unit's score columns and a row group's rows at a time.
+    """
+    covering = store.covering_units(shard)
+    summary = Summary()
+    for _, receipt in covering:
+        summary.merge(receipt.summary)
+
+    def write(sink: HashingFile) -> Summary:
+        tables = _score_tables(store, [unit for unit, _ in covering])
+        write_scored_shard(sink, shard, tables, store.identity.to_json())
+        return summary
+
+    first_finished_s = min((r.finished_s for _, r in covering), default=None)
+    store.publish(shard, write, first_finished_s=first_finished_s)
+    store.remove_units(shard)
+    return summary
+
+
+def _score_tables(store: RunStore, units: Sequence[Unit]) -> Iterator[pa.Table]:
+    """The units' score columns, one after the other; at least one table, if an empty one."""
+    with_tokens = bool(store.identity.settings["token_scores"])
+    yield score_columns.to_arrow(score_columns.to_frame([], token_columns=with_tokens))
+    for unit in units:
+        frame = store.read_unit(unit)
+        if frame is None:
+            raise IncompleteShardError(f"{store.unit_name(unit)} was damaged a moment ago")
+        yield score_columns.to_arrow(frame)

@@ -1,0 +1,128 @@
+"""What a scored file must hold: the input's rows in order, bit for bit, and sound scores."""
+
+import json
+import tempfile
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+
+import pyarrow as pa
+
+from rsr.engine.trajectory import Status
+from rsr.jobs.run.folder import RunFolder
+from rsr.jobs.run.manifest import Identity, InputShard, Manifest, ManifestError
+from rsr.jobs.run.receipts import Receipt
+from rsr.jobs.run.verify import Problem
+from rsr.jobs.shards import score_columns
+from rsr.jobs.shards.compare import same_bits
+from rsr.jobs.shards.inputs import JSON_SUFFIXES
+from rsr.jobs.shards.json_input import stage_json
+from rsr.jobs.shards.parquet import open_parquet
+from rsr.jobs.shards.reader import ShardReader
+from rsr.jobs.shards.writer import METADATA_KEY
+
+SCORED = [status.value for status in Status if status.is_scored]
+UNSCORED = [status.value for status in Status if not status.is_scored]
+MAX_ROWS_NAMED = 3
+"""Of one file: what is wrong with one row is usually wrong with many."""
+
+
+class ScoringChecks:
+    """The checks of `rsr.jobs.run.verify.ShardChecks` for what `rsr score` writes."""
+
+    def wrong_in_table(
+        self, folder: RunFolder, manifest: Manifest, shard: InputShard, receipt: Receipt
+    ) -> Iterator[str]:
+        path = folder.storage.describe(shard.name)
+        with open_parquet(path) as file:
+            schema, there = file.schema_arrow, file.metadata.num_rows
+        if there != shard.num_rows:
+            yield f"has {there:,} rows; expected {shard.num_rows:,}"
+        token_columns = bool(manifest.identity.settings["token_scores"])
+        wanted = pa.schema(score_columns.arrow_fields(token_columns=token_columns))
+        scores = [f for f in schema if score_columns.is_score_column(f.name)]
+        if not pa.schema(scores).equals(wanted) or list(schema)[-len(scores) :] != scores:
+            yield f"has score columns {[f'{f.name}: {f.type}' for f in scores]}; expected {wanted}"
+            return
+        if _digest_of(schema) != manifest.identity.digest:
+            yield "its metadata name other settings than the run's"
+        counts: dict[str, int] = {}
+        bad_rows: list[str] = []
+        for batch in ShardReader(path, ["rsr", "rsr_status", "rsr_num_tokens"]).rows(0, there):
+            bad_rows += islice(_score_problems(batch), MAX_ROWS_NAMED - len(bad_rows))
+            for entry in batch["rsr_status"].value_counts():
+                status = entry["values"].as_py()
+                counts[status] = counts.get(status, 0) + entry["counts"].as_py()
+        yield from bad_rows
+        if counts != receipt.summary.rows_by_status:
+            yield f"has rows of status {counts}; its receipt says {receipt.summary.rows_by_status}"
+
+    def wrong_beside_input(
+        self, folder: RunFolder, shard: InputShard, source: str
+    ) -> Iterator[str]:
+        with tempfile.TemporaryDirectory(prefix="rsr-verify-") as temporary:
+            if source.endswith(JSON_SUFFIXES):
+                staged = str(Path(temporary) / "staged.parquet")
+                stage_json(source, staged)
+                source = staged
+            written = folder.storage.describe(shard.name)
+            what = _first_difference(source, written, shard.num_rows)
+        if what is not None:
+            yield what
+
+    def wrong_in_run(
+        self, folder: RunFolder, manifest: Manifest, receipts: Mapping[str, Receipt]
+    ) -> Iterator[Problem]:
+        yield from ()
+
+
+CHECKS = ScoringChecks()
+
+
+def _digest_of(schema: pa.Schema) -> str | None:
+    """`Identity.digest` of the run that the file's metadata name; None if they name none."""
+    try:
+        return Identity.parse(json.loads((schema.metadata or {})[METADATA_KEY])).digest
+    except (KeyError, ValueError, ManifestError):
+        return None
+
+
+def _score_problems(batch: pa.RecordBatch) -> Iterator[str]:
+    """A row is scored and has a score, or says why not."""
+    rows = zip(
+        batch["rsr"].to_pylist(),
+        batch["rsr_status"].to_pylist(),
+        batch["rsr_num_tokens"].to_pylist(),
+        strict=True,
+    )
+    for rsr, status, num_tokens in rows:
+        if status not in SCORED + UNSCORED:
+            yield f"has a row of status {status!r}; expected one of {SCORED + UNSCORED}"
+        elif (rsr is not None) != (status in SCORED) or bool(num_tokens) != (status in SCORED):
+            yield f"has a row of status {status!r} with RSR {rsr} over {num_tokens} tokens"
+
+
+def _first_difference(source: str, written: str, num_rows: int) -> str | None:
+    """Where the input's columns differ from the output's in type, metadata, or a bit; or None."""
+    before, after = open_parquet(source).schema_arrow, open_parquet(written).schema_arrow
+    there = open_parquet(source).metadata.num_rows
+    if there < num_rows:
+        return f"its input has {there:,} rows, not the {num_rows:,} that were scored"
+    kept = [i for i, name in enumerate(before.names) if not score_columns.is_score_column(name)]
+    for place, index in enumerate(kept):
+        if not before.field(index).equals(after.field(place), check_metadata=True):
+            old, new = before.field(index), after.field(place)
+            return (
+                f"column {old.name!r} of the input is {old.type} {old.metadata or ''}; the output "
+                f"has {new.name!r}, {new.type} {new.metadata or ''}"
+            )
+    reader, first = ShardReader(written), 0
+    for expected in ShardReader(source).rows(0, num_rows):
+        rows = pa.Table.from_batches(reader.rows(first, first + expected.num_rows))
+        for place, index in enumerate(kept):
+            found = rows.column(place).combine_chunks()
+            if not same_bits(expected.column(index), found):
+                last = first + expected.num_rows - 1
+                return f"column {before.names[index]!r} differs in rows {first:,} to {last:,}"
+        first += expected.num_rows
+    return None
