@@ -16,6 +16,7 @@ from typing import Any, Self
 from rsr.jobs.interrupt import StopRequest
 from rsr.jobs.run.folder import COMPOSITION
 from rsr.jobs.run.manifest import JsonObject
+from rsr.jobs.run.preflight import refusing_what_cannot_be_reached
 from rsr.jobs.selection.candidates import Candidates, Conditions, choose_id_column
 from rsr.jobs.selection.composition import Composition, DescribingColumns, Part, parts_of
 from rsr.jobs.selection.result import SelectionResult
@@ -72,12 +73,13 @@ class OpenedInput:
         Nothing but footers is read.
         """
         named = [*columns, options.id_column, *options.conditions.required]
-        table = open_scored(
-            options.input,
-            rank_clip=options.rank_clip,
-            columns=[name for name in named if name],
-            allow_mixed_students=options.allow_mixed_students,
-        )
+        with refusing_what_cannot_be_reached():
+            table = open_scored(
+                options.input,
+                rank_clip=options.rank_clip,
+                columns=[name for name in named if name],
+                allow_mixed_students=options.allow_mixed_students,
+            )
         by = DescribingColumns.of(table, options.teacher_column, options.correct_column)
         return cls(table, by, choose_id_column(table, options.id_column))
 

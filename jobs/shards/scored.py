@@ -25,6 +25,7 @@ from rsr.jobs.shards.inputs import JSON_SUFFIXES, find_inputs
 from rsr.jobs.shards.parquet import open_parquet
 from rsr.jobs.shards.shard import Shard, describe_shard
 from rsr.jobs.shards.writer import METADATA_KEY
+from rsr.jobs.storage.concurrency import in_parallel
 
 SCORED_STATUSES = [status.value for status in Status if status.is_scored]
 
@@ -153,19 +154,15 @@ def open_scored(
     shards: list[Shard] = []
     schema: pa.Schema | None = None
     identities: list[dict[str, Any]] = []
-    for file, name in inputs:
-        if file.endswith(JSON_SUFFIXES):
-            raise _never_scored(file)
-        with open_parquet(file) as parquet:
-            own_schema = parquet.schema_arrow
-        _require_score_columns(own_schema, file)
-        if schema is not None:
-            _require_same_schema(schema, own_schema, inputs[0][0], file)
-        schema = schema or own_schema
-        identity = _identity(own_schema, file)
-        if identity is not None and identity not in identities:
-            identities.append(identity)
-        shards.append(describe_shard(file, name, TrajectoryColumns(), None))
+    with in_parallel(lambda named: _look_at(*named), inputs) as found:
+        for (file, _), (own_schema, shard) in zip(inputs, found, strict=True):
+            if schema is not None:
+                _require_same_schema(schema, own_schema, inputs[0][0], file)
+            schema = schema or own_schema
+            identity = _identity(own_schema, file)
+            if identity is not None and identity not in identities:
+                identities.append(identity)
+            shards.append(shard)
     assert schema is not None, "find_inputs finds at least one file"
     table = ScoredTable(path, tuple(shards), schema, tuple(identities), rank_clip)
     table.require([c.name for c in score_columns.ROW_COLUMNS])
@@ -176,6 +173,15 @@ def open_scored(
     if rank_clip is None:
         _require_one_rank_clip(table)
     return table
+
+
+def _look_at(file: str, name: str) -> tuple[pa.Schema, Shard]:
+    if file.endswith(JSON_SUFFIXES):
+        raise _never_scored(file)
+    with open_parquet(file) as parquet:
+        schema = parquet.schema_arrow
+    _require_score_columns(schema, file)
+    return schema, describe_shard(file, name, TrajectoryColumns(), None)
 
 
 def _never_scored(file: str) -> UsageError:
