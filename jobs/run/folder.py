@@ -102,9 +102,9 @@ class RunFolder:
         return f"{STATE_FOLDER}/kept/{shard_name}.rows"
 
     @staticmethod
-    def staged_name(name: str, source_fingerprint: str) -> str:
-        """Where JSON input of this content, to be written as `name`, stands as Parquet."""
-        label = hash_bytes(source_fingerprint.encode())[:8]
+    def staged_name(name: str, source_version: str) -> str:
+        """Where JSON input of this version, to be written as `name`, stands as Parquet."""
+        label = hash_bytes(source_version.encode())[:8]
         return f"{STAGED}/{name.removesuffix('.parquet')}.{label}.parquet"
 
     def read_manifest(self) -> Manifest | None:

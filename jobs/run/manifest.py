@@ -19,7 +19,7 @@ from rsr.jobs.storage.hashing import hash_bytes
 Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
 JsonObject: TypeAlias = Mapping[str, Json]
 
-FORMAT = 2
+FORMAT = 3
 """Changes whenever an older manifest can no longer be understood."""
 
 STATE_FOLDER = ".rsr"
@@ -79,18 +79,19 @@ _PARTS = ("settings", "columns", "model", "versions")
 class InputShard:
     """One input file as the run found it.
 
-    name: the output's path below OUTPUT. num_rows: that the run takes of it. source: path or URL
-    of the file, as every machine finds it.
+    name: the output's path below OUTPUT. num_rows: that the run takes of it. fingerprint, version:
+    as `Shard` has them. source: path or URL of the file, as every machine finds it.
     """
 
     name: str
     num_rows: int
     fingerprint: str
+    version: str
     source: str
 
     @classmethod
     def of(cls, shard: Shard, source: str) -> Self:
-        return cls(shard.name, shard.num_rows, shard.fingerprint, source)
+        return cls(shard.name, shard.num_rows, shard.fingerprint, shard.version, source)
 
     @classmethod
     def parse(cls, values: object) -> Self:
@@ -100,6 +101,7 @@ class InputShard:
             _text(parts, "name"),
             _count(parts, "num_rows"),
             _text(parts, "fingerprint"),
+            _text(parts, "version"),
             _text(parts, "source"),
         )
         require_inside(shard.name)
@@ -176,6 +178,12 @@ class Manifest:
         }
         told = [f"{kind}: {_first_of(names)}" for kind, names in kinds.items() if names]
         return found + ([f"input shards {', '.join(told)}"] if told else [])
+
+    def written_again(self, other: "Manifest") -> str:
+        """In words, which inputs of `other` are as they were but for the time of writing."""
+        before = {shard.name: shard.version for shard in self.shards}
+        names = [s.name for s in other.shards if before.get(s.name, s.version) != s.version]
+        return _first_of(names) if names else ""
 
     def shell_command(self, output: str, *more: str) -> str:
         """What to type here and now to go on with the run, which stands in `output` today."""

@@ -7,7 +7,7 @@ file, and folders only where they are empty: what others have put there meanwhil
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rsr.jobs.errors import UsageError
@@ -41,17 +41,34 @@ class HeldOutput:
         """
         self._staged[name] = is_new
 
-    def go_on(self, wanted: Manifest) -> Manifest:
-        """The earlier run's manifest; `UsageError` naming what differs unless it is this run."""
+    def go_on(self, wanted: Manifest, *, is_same_input: bool | None = None) -> Manifest:
+        """The earlier run's manifest; `UsageError` naming what differs unless it is this run.
+
+        is_same_input: whether the user vouches for inputs that were written again and have the
+        same fingerprint; None where the command has no option to say so.
+        """
         assert self.earlier is not None
         assert self.earlier.manifest is not None
-        if differences := self.earlier.manifest.differences(wanted):
+        manifest = self.earlier.manifest
+        if differences := manifest.differences(wanted):
             raise UsageError(
                 f"{self.folder.root} holds a run with other settings: {'; '.join(differences)}. "
                 "Choose another OUTPUT, or discard that run with --overwrite"
             )
+        if written_again := manifest.written_again(wanted):
+            if not is_same_input:
+                copies = (
+                    "" if is_same_input is None else "say --same-input if they are mere copies; "
+                )
+                raise UsageError(
+                    f"inputs were written again since the run in {self.folder.root} began, with "
+                    f"the same size and footer: {written_again}; {copies}choose another "
+                    "OUTPUT, or discard that run with --overwrite"
+                )
+            manifest = replace(manifest, shards=wanted.shards)
+            self.folder.write_manifest(manifest)
         self.has_begun = True
-        return self.earlier.manifest
+        return manifest
 
     def begin(self, manifest: Manifest) -> Manifest:
         """Begin a new run in the place of the one that was here, if there was one."""

@@ -20,7 +20,9 @@ from rsr.jobs.run.manifest import STATE_FOLDER, InputShard, Manifest
 from rsr.jobs.run.receipts import Receipt
 from rsr.jobs.run.store import RunStore, stored_receipt
 from rsr.jobs.shards.inputs import PARQUET_SUFFIXES, find_inputs
-from rsr.jobs.shards.parquet import fingerprint
+from rsr.jobs.shards.json_file import is_json
+from rsr.jobs.shards.json_input import is_made_of
+from rsr.jobs.shards.parquet import file_version, fingerprint
 from rsr.jobs.storage import is_remote
 
 CHECKS = {
@@ -166,7 +168,7 @@ def _input_problems(
         return
     try:
         # A copy elsewhere may differ in time: there, what is in it decides.
-        if moved is None and fingerprint(source) != shard.fingerprint:
+        if moved is None and _is_another(source, folder, shard):
             what = f"its input {source} has changed since the run began"
             yield Problem(name, what, "overwrite")
             return
@@ -176,7 +178,20 @@ def _input_problems(
         return
     for what in differences:
         # The run's own command would look for the input where it was.
-        yield Problem(name, what, "remove" if moved is None else "none")
+        yield Problem(name, what, _repair_of_difference(shard) if moved is None else "none")
+
+
+def _is_another(source: str, folder: RunFolder, shard: InputShard) -> bool:
+    """Whether an input is seen to be another without comparing its rows."""
+    if is_json(source):
+        return not is_made_of(folder.storage.describe(shard.name), source)
+    return fingerprint(source) != shard.fingerprint
+
+
+def _repair_of_difference(shard: InputShard) -> Repair:
+    """An input that was written again is not gone on with; one that was not makes it right."""
+    is_as_it_was = shard.version in ("", file_version(shard.source))
+    return "remove" if is_as_it_was else "overwrite"
 
 
 def _strangers(folder: RunFolder, manifest: Manifest) -> Iterator[Problem]:

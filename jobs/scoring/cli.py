@@ -56,6 +56,11 @@ from rsr.jobs.shards.columns import TrajectoryColumns
     "another. [default: 20 times what finished units of that length took, at least 120]",
 )
 @click.option("--overwrite", is_flag=True, help="Discard the earlier run in OUTPUT.")
+@click.option(
+    "--same-input",
+    is_flag=True,
+    help="Go on though INPUT's files have other times than when the run began: they are copies.",
+)
 @click.option("--overwrite-columns", is_flag=True, help="Replace rsr columns that INPUT has.")
 @json_option
 @click.option("-v", "--verbose", is_flag=True, help="Show what vLLM and Ray say.")
@@ -71,6 +76,7 @@ def score(
     address: str | None,
     unit_timeout_s: float | None,
     overwrite: bool,
+    same_input: bool,
     overwrite_columns: bool,
     as_json: bool,
     verbose: bool,
@@ -97,6 +103,7 @@ def score(
             address=address,
             unit_timeout_s=unit_timeout_s,
             overwrite=overwrite,
+            same_input=same_input,
             overwrite_columns=overwrite_columns,
             verbose=verbose,
             command=typed_command(),

@@ -41,9 +41,23 @@ from rsr.jobs.shards import score_columns
 from rsr.jobs.shards.columns import TrajectoryColumns, choose_columns
 from rsr.jobs.shards.inputs import JSON_SUFFIXES, find_inputs
 from rsr.jobs.shards.json_input import stage_json
-from rsr.jobs.shards.parquet import RowGroup, file_size_bytes, fingerprint, open_parquet, row_groups
+from rsr.jobs.shards.parquet import (
+    RowGroup,
+    file_size_bytes,
+    file_version,
+    open_parquet,
+    row_groups,
+)
 from rsr.jobs.shards.score_columns import Summary
-from rsr.jobs.shards.shard import UNIT_BYTES, Shard, Unit, cut_units, describe_shard, unit_rows
+from rsr.jobs.shards.shard import (
+    UNIT_BYTES,
+    Shard,
+    Unit,
+    cut_units,
+    describe_shard,
+    unit_rows,
+    was_written_again,
+)
 from rsr.jobs.storage import is_remote
 from rsr.jobs.storage.concurrency import in_parallel
 
@@ -72,8 +86,9 @@ class ScoreOptions:
     INPUT. workers: engines at a time; None is one for each GPU or tensor-parallel group, one on a
     machine without. address: of a Ray cluster; None is RAY_ADDRESS, or this machine alone.
     unit_timeout_s: in the engine, before a unit's worker is taken to hang; None is learned from
-    finished units. overwrite: discard an earlier run in OUTPUT. overwrite_columns: replace score
-    columns that INPUT already has. command: what was typed, for whoever must repeat it.
+    finished units. overwrite: discard an earlier run in OUTPUT. same_input: INPUT's files are
+    copies of those that the earlier run read. overwrite_columns: replace score columns that INPUT
+    already has. command: what was typed, for whoever must repeat it.
     """
 
     input: str
@@ -85,6 +100,7 @@ class ScoreOptions:
     address: str | None = None
     unit_timeout_s: float | None = None
     overwrite: bool = False
+    same_input: bool = False
     overwrite_columns: bool = False
     verbose: bool = False
     command: tuple[str, ...] = ()
@@ -183,7 +199,10 @@ def _prepare(
             unit_bytes=UNIT_BYTES[device],
         )
         stop.check()
-    manifest = output.begin(wanted) if output.is_new else output.go_on(wanted)
+    if output.is_new:
+        manifest = output.begin(wanted)
+    else:
+        manifest = output.go_on(wanted, is_same_input=options.same_input)
     # As every machine can open it, whatever its working directory.
     folder = RunFolder(canonical(options.output))
     return _plan_work(student, columns, RunStore.of(folder, manifest.identity), manifest, shards)
@@ -261,7 +280,9 @@ def _describe_input(
                     f"{file} already has {', '.join(scored)}; replace them with --overwrite-columns"
                 )
             # As every machine can open it, whatever its working directory.
-            shards.append(describe_shard(canonical(path), name, columns, rows_left))
+            shard = describe_shard(canonical(path), name, columns, rows_left)
+            # The footer of a staged file names its source's content, whenever it was staged.
+            shards.append(shard if path == file else replace(shard, version=""))
             if rows_left is not None:
                 rows_left -= shards[-1].num_rows
                 if rows_left == 0:
@@ -273,8 +294,9 @@ def _as_parquet(file: str, name: str, output: HeldOutput) -> tuple[str, pa.Schem
     """Where an input stands as Parquet, and its schema."""
     path = file
     if file.endswith(JSON_SUFFIXES):
-        # Of this very content: a JSON file that has changed since is staged, and found, anew.
-        storage, staged = output.folder.storage, RunFolder.staged_name(name, fingerprint(file))
+        # A JSON file that was written again since is staged, and found, anew.
+        version = f"{canonical(file)} {file_version(file)}"
+        storage, staged = output.folder.storage, RunFolder.staged_name(name, version)
         path = storage.describe(staged)
         is_new = storage.find(staged) is None
         output.use_staged(staged, is_new=is_new)
@@ -342,12 +364,21 @@ def _execute(
         result.num_tokens_now = report.finished.num_tokens
         result.seconds = report.seconds
         result.setbacks = dict(report.setbacks)
-        result.failures = report.failures
+        result.failures = report.failures + _changed_inputs(plan)
         if result.failures:
             reason = "not written; its finished units are kept"
             result.failures += [Failure(name, 0, 1, reason) for name in report.unwritten]
     _list_engine_errors(result)
     return result
+
+
+def _changed_inputs(plan: Plan) -> list[Failure]:
+    """Shards that were written while they were read: their outputs may mix old and new rows."""
+    return [
+        Failure(shard.name, shard.num_rows, 1, f"{shard.path} was written again during the run")
+        for shard in plan.unfinished.values()
+        if was_written_again(shard)
+    ]
 
 
 def _require_still_there(folder: RunFolder) -> None:

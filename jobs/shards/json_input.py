@@ -1,14 +1,13 @@
 """JSON input as Parquet: rewritten once, row for row, so that everything downstream sees Parquet.
 
-JSON lines are streamed, twice: first for the type that a column's values have in common, then to
-write. A `.json` file is one list, and is held in memory. Knows nothing of trajectories.
+A file is read twice: first for the type that a column's values have in common, then to write.
+Knows nothing of trajectories.
 """
 
-import io
 import json
 import logging
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -16,17 +15,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rsr.jobs.errors import UsageError
-from rsr.jobs.shards.reader import parse_json
+from rsr.jobs.shards.json_file import JsonFile, Row, Tally
+from rsr.jobs.shards.parquet import open_parquet
 from rsr.jobs.storage import locate
+from rsr.jobs.storage.hashing import hash_file
 
 logger = logging.getLogger(__name__)
 
 CHUNK_BYTES = 4 << 20
 """JSON text read, and written as a row group, at a time."""
 
-BAD_ENTRIES_NAMED = 3
+SOURCE_KEY = "rsr_json_blake2b"
+"""Key of the source's hash in the metadata of its Parquet: another source has another footer."""
 
-Row = dict[str, Any]
 ColumnType: TypeAlias = pa.DataType | None
 """None: the column holds each value's JSON text, strings in their quotes."""
 
@@ -44,38 +45,62 @@ def stage_json(source: str | Path, target: str | Path) -> None:
 
     Keys become columns. A column whose values have no common Arrow type holds their JSON text.
     A line that is not a JSON object becomes a row of nulls, so that every line has its row.
-    Raises `UsageError` if a `.json` file is not a list of objects, or has no text in it.
+    Raises `UsageError` if a `.json` file is not a list, if no entry is an object, or if the file
+    is written to meanwhile.
     """
     with _one_at_a_time:
-        _stage(str(source), target)
+        _stage(JsonFile(str(source)), target)
 
 
-def _stage(source: str, target: str | Path) -> None:
+def is_made_of(path: str, source: str) -> bool:
+    """Whether a Parquet file holds the rows of the JSON file `source` as its content is now.
+
+    path: a staged file, or one written from it.
+    """
+    with open_parquet(path) as file:
+        metadata = file.schema_arrow.metadata or {}
+    storage, name = locate(source)
+    with storage.open(name) as opened:
+        return metadata.get(SOURCE_KEY.encode()) == hash_file(opened).encode()
+
+
+def _stage(file: JsonFile, target: str | Path) -> None:
     types: dict[str, ColumnType] = {}
-    for chunk in _chunks(source, warn=True):
+    tally = Tally()
+    for chunk in _chunks(file, tally):
         for name, kind in _column_types(chunk).items():
             types[name] = _common_type(types[name], kind) if name in types else kind
+    file.require_objects(tally)
+    _warn_of_bad_entries(file.path, tally)
     storage, target_name = locate(target)
     while True:
         try:
             with storage.writing(target_name) as temporary:
-                _write(source, temporary, types)
+                _write(file, temporary, types, tally.content_blake2b)
             return
         except _NotOfTypeError as error:
             types[str(error)] = None
 
 
-def _write(source: str, target: Path, types: dict[str, ColumnType]) -> None:
+def _write(
+    file: JsonFile, target: Path, types: dict[str, ColumnType], content_blake2b: str
+) -> None:
     # A table needs a column to have rows.
     names = {_column_name(key): key for key in types} or {"text": "text"}
-    schema = pa.schema([(name, types.get(key) or pa.string()) for name, key in names.items()])
+    schema = pa.schema(
+        [(name, types.get(key) or pa.string()) for name, key in names.items()],
+        metadata={SOURCE_KEY: content_blake2b},
+    )
+    tally = Tally()
     with pq.ParquetWriter(target, schema, compression="zstd") as writer:
-        for chunk in _chunks(source):
+        for chunk in _chunks(file, tally):
             arrays = [
                 _column([row.get(key) for row in chunk], types.get(key), key)
                 for key in names.values()
             ]
             writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
+    if tally.content_blake2b != content_blake2b:
+        raise UsageError(f"{file.path} was written while it was read; start again when it is whole")
 
 
 def _column_types(rows: list[Row]) -> dict[str, ColumnType]:
@@ -125,52 +150,22 @@ def _column_name(key: str) -> str:
     return key.encode("utf-8", "backslashreplace").decode()
 
 
-def _chunks(source: str, *, warn: bool = False) -> Iterator[list[Row]]:
-    """The file's rows, about `CHUNK_BYTES` of its text at a time."""
-    entries = _json_list(source) if source.endswith(".json") else _json_lines(source)
+def _chunks(file: JsonFile, tally: Tally) -> Iterator[list[Row]]:
+    """The file's rows, about `CHUNK_BYTES` of its text at a time; no object is an empty row."""
     rows: list[Row] = []
-    num_bytes = num_bad = 0
-    for number, (entry, entry_bytes) in enumerate(entries, start=1):
-        if not isinstance(entry, dict):
-            num_bad += 1
-            if warn and num_bad <= BAD_ENTRIES_NAMED:
-                logger.warning(
-                    "%s: entry %d is not a JSON object; it becomes a null row", source, number
-                )
-        rows.append(entry if isinstance(entry, dict) else {})
-        num_bytes += entry_bytes
+    num_bytes = 0
+    for row, length in file.entries(tally):
+        rows.append(row or {})
+        num_bytes += length
         if num_bytes >= CHUNK_BYTES:
             yield rows
             rows, num_bytes = [], 0
     if rows:
         yield rows
-    if warn and num_bad > BAD_ENTRIES_NAMED:
-        logger.warning("%s: %d entries are not JSON objects", source, num_bad)
 
 
-def _json_list(source: str) -> Iterable[tuple[Any, int]]:
-    storage, name = locate(source)
-    text = storage.read(name).decode("utf-8-sig", errors="replace")
-    try:
-        loaded = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{source} is not JSON: {error}") from error
-    if not isinstance(loaded, list):
-        raise UsageError(f"{source} holds a {type(loaded).__name__}; expected a list of rows")
-    size = len(text) // max(1, len(loaded))
-    return ((entry, size) for entry in loaded)
-
-
-def _json_lines(source: str) -> Iterator[tuple[Any, int]]:
-    storage, name = locate(source)
-    with storage.open(name) as file:
-        # Only "\n" ends a line: U+2028 and its like are legal inside a JSON string.
-        lines = io.TextIOWrapper(
-            io.BufferedReader(file, storage.read_ahead_bytes),
-            encoding="utf-8-sig",
-            errors="replace",
-            newline="\n",
-        )
-        for line in lines:
-            if line.strip():
-                yield parse_json(line), len(line)
+def _warn_of_bad_entries(path: str, tally: Tally) -> None:
+    for number in tally.bad:
+        logger.warning("%s: entry %d is not a JSON object; it becomes a null row", path, number)
+    if tally.num_bad > len(tally.bad):
+        logger.warning("%s: %d entries are not JSON objects", path, tally.num_bad)

@@ -5,7 +5,6 @@ keys, maps, fixed-size binary, 256-bit decimals, time32, nullability), and input
 leave bit for bit as they came.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +13,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rsr.jobs.errors import UsageError
-from rsr.jobs.storage import locate
+from rsr.jobs.storage import Storage, StoredFile, locate
+from rsr.jobs.storage.hashing import hash_bytes
 
-FINGERPRINT_BYTES = 64 << 10
+END_BYTES = 64 << 10
+"""Of a file's end, at least, go into its fingerprint: a footer may survive a shuffle of rows."""
+MAGIC = b"PAR1"
+TRAILER_BYTES = 8
+"""The last bytes of a Parquet file: the footer's length, 4 bytes little-endian, and `MAGIC`."""
 
 
 def open_parquet(path: str | Path, read_dictionary: Sequence[str] = ()) -> pq.ParquetFile:
@@ -63,16 +67,54 @@ def row_groups(metadata: pq.FileMetaData, columns: Sequence[str] | None) -> list
     ]
 
 
-def fingerprint(path: str) -> str:
-    """Changes with any rewrite of a Parquet file: its size, and a hash of the footer's end."""
+@dataclass(frozen=True, slots=True)
+class FileState:
+    """What a file was when it was looked at.
+
+    fingerprint: its size and a hash of its end, with all of the Parquet footer; equal for copies,
+    and unequal after nearly any rewrite: the footer has every column chunk's size and statistics.
+    version: unequal after any write, see `StoredFile.version`; may be unequal for copies, too.
+    """
+
+    fingerprint: str
+    version: str
+
+
+def file_state(path: str) -> FileState:
+    """Looks at the file's end alone; raises `UsageError` if the file is gone."""
     storage, name = locate(path)
-    end = storage.read(name, last_bytes=FINGERPRINT_BYTES)
-    return f"{file_size_bytes(path)}:{hashlib.sha256(end).hexdigest()[:16]}"
+    found = _find(storage, name, path)
+    end = _end(storage, name)
+    return FileState(f"{found.num_bytes}:{hash_bytes(end)}", found.version)
+
+
+def fingerprint(path: str) -> str:
+    """The fingerprint of a Parquet file's `file_state`."""
+    return file_state(path).fingerprint
+
+
+def file_version(path: str) -> str:
+    """Changes with every write of the file; raises `UsageError` if it is gone."""
+    storage, name = locate(path)
+    return _find(storage, name, path).version
 
 
 def file_size_bytes(path: str) -> int:
     storage, name = locate(path)
+    return _find(storage, name, path).num_bytes
+
+
+def _find(storage: Storage, name: str, path: str) -> StoredFile:
     found = storage.find(name)
     if found is None:
         raise UsageError(f"{path} is gone")
-    return found.num_bytes
+    return found
+
+
+def _end(storage: Storage, name: str) -> bytes:
+    """The last `END_BYTES`, or the whole Parquet footer where that is longer."""
+    end = storage.read(name, last_bytes=END_BYTES)
+    if not end.endswith(MAGIC):
+        return end
+    footer_bytes = int.from_bytes(end[-TRAILER_BYTES:-4], "little") + TRAILER_BYTES
+    return end if footer_bytes <= END_BYTES else storage.read(name, last_bytes=footer_bytes)

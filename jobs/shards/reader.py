@@ -1,6 +1,5 @@
 """Reading a shard's rows, a bounded piece at a time, and making trajectories of them."""
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -9,6 +8,7 @@ import pyarrow as pa
 
 from rsr.engine.trajectory import Trajectory
 from rsr.jobs.shards.columns import TrajectoryColumns
+from rsr.jobs.shards.json_file import parse_json
 from rsr.jobs.shards.parquet import open_parquet, row_groups
 from rsr.jobs.shards.shard import Unit
 
@@ -132,12 +132,3 @@ def _trajectory(values: dict[str, Any]) -> Trajectory:
         messages = [messages]
     prompt, response = values.get("prompt"), values.get("response")
     return Trajectory(messages=messages, prompt=prompt, response=response, text=values.get("text"))
-
-
-def parse_json(text: str) -> Any:
-    """The value, or the text itself where it is not JSON: the encoder refuses that row."""
-    try:
-        return json.loads(text)
-    # Nested a thousand deep is no conversation either.
-    except (ValueError, RecursionError):
-        return text

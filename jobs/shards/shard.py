@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from math import ceil
 
 from rsr.jobs.shards.columns import TrajectoryColumns
-from rsr.jobs.shards.parquet import RowGroup, fingerprint, open_parquet, row_groups
+from rsr.jobs.shards.parquet import RowGroup, file_state, open_parquet, row_groups
+from rsr.jobs.storage import locate
 
 MAX_UNIT_ROWS = {"cpu": 64, "gpu": 4096}
 
@@ -23,7 +24,8 @@ class Shard:
 
     path: what is read, a path or URL (for JSON input, its staged Parquet). name: the output's
     path below the output folder. num_rows: rows the run takes of it, from the front. num_bytes:
-    their share of the uncompressed trajectory columns, estimated from the footer.
+    their share of the uncompressed trajectory columns, estimated from the footer. fingerprint,
+    version: of the file, see `FileState`; version is "" where the fingerprint says it all.
     """
 
     path: str
@@ -31,6 +33,7 @@ class Shard:
     num_rows: int
     num_bytes: int
     fingerprint: str
+    version: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +55,15 @@ def describe_shard(path: str, name: str, columns: TrajectoryColumns, max_rows: i
     num_bytes = sum(group.num_bytes for group in row_groups(metadata, columns.names))
     num_rows = metadata.num_rows if max_rows is None else min(metadata.num_rows, max_rows)
     share = num_rows / max(1, metadata.num_rows)
-    return Shard(path, name, num_rows, int(num_bytes * share), fingerprint(path))
+    state = file_state(path)
+    return Shard(path, name, num_rows, int(num_bytes * share), state.fingerprint, state.version)
+
+
+def was_written_again(shard: Shard) -> bool:
+    """Whether the shard's file is there and was written since the shard was described."""
+    storage, name = locate(shard.path)
+    found = storage.find(name)
+    return bool(shard.version) and found is not None and found.version != shard.version
 
 
 def cut_units(

@@ -50,3 +50,26 @@ class HashingFile(io.RawIOBase):
 
     def hexdigest(self) -> str:
         return self._digest.hexdigest()
+
+
+class HashingReader(io.RawIOBase):
+    """A file to read from front to back, which knows the hash of what was read.
+
+    file: has `read(size)`; is left open.
+    """
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self._digest = new_digest()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        content = self._file.read(len(buffer))
+        self._digest.update(content)
+        buffer[: len(content)] = content
+        return len(content)
+
+    def hexdigest(self) -> str:
+        return self._digest.hexdigest()

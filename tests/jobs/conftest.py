@@ -69,12 +69,14 @@ class MadeUpRun:
 def make_run(tmp_path: Path) -> Callable[..., MadeUpRun]:
     """Begins a run over tables, by file name; OUTPUT is `out` unless told otherwise."""
 
-    def make(tables: dict[str, pa.Table], root: Path | str | None = None) -> MadeUpRun:
+    def make(
+        tables: dict[str, pa.Table], root: Path | str | None = None, **write_options: Any
+    ) -> MadeUpRun:
         shards, sources = [], {}
         for name, table in tables.items():
             source = tmp_path / "in" / name
             source.parent.mkdir(parents=True, exist_ok=True)
-            pq.write_table(table, source, row_group_size=4)
+            pq.write_table(table, source, row_group_size=4, **write_options)
             shards.append(describe_shard(str(source), name, TEXT, None))
             sources[name] = str(source)
         identity = Identity({"token_scores": False, "model": "made-up"}, {"text": "text"})
