@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rsr.jobs.shards.columns import TrajectoryColumns, choose_columns
-from rsr.jobs.shards.inputs import JSON_SUFFIXES
+from rsr.jobs.shards.json_file import is_json
 from rsr.jobs.shards.json_input import stage_json
 from rsr.jobs.shards.parquet import file_size_bytes, open_parquet
 from rsr.jobs.shards.reader import read_trajectories
@@ -75,7 +75,7 @@ def _describe(
     shards = []
     for number, (file, name) in enumerate(inputs):
         path = file
-        if file.endswith(JSON_SUFFIXES):
+        if is_json(file):
             path = str(folder / f"{number}.parquet")
             stage_json(file, path)
         columns = choose_columns(open_parquet(path).schema_arrow, columns, file)

@@ -39,7 +39,8 @@ from rsr.jobs.run.receipts import Receipt
 from rsr.jobs.run.store import RunStore
 from rsr.jobs.shards import score_columns
 from rsr.jobs.shards.columns import TrajectoryColumns, choose_columns
-from rsr.jobs.shards.inputs import JSON_SUFFIXES, find_inputs
+from rsr.jobs.shards.inputs import find_inputs
+from rsr.jobs.shards.json_file import is_json
 from rsr.jobs.shards.json_input import stage_json
 from rsr.jobs.shards.parquet import (
     RowGroup,
@@ -293,7 +294,7 @@ def _describe_input(
 def _as_parquet(file: str, name: str, output: HeldOutput) -> tuple[str, pa.Schema]:
     """Where an input stands as Parquet, and its schema."""
     path = file
-    if file.endswith(JSON_SUFFIXES):
+    if is_json(file):
         # A JSON file that was written again since is staged, and found, anew.
         version = f"{canonical(file)} {file_version(file)}"
         storage, staged = output.folder.storage, RunFolder.staged_name(name, version)

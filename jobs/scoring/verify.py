@@ -15,7 +15,7 @@ from rsr.jobs.run.receipts import Receipt
 from rsr.jobs.run.verify import Problem
 from rsr.jobs.shards import score_columns
 from rsr.jobs.shards.compare import same_bits
-from rsr.jobs.shards.inputs import JSON_SUFFIXES
+from rsr.jobs.shards.json_file import is_json
 from rsr.jobs.shards.json_input import stage_json
 from rsr.jobs.shards.parquet import open_parquet
 from rsr.jobs.shards.reader import ShardReader
@@ -61,7 +61,7 @@ class ScoringChecks:
         self, folder: RunFolder, shard: InputShard, source: str
     ) -> Iterator[str]:
         with tempfile.TemporaryDirectory(prefix="rsr-verify-") as temporary:
-            if source.endswith(JSON_SUFFIXES):
+            if is_json(source):
                 staged = str(Path(temporary) / "staged.parquet")
                 stage_json(source, staged)
                 source = staged

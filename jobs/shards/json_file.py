@@ -21,7 +21,7 @@ JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 COMPRESSIONS = {"gz": "gzip", "bz2": "bz2", "zst": "zstd"}
 """Suffixes that may follow a JSON file's own, and what Arrow calls each."""
 JSON_NAME = re.compile(
-    r"(?P<stem>.*)\.(?P<kind>jsonl|ndjson|json)(?:\.(?P<compression>gz|bz2|zst))?",
+    r"(?P<stem>.*[^/])\.(?P<kind>jsonl|ndjson|json)(?:\.(?P<compression>gz|bz2|zst))?",
     re.IGNORECASE | re.DOTALL,
 )
 
@@ -50,8 +50,8 @@ def is_json(path: str) -> bool:
 class Tally:
     """What was met in reading a file once. bad: numbers of the first entries that are no objects.
 
-    num_with_comma: lines that are no object and end in a comma. content_blake2b: of the file as
-    it is stored, once all of it was read.
+    num_with_comma: lines that would be objects but for a comma at the end. content_blake2b: of the
+    file as it is stored, once all of it was read.
     """
 
     num_entries: int = 0
@@ -70,8 +70,9 @@ class Tally:
         if isinstance(entry, dict):
             self.num_objects += 1
             return
-        self.num_with_comma += text.rstrip().endswith(",")
-        self.first_bad = self.first_bad or text.strip()
+        text = text.strip()
+        self.num_with_comma += text.startswith("{") and text.endswith(",")
+        self.first_bad = self.first_bad or text[:SHOWN_CHARACTERS]
         if len(self.bad) < BAD_ENTRIES_NAMED:
             self.bad.append(self.num_entries)
 
@@ -102,17 +103,17 @@ class JsonFile:
 
     def require_objects(self, tally: Tally) -> None:
         """Raises `UsageError`, saying what the file seems to be, if no entry is an object."""
-        if tally.num_with_comma > tally.num_objects:
-            problem = "its lines end in commas; expected one JSON object a line and nothing else"
-        elif tally.num_objects or not tally.num_entries:
+        num_objects, first_bad = tally.num_objects, tally.first_bad
+        if num_objects >= tally.num_with_comma and (num_objects or not tally.num_entries):
             return
-        elif self._is_list:
+        if self._is_list:
             problem = "no entry of its list is a JSON object"
-        elif tally.first_bad.startswith("["):
+        elif first_bad.startswith("["):
             problem = "it seems to hold one JSON list; name it .json"
+        elif tally.num_with_comma:
+            problem = "its lines end in commas; expected one JSON object a line and nothing else"
         else:
-            shown = tally.first_bad[:SHOWN_CHARACTERS]
-            problem = f"no line of it is a JSON object; the first is {shown!r}"
+            problem = f"expected one JSON object a line; the first line is {first_bad!r}"
         raise UsageError(f"{self.path} holds no row: {problem}")
 
     def _list(self, tally: Tally) -> Iterator[tuple[Any, str, int]] | None:
@@ -133,7 +134,7 @@ class JsonFile:
                 "a line in a .jsonl file"
             )
         length = len(text) // max(1, len(loaded))
-        return ((entry, str(entry)[:SHOWN_CHARACTERS], length) for entry in loaded)
+        return ((entry, "", length) for entry in loaded)
 
     def _lines(self, tally: Tally) -> Iterator[tuple[Any, str, int]]:
         with self._text(tally) as lines:

@@ -21,7 +21,8 @@ from rsr.engine.trajectory import Status
 from rsr.jobs.errors import UsageError
 from rsr.jobs.shards import score_columns
 from rsr.jobs.shards.columns import TrajectoryColumns
-from rsr.jobs.shards.inputs import JSON_SUFFIXES, find_inputs
+from rsr.jobs.shards.inputs import find_inputs
+from rsr.jobs.shards.json_file import is_json
 from rsr.jobs.shards.parquet import open_parquet
 from rsr.jobs.shards.shard import Shard, describe_shard
 from rsr.jobs.shards.writer import METADATA_KEY
@@ -176,7 +177,7 @@ def open_scored(
 
 
 def _look_at(file: str, name: str) -> tuple[pa.Schema, Shard]:
-    if file.endswith(JSON_SUFFIXES):
+    if is_json(file):
         raise _never_scored(file)
     with open_parquet(file) as parquet:
         schema = parquet.schema_arrow

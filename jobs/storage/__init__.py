@@ -3,6 +3,7 @@
 base.py          what every storage offers
 local.py         a folder            bucket.py       s3://, gs://, az://
 open.py          from a path or URL to its storage
+walk.py          the files below a folder, by way of links too
 atomic.py        files that appear whole or not at all
 locks.py         one process at a time; object_lock.py: the same on an object store
 hashing.py       the hash by which a file is known again

@@ -11,6 +11,7 @@ import pyarrow as pa
 from rsr.jobs.storage.atomic import TEMPORARY_NAME, atomic_path
 from rsr.jobs.storage.base import StoredFile
 from rsr.jobs.storage.locks import Holder, find_local_holder, hold_local
+from rsr.jobs.storage.walk import LEADS_NOWHERE
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +28,10 @@ class LocalStorage:
     def find(self, name: str) -> StoredFile | None:
         try:
             status = (self.root / name).stat()
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+        except OSError as error:
+            if error.errno in LEADS_NOWHERE:
+                return None
+            raise
         version = f"{status.st_size}-{status.st_mtime_ns}"
         return StoredFile(name, status.st_size, status.st_mtime, version)
 

@@ -144,6 +144,7 @@ def test_json_that_is_written_while_it_is_read_is_refused(tmp_path, monkeypatch)
 
 @pytest.mark.vllm
 @pytest.mark.ray
+@pytest.mark.slow
 def test_edited_json_lines_are_noticed_and_touched_ones_go_on(tmp_path, tiny_student):
     source, output = tmp_path / "front.jsonl", tmp_path / "out"
     rows = [{"prompt": "Six times seven?", "response": f"It is {'0' * 6}. " + "So. " * 20}] * 4

@@ -44,8 +44,8 @@ def test_file_folder_and_glob_name_their_outputs(tmp_path):
     [
         ([], "nowhere", "no such file or folder"),
         ([], "*.parquet", "no file matches"),
-        ([], "", "holds no Parquet"),
-        (["a.csv"], "a.csv", r"expected a \.parquet"),
+        ([], ".", "holds no Parquet"),
+        (["a.csv"], "a.csv", r"expected a file named \.parquet"),
         (["a.parquet", "b.jsonl"], "", "holds both Parquet"),
         (["a.json", "a.jsonl"], "", "would both become a.parquet"),
     ],
