@@ -85,9 +85,10 @@ def score(
     """Add RSR columns to the trajectories in INPUT, writing them to the folder OUTPUT.
 
     INPUT is a Parquet, JSON or JSON-lines file, a folder of them, or a glob; JSON may be
-    compressed (.gz, .bz2, .zst). OUTPUT gets one Parquet file for each, under the same name: the same rows in the same order, the input's
-    columns untouched, and the score columns. Stopped half way, the same command goes on. Both
-    may be on an object store: s3://bucket/…, gs://bucket/…, az://container/….
+    compressed (.gz, .bz2, .zst). OUTPUT gets one Parquet file for each, under the same name: the
+    same rows in the same order, the input's columns untouched, and the score columns. Stopped half
+    way, the same command goes on. Both may be on an object store: s3://bucket/…, gs://bucket/…,
+    az://container/….
     """
     configure_logging(verbose)
 

@@ -5,6 +5,7 @@ keys, maps, fixed-size binary, 256-bit decimals, time32, nullability), and input
 leave bit for bit as they came.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,28 +22,47 @@ END_BYTES = 64 << 10
 MAGIC = b"PAR1"
 TRAILER_BYTES = 8
 """The last bytes of a Parquet file: the footer's length, 4 bytes little-endian, and `MAGIC`."""
+SIGNATURE_BYTES = 28
+"""A footer's signature: a nonce of 12 bytes and a tag of 16."""
 
 
 def open_parquet(path: str | Path, read_dictionary: Sequence[str] = ()) -> pq.ParquetFile:
-    """Raises `UsageError` if the file is not Parquet, or its footer makes no sense.
+    """Raises `UsageError` if the file is not Parquet, is encrypted, or its footer makes no sense.
 
     read_dictionary: columns of strings to read as Arrow dictionaries.
     """
     storage, name = locate(path)
     try:
+        opened = storage.open(name)
         # Column chunks are read through a small buffer, not whole: they may be gigabytes.
         file = pq.ParquetFile(
-            storage.open(name),
+            opened,
             buffer_size=storage.read_ahead_bytes,
             pre_buffer=False,
             read_dictionary=list(read_dictionary),
         )
         # Read here, where what is wrong with it has a name; kept by pyarrow from then on.
         _ = file.schema_arrow
+        is_signed = _footer_is_signed(opened, file.metadata)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UsageError(f"{path} cannot be read as Parquet: {reason}") from error
+    if is_signed:
+        file.close()
+        raise UsageError(f"{path} has encrypted columns; write it without, for rows to be copied")
     return file
+
+
+def _footer_is_signed(file: pa.NativeFile, metadata: pq.FileMetaData) -> bool:
+    """Whether the footer can be read and columns are encrypted.
+
+    Arrow ends the process, without an exception, when it is asked for such a column's sizes. The
+    format has a signature after the metadata of such a footer, and of no other (parquet-format,
+    Encryption.md, 5.4 "Plaintext Footer Mode").
+    """
+    file.seek(-TRAILER_BYTES, os.SEEK_END)
+    footer_bytes = int.from_bytes(file.read(TRAILER_BYTES)[:4], "little")
+    return footer_bytes - metadata.serialized_size == SIGNATURE_BYTES
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 MAX_RETRIES = 10
 RETRY_FOR = timedelta(minutes=3)
+END_BYTES = 64 << 10
+"""Of an object's end are kept at most; pyarrow asks for as much in search of a footer."""
 PAUSES_S = (0.2, 1.0, 5.0)
 """How often and how long obstore tries a request again, and the pauses between our own tries;
 longer outages are the dispatcher's."""
@@ -179,12 +181,16 @@ class ObjectStorage:
 
 
 class _ObjectFile(io.RawIOBase):
-    """An object as a file: every read is one request, so read in large pieces."""
+    """An object as a file: every read is one request, so read in large pieces.
+
+    Keeps the end once it was read: that is where Parquet's footer is, which is looked at twice.
+    """
 
     def __init__(self, storage: ObjectStorage, file: StoredFile) -> None:
         self._storage = storage
         self._file = file
         self._position = 0
+        self._end = b""
 
     def readable(self) -> bool:
         return True
@@ -205,7 +211,12 @@ class _ObjectFile(io.RawIOBase):
         num_bytes = left if size is None or size < 0 else min(size, left)
         if not num_bytes:
             return b""
-        content = self._storage.read_range(self._file.name, self._position, num_bytes)
+        if num_bytes == left <= len(self._end):
+            content = self._end[-num_bytes:]
+        else:
+            content = self._storage.read_range(self._file.name, self._position, num_bytes)
+        if num_bytes == left <= END_BYTES:
+            self._end = content
         self._position += len(content)
         return content
 
