@@ -4,21 +4,19 @@ What is timed, and how, is in `kernel.py` and `harness.py`.
 """
 
 import csv
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from rsr.benchmarks.engine import engine
 from rsr.benchmarks.shapes import DEFAULT_PRESETS, PRESETS
 from rsr.engine.config import Dtype
+from rsr.engine.errors import first_line
+from rsr.jobs.terminal import Console, Table, print_json, styled
 
 if TYPE_CHECKING:
     import torch
@@ -101,10 +99,10 @@ def kernel(
             with console.status(f"{preset}, {dtype}"):
                 rows += bench_kernel(preset, shape, dtype, chosen, repeat)
     if as_json:
-        click.echo(json.dumps({"rows": [asdict(row) for row in rows]}))
+        print_json({"rows": [asdict(row) for row in rows]})
     else:
         stdout = Console()
-        stdout.print(
+        stdout.say(
             f"{rows[0].device}, {rows[0].num_threads} threads, torch {rows[0].torch_version}"
         )
         for table in _tables(rows):
@@ -125,7 +123,7 @@ def _device(name: str | None) -> "torch.device":
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise click.UsageError(f"--device {name}: {str(error).splitlines()[0]}") from None
+        raise click.UsageError(f"--device {name}: {first_line(error)}") from None
     if device.type not in DEFAULT_PRESETS:
         raise click.UsageError(f"--device must be cpu or cuda, got {name}")
     return device
@@ -137,7 +135,7 @@ def _tables(rows: Sequence["BenchRow"]) -> Iterator[Table]:
         of_head = list(group)
         first = of_head[0]
         shape = f"{first.num_tokens:,} × {first.hidden_size:,} × {first.vocab_size:,}"
-        table = Table(title=f"{preset}, {dtype}, {shape}", title_justify="left", box=None)
+        table = Table(title=f"{preset}, {dtype}, {shape}", title_justify="left", pad_edge=True)
         table.add_column("operation", no_wrap=True)
         for column in ("ms p50", "p20–p80", "tokens/s", "TFLOP/s", "of GEMM", "extra MiB"):
             table.add_column(column, justify="right")
@@ -146,9 +144,9 @@ def _tables(rows: Sequence["BenchRow"]) -> Iterator[Table]:
         yield table
 
 
-def _cells(row: "BenchRow") -> list[str]:
+def _cells(row: "BenchRow") -> list[Any]:
     if row.time_ms_p50 is None:
-        return [f"[red]not timed: {escape(str(row.failed_check))}"]
+        return [styled((f"not timed: {row.failed_check}", "red"))]
     return [
         f"{row.time_ms_p50:,.1f}",
         f"{row.time_ms_p20:,.0f}–{row.time_ms_p80:,.0f}",

@@ -5,7 +5,6 @@ never quiet: ratios mean something where times do not. What each way does is in
 `engine_runs.py`.
 """
 
-import json
 import statistics
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -14,8 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
-from rich.table import Table
+from rich import box
 
 from rsr.benchmarks.child import ChildProcess
 from rsr.benchmarks.engine_runs import (
@@ -38,6 +36,7 @@ from rsr.jobs.shards.columns import TrajectoryColumns, choose_columns
 from rsr.jobs.shards.parquet import open_parquet
 from rsr.jobs.shards.reader import read_trajectories
 from rsr.jobs.shards.shard import Unit, describe_shard
+from rsr.jobs.terminal import Console, Table, print_json
 
 if TYPE_CHECKING:
     from rsr.benchmarks.engine_verify import Verification
@@ -260,11 +259,12 @@ def engine(
     rows = bench_engine(workload, num_rounds)
     if as_json:
         checked = asdict(verification) if verification else None
-        click.echo(json.dumps({"rows": [asdict(row) for row in rows], "verification": checked}))
+        print_json({"rows": [asdict(row) for row in rows], "verification": checked})
         return
+    console = Console()
     if verification:
-        click.echo(_verification_text(verification))
-    Console().print(_table(rows))
+        console.say(_verification_text(verification))
+    console.print(_table(rows))
 
 
 def _require_published(folder: Path) -> None:
@@ -294,7 +294,9 @@ def _table(rows: Sequence[EngineRow]) -> Table:
     first = rows[0]
     table = Table(
         title=f"{first.num_rows} rows, {first.num_tokens} tokens, {first.dtype}, "
-        f"prefix reuse {first.prefix_reuse}{', compiled' if first.compile else ''}"
+        f"prefix reuse {first.prefix_reuse}{', compiled' if first.compile else ''}",
+        box=box.HEAVY_HEAD,
+        pad_edge=True,
     )
     table.add_column("way")
     for column in (

@@ -1,4 +1,4 @@
-"""Which errors of the engine mean that it asked for too much memory.
+"""What an error says in one line, and whether it says that memory ran out.
 
 Knows names and messages, and no library: whoever asks may not have imported any.
 """
@@ -12,6 +12,12 @@ SIGNS = (
     "is larger than the available KV cache memory",
 )
 """Of allocators that raise a plain RuntimeError, and of vLLM when its KV cache does not fit."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of the message that says anything, else what kind of error it is."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next(filter(None, lines), type(error).__name__)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -3,9 +3,13 @@
 What all of them share is in `command.py`.
 """
 
+import sys
 from importlib import import_module
+from typing import Any
 
 import click
+
+from rsr.jobs.command import run_program
 
 COMMANDS = {
     "score": "rsr.jobs.scoring.cli:score",
@@ -24,7 +28,14 @@ COMMANDS = {
 
 
 class _Commands(click.Group):
-    """Imports a command when it is asked for: all of them together take half as long again."""
+    """The commands, each imported when it is asked for: all together take half as long again."""
+
+    def main(self, *arguments: Any, standalone_mode: bool = True, **options: Any) -> Any:
+        """Run a command line; ends the process unless `standalone_mode` is off, as click does."""
+        if not standalone_mode:
+            return super().main(*arguments, standalone_mode=False, **options)
+        run = super().main
+        sys.exit(run_program(lambda: run(*arguments, standalone_mode=False, **options)))
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)

@@ -1,23 +1,38 @@
 """What every `rsr` command shares: exit codes, refusals, logging, and options of one meaning.
 
-Exit codes: 0 done; 1 some rows or shards failed and are listed; 2 wrong usage or input, nothing
-written; 75 interrupted, the same command goes on. Results go to stdout, everything else to
-stderr. Logging is configured here and nowhere else. Knows no command.
+Exit codes:
+
+    0   done
+    1   some rows or shards failed and are listed, or no row of a run has a score
+    2   wrong usage or input, nothing written
+    70  a mistake of the program's own: one line, and a log with the traceback
+    74  stdout could not be written (a full disk, say); files are as with 0 or 1
+    75  interrupted, the same command goes on
+
+A reader that leaves early (`| head -1`) changes no exit code. Results go to stdout, everything
+else to stderr. Logging is configured here and nowhere else. Knows no command.
 """
 
 import logging
+import os
 import sys
+import tempfile
+import time
+import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import click
 
-from rsr.jobs.errors import Interrupted, ShardsFailed, UsageError
+from rsr.jobs import terminal
+from rsr.jobs.errors import Interrupted, ShardsFailed, UsageError, first_line
 from rsr.jobs.interrupt import StopRequest
 from rsr.jobs.storage import is_remote
 
-EXIT_FAILURES, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 75
+EXIT_FAILURES, EXIT_USAGE = 1, 2
+EXIT_UNEXPECTED, EXIT_OUTPUT, EXIT_INTERRUPTED = 70, 74, 75
 T = TypeVar("T")
 
 json_option = click.option(
@@ -64,23 +79,88 @@ def configure_logging(verbose: bool) -> None:
 
 
 def guarded(
-    run: Callable[[StopRequest], T], *, after_stop: str = "the same command goes on from here"
+    run: Callable[[StopRequest], T],
+    *,
+    after_stop: str = "the same command goes on from here",
+    log: Path | None = None,
 ) -> T:
-    """Call `run`, turning what a user can cause into one line and its exit code."""
+    """Call `run`, turning what a user can cause into one line and its exit code.
+
+    log: of the run, for what nobody expects; used if its folder is there.
+    """
     stop = StopRequest()
     try:
         with stop.listening():
             return run(stop)
     except UsageError as error:
-        click.echo(f"rsr: {error}", err=True)
+        terminal.complain(str(error))
         sys.exit(EXIT_USAGE)
     except ShardsFailed as error:
         for line in str(error).splitlines():
-            click.echo(f"rsr: failed: {line}", err=True)
+            terminal.complain(f"failed: {line}")
         sys.exit(EXIT_FAILURES)
     except Interrupted:
-        click.echo(f"rsr: interrupted; {after_stop}", err=True)
+        terminal.complain(f"interrupted; {after_stop}")
         sys.exit(EXIT_INTERRUPTED)
+    except (click.ClickException, click.exceptions.Exit, click.Abort, terminal.OutputError):
+        raise
+    except Exception as error:
+        _end_unexpectedly(error, log)
+
+
+def run_program(run: Callable[[], Any]) -> int:
+    """Call `run`, which parses a command line and obeys it; returns the exit code.
+
+    Whatever happens ends in an exit code of this module's, with one line on stderr at most.
+    """
+    terminal.prepare_streams()
+    try:
+        try:
+            outcome = run()
+        except click.ClickException as error:
+            error.message = terminal.printable(error.message, multiline=True)
+            error.show()
+            outcome = error.exit_code
+        except (click.Abort, KeyboardInterrupt):
+            terminal.complain("interrupted")
+            outcome = EXIT_INTERRUPTED
+        sys.stdout.flush()
+    except terminal.OutputError as error:
+        terminal.complain(f"stdout cannot be written: {error.strerror}")
+        return EXIT_OUTPUT
+    except Exception as error:
+        _end_unexpectedly(error, None)
+    return outcome if isinstance(outcome, int) else 0
+
+
+def _end_unexpectedly(error: Exception, log: Path | None) -> NoReturn:
+    """One line on stderr and the traceback in a log; on stderr where no log can be written."""
+    told = "".join(traceback.format_exception(error))
+    kept = _keep_traceback(told, log)
+    where = "no log can be written" if kept is None else f"the log is {kept}"
+    terminal.complain(f"unexpected {type(error).__name__}: {first_line(error)}; {where}")
+    if kept is None:
+        sys.stderr.write(terminal.printable(told, multiline=True))
+    sys.exit(EXIT_UNEXPECTED)
+
+
+def _keep_traceback(told: str, log: Path | None) -> Path | None:
+    """Append to `log` if its folder is there, else make a file among the temporary ones."""
+    headed = (
+        f"{time.strftime('%Y-%m-%d %H:%M:%S')} {terminal.shell_command(typed_command())}\n{told}"
+    )
+    content = headed.encode("utf-8", "backslashreplace")
+    with suppress(OSError):
+        if log is not None and log.parent.is_dir():
+            with log.open("ab") as file:
+                file.write(content)
+            return log
+    with suppress(OSError):
+        descriptor, path = tempfile.mkstemp(prefix="rsr-", suffix=".log")
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+        return Path(path)
+    return None
 
 
 def typed_command() -> tuple[str, ...]:

@@ -3,6 +3,10 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from rsr.engine.errors import first_line
+
+__all__ = ["Interrupted", "ShardsFailed", "UsageError", "first_line", "refusing_values"]
+
 
 @contextmanager
 def refusing_values() -> Iterator[None]:

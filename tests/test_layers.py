@@ -131,3 +131,19 @@ def test_each_library_is_met_in_one_room():
 def test_few_modules_stand_loose_in_jobs():
     loose = {path.name for path in (ROOT / "jobs").glob("*.py")} - {"__init__.py"}
     assert len(loose) <= 6, loose
+
+
+def test_the_terminal_is_written_to_in_one_file():
+    """Whoever prints past `terminal.py` prints markup and control characters of foreign names."""
+    past_it = {"rich.console.Console", "rich.table", "rich.text", "rich.markup", "click.echo"}
+    printing = set()
+    for path in SOURCES:
+        used = imports_of(path) | {
+            ast.unparse(node.func)
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Call)
+        }
+        if used & {*past_it, "print"} or any(is_within(m, p) for m in used for p in past_it):
+            printing.add(path.relative_to(ROOT).as_posix())
+    scripts = {p for p in printing if p.startswith("benchmarks/") and p != "benchmarks/cli.py"}
+    assert printing - scripts == {"jobs/terminal.py"}

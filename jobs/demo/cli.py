@@ -1,13 +1,11 @@
 """`rsr demo`: parse, score, print."""
 
-import json
 import sys
 from pathlib import Path
 
 import click
-from rich.console import Console
 
-from rsr.jobs.command import EXIT_FAILURES, configure_logging, guarded, json_option
+from rsr.jobs.command import configure_logging, guarded, json_option
 from rsr.jobs.demo.demo import (
     DemoOptions,
     demo_report_json,
@@ -17,7 +15,8 @@ from rsr.jobs.demo.demo import (
 )
 from rsr.jobs.demo.trajectories import DEFAULT_NUM_PROBLEMS
 from rsr.jobs.run.progress import Progress
-from rsr.jobs.scoring.cli import print_score_result, score_result_json
+from rsr.jobs.scoring.cli import exit_code, print_score_result, score_result_json
+from rsr.jobs.terminal import Console, print_json
 
 
 @click.command()
@@ -57,9 +56,9 @@ def demo(output: Path, seed: int, num_problems: int, as_json: bool, verbose: boo
     report = None if result.failures else report_demo(options)
     if as_json:
         told = score_result_json(result)
-        click.echo(json.dumps(told | (demo_report_json(options, report) if report else {})))
+        print_json(told | (demo_report_json(options, report) if report else {}))
     else:
         print_score_result(result)
         if report:
             print_demo_report(report, Console())
-    sys.exit(EXIT_FAILURES if result.failures else 0)
+    sys.exit(exit_code(result))

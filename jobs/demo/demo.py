@@ -13,10 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-from rich.console import Console
 from rich.panel import Panel
-from rich.table import Table
-from rich.text import Text
 
 from rsr.engine.config import ScorerConfig
 from rsr.engine.metrics import DatasetRsr
@@ -28,6 +25,7 @@ from rsr.jobs.run.folder import RunFolder
 from rsr.jobs.run.progress import Progress
 from rsr.jobs.scoring.score import ScoreOptions, ScoreResult, run_score
 from rsr.jobs.storage.atomic import atomic_path
+from rsr.jobs.terminal import Console, Table, styled
 
 METADATA_KEY = "rsr_demo"
 """In the trajectories file's metadata: tells our own file, which may be replaced, from others."""
@@ -181,12 +179,13 @@ def demo_report_json(options: DemoOptions, report: DemoReport) -> dict[str, Any]
 
 def print_demo_report(report: DemoReport, console: Console) -> None:
     """Teachers, the best and the worst trajectory, and how to read them."""
-    console.print("\n[bold]Teachers by data-set RSR[/] (Eq. 9; lower is better)", highlight=False)
-    console.print(_teacher_table(report.teachers), highlight=False)
+    console.print()
+    console.say(styled(("Teachers by data-set RSR", "bold"), " (Eq. 9; lower is better)"))
+    console.print(_teacher_table(report.teachers))
     console.print(_excerpt("lowest RSR", report.best, "blue"))
     console.print(_excerpt("highest RSR", report.worst, "dark_orange"))
-    console.print(f"picture: {report.picture}", highlight=False, soft_wrap=True)
-    console.print(Text(NOTE, style="yellow"))
+    console.say(f"picture: {report.picture}")
+    console.print(styled((NOTE, "yellow")))
 
 
 def _write_trajectories(options: DemoOptions) -> None:
@@ -222,7 +221,7 @@ def _trajectory(row: dict[str, Any]) -> ScoredTrajectory:
 
 
 def _teacher_table(teachers: list[TeacherScore]) -> Table:
-    table = Table(box=None, pad_edge=False)
+    table = Table()
     table.add_column("teacher", style="bold")
     for name in ("RSR", "mean rank", "mean surprisal (nats)", "tokens each", "correct"):
         table.add_column(name, justify="right")
@@ -242,9 +241,11 @@ def _excerpt(label: str, trajectory: ScoredTrajectory, colour: str) -> Panel:
     lines = trajectory.response.split("\n")
     if len(lines) > EXCERPT_LINES:
         lines = [*lines[: EXCERPT_LINES - 1], "…", lines[-1]]
-    text = Text("\n".join(lines), no_wrap=True, overflow="ellipsis")
+    text = styled("\n".join(lines), multiline=True)
+    text.no_wrap, text.overflow = True, "ellipsis"
     numbers = (
         f"RSR {trajectory.rsr:.2f} = rank {trajectory.mean_rank:.2f} "
         f"/ surprisal {trajectory.mean_surprisal_nats:.2f} nats"
     )
-    return Panel(text, title=f"{label}: {trajectory.id}", subtitle=numbers, border_style=colour)
+    title = styled(f"{label}: {trajectory.id}")
+    return Panel(text, title=title, subtitle=numbers, border_style=colour)

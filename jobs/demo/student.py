@@ -15,9 +15,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-import click
-
 from rsr.jobs.errors import UsageError
+from rsr.jobs.terminal import complain
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +90,7 @@ def _convert(weights: Path, target: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    click.echo("unpacking the student, SmolLM2-135M-Instruct, this one time …", err=True)
+    complain("unpacking the student, SmolLM2-135M-Instruct, this one time …")
     partial = target.with_name(f".{target.name}.partial")
     # What a killed conversion left behind.
     shutil.rmtree(partial, ignore_errors=True)

@@ -5,7 +5,6 @@ What is computed, and how, is in the modules of the same names.
 
 import csv
 import io
-import json
 from dataclasses import asdict, replace
 from dataclasses import fields as dataclass_fields
 from pathlib import Path
@@ -29,7 +28,6 @@ from rsr.jobs.evidence.printing import (
     print_comparisons,
     print_correlations,
     print_simulation,
-    wide_console,
 )
 from rsr.jobs.evidence.simulate import (
     DEFAULT_NUM_TOKENS,
@@ -48,6 +46,7 @@ from rsr.jobs.interrupt import StopRequest
 from rsr.jobs.options import rank_clip_option
 from rsr.jobs.shards.scored import open_scored
 from rsr.jobs.storage.atomic import write_text_atomically
+from rsr.jobs.terminal import Console, print_json, wide_console
 
 PLOT_SUFFIXES = (".html", ".png", ".svg")
 
@@ -158,7 +157,7 @@ def teachers(
 
     comparisons = guarded(run)
     if as_json:
-        click.echo(json.dumps({"students": [asdict(c) for c in comparisons]}))
+        print_json({"students": [asdict(c) for c in comparisons]})
     else:
         print_comparisons(comparisons, wide_console())
 
@@ -228,7 +227,7 @@ def correlate_command(table: Path, as_json: bool, **options: Any) -> None:
     configure_logging(verbose=False)
     result = guarded(lambda _: correlate(read_table(table), CorrelateOptions(**options)))
     if as_json:
-        click.echo(json.dumps(asdict(result)))
+        print_json(asdict(result))
     else:
         print_correlations(result, wide_console())
 
@@ -272,7 +271,7 @@ def simulate_command(seed: int, num_tokens: int, plot_path: Path | None, as_json
     if as_json:
         texts = {"texts": result.texts, "published": PUBLISHED}
         rows = {name: [asdict(row) for row in stats] for name, stats in texts.items()}
-        click.echo(json.dumps({"seed": seed, "num_tokens": num_tokens, **rows}))
+        print_json({"seed": seed, "num_tokens": num_tokens, **rows})
     else:
         print_simulation(result, wide_console())
 
@@ -371,7 +370,9 @@ def report(
 
     comparison = guarded(run)
     if as_json:
-        click.echo(json.dumps({"report": str(page)} | asdict(comparison)))
+        print_json({"report": str(page)} | asdict(comparison))
     else:
         print_comparisons([comparison], wide_console())
-        click.echo(f"\nreport: {page}")
+        console = Console()
+        console.print()
+        console.say(f"report: {page}")

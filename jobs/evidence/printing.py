@@ -3,23 +3,11 @@
 Results in, tables out; knows neither options nor how a number was made.
 """
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
 from rsr.jobs.evidence.confounds import Confound
 from rsr.jobs.evidence.correlate import Coefficient, Correlations
 from rsr.jobs.evidence.simulate import PUBLISHED, Simulation
 from rsr.jobs.evidence.teachers import AGREEMENT, Comparison, TeacherEvidence
-
-PIPE_WIDTH = 120
-"""Columns of a table that goes to a file."""
-
-
-def wide_console() -> Console:
-    """Tables keep their columns where nobody's terminal says how wide they may be."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=PIPE_WIDTH)
+from rsr.jobs.terminal import Console, Table, styled
 
 
 def print_comparisons(comparisons: list[Comparison], console: Console) -> None:
@@ -27,7 +15,10 @@ def print_comparisons(comparisons: list[Comparison], console: Console) -> None:
     for comparison in comparisons:
         _print_comparison(comparison, console)
     if len(comparisons) > 1:
-        console.print("\n[bold]Side by side[/]: data-set RSR, each student's best marked *")
+        console.print()
+        console.say(
+            styled(("Side by side", "bold"), ": data-set RSR, each student's best marked *")
+        )
         console.print(_side_by_side(comparisons))
 
 
@@ -38,23 +29,22 @@ def _print_comparison(comparison: Comparison, console: Console) -> None:
         else f"a sample of {comparison.sample:,} of {comparison.num_shared_problems:,} problems"
     )
     clip = f", ranks {comparison.rank_clip}" if comparison.rank_clip else ""
-    console.print(
-        f"\n[bold]{escape(comparison.student)}[/]: teachers by data-set RSR (Eq. 9; lower is "
-        f"better) over {over}{clip}",
-        soft_wrap=True,
-    )
+    heading = f": teachers by data-set RSR (Eq. 9; lower is better) over {over}{clip}"
+    console.print()
+    console.say(styled((comparison.student, "bold"), heading))
     console.print(_teacher_table(comparison.teachers))
-    console.print(_samples_sentence(comparison), soft_wrap=True)
-    console.print("\nSpearman of RSR with")
+    console.say(_samples_sentence(comparison))
+    console.print()
+    console.say("Spearman of RSR with")
     console.print(_confound_table(comparison.confounds))
     for warning in comparison.warnings:
-        console.print(f"[yellow]warning:[/] {escape(warning)}", soft_wrap=True)
+        console.say(styled(("warning:", "yellow"), f" {warning}"))
     for note in comparison.notes:
-        console.print(f"note: {escape(note)}", soft_wrap=True)
+        console.say(f"note: {note}")
 
 
 def _teacher_table(teachers: list[TeacherEvidence]) -> Table:
-    table = Table(box=None, pad_edge=False)
+    table = Table()
     table.add_column("teacher")
     for heading in (
         "RSR",
@@ -70,11 +60,11 @@ def _teacher_table(teachers: list[TeacherEvidence]) -> Table:
     for t in teachers:
         scored = f"{t.num_trajectories:,} of {t.num_rows:,}"
         if t.rsr is None:
-            table.add_row(escape(t.teacher), "nothing scored", *[""] * 6, scored)
+            table.add_row(t.teacher, "nothing scored", *[""] * 6, scored)
             continue
         bounds = "" if t.low is None else f"{t.low:.3f} – {t.high:.3f}"
         table.add_row(
-            escape(t.teacher),
+            t.teacher,
             f"{t.rsr:.3f}",
             bounds,
             f"{t.probability_best:.3f}",
@@ -98,21 +88,21 @@ def _samples_sentence(comparison: Comparison) -> str:
 
 
 def _confound_table(confounds: list[Confound]) -> Table:
-    table = Table(box=None, pad_edge=False)
+    table = Table()
     table.add_column("")
     for heading in ("overall", "within problem", "rows"):
         table.add_column(heading, justify="right")
     for c in confounds:
         cells = ("–" if rho is None else f"{rho:+.3f}" for rho in (c.overall, c.within_problem))
-        table.add_row(escape(c.name), *cells, f"{c.num_rows:,}")
+        table.add_row(c.name, *cells, f"{c.num_rows:,}")
     return table
 
 
 def _side_by_side(comparisons: list[Comparison]) -> Table:
-    table = Table(box=None, pad_edge=False)
+    table = Table()
     table.add_column("teacher")
     for comparison in comparisons:
-        table.add_column(escape(comparison.student), justify="right")
+        table.add_column(comparison.student, justify="right")
     by_student = [{t.teacher: t for t in c.teachers} for c in comparisons]
     for name in sorted({name for teachers in by_student for name in teachers}):
         cells = []
@@ -121,7 +111,7 @@ def _side_by_side(comparisons: list[Comparison]) -> Table:
             rsr = teacher.rsr if teacher else None
             best = "*" if teacher == comparison.best else " "
             cells.append("–  " if rsr is None else f"{rsr:.3f} {best}")
-        table.add_row(escape(name), *cells)
+        table.add_row(name, *cells)
     return table
 
 
@@ -129,8 +119,8 @@ def print_correlations(result: Correlations, console: Console) -> None:
     """Metrics by |Spearman|, highest first, and what was left out."""
     students = max(len(m.spearman.by_group) for m in result.metrics)
     over = f", averaged over {students} students" if result.by and students > 1 else ""
-    console.print(f"[bold]Correlation with {escape(result.target)}[/]{over}", soft_wrap=True)
-    table = Table(box=None, pad_edge=False)
+    console.say(styled((f"Correlation with {result.target}", "bold"), over))
+    table = Table()
     table.add_column("metric")
     for kind in ("Spearman", "Pearson"):
         table.add_column(f"|{kind}|", justify="right")
@@ -139,21 +129,24 @@ def print_correlations(result: Correlations, console: Console) -> None:
     table.add_column("rows", justify="right")
     for m in result.metrics:
         cells = [cell for c in (m.spearman, m.pearson) for cell in _coefficient_cells(c)]
-        table.add_row(escape(m.metric), *cells, f"{m.num_rows:,}")
+        table.add_row(m.metric, *cells, f"{m.num_rows:,}")
     console.print(table)
     for note in result.notes:
-        console.print(f"note: {escape(note)}", soft_wrap=True)
+        console.say(f"note: {note}")
 
 
 def _coefficient_cells(c: Coefficient) -> tuple[str, str, str]:
     bounds = "" if c.low is None else f" [{c.low:+.2f}, {c.high:+.2f}]"
-    return f"{c.absolute:.3f}", f"{c.mean:+.3f}{escape(bounds)}", f"{c.p_value:.4f}"
+    return f"{c.absolute:.3f}", f"{c.mean:+.3f}{bounds}", f"{c.p_value:.4f}"
 
 
 def print_simulation(simulation: Simulation, console: Console) -> None:
     """Our values, each beside the published one in parentheses."""
-    console.print("[bold]Four texts under one student[/], each beside (the paper's Table 3)")
-    table = Table(box=None, pad_edge=False)
+    heading = styled(
+        ("Four texts under one student", "bold"), ", each beside (the paper's Table 3)"
+    )
+    console.say(heading)
+    table = Table()
     table.add_column("text sampled from")
     for heading in ("mean surprisal (nats)", "mean rank", "mean token ratio", "RSR"):
         table.add_column(heading, justify="right")

@@ -1,19 +1,18 @@
 """`rsr plan`: parse, predict, print."""
 
-import json
 import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.table import Table
+from rich import box
 
 from rsr.jobs.command import guarded, json_option
 from rsr.jobs.options import scorer_config, scorer_options
 from rsr.jobs.planning.gpus import GPUS
 from rsr.jobs.planning.prediction import RunPlan, plan_run
+from rsr.jobs.terminal import Console, Table, print_json, printable
 
 
 @click.command()
@@ -62,18 +61,23 @@ def plan(
         )
     )
     if as_json:
-        click.echo(json.dumps(asdict(predicted)))
+        print_json(asdict(predicted))
     else:
         _print(predicted, input, scorer["model"])
 
 
 def _print(predicted: RunPlan, source: str, model: str) -> None:
     table = Table(
-        "predicted", "", "because", title=f"{source} by {model}: a prediction, nothing was run"
+        "predicted",
+        "",
+        "because",
+        title=printable(f"{source} by {model}: a prediction, nothing was run"),
+        box=box.HEAVY_HEAD,
+        pad_edge=True,
     )
     for figure in predicted.figures:
         table.add_row(figure.name, figure.value, figure.because)
-    lengths = Table("tokens of a row", "sampled rows", "", box=None, pad_edge=False)
+    lengths = Table("tokens of a row", "sampled rows", "")
     most = max(bar["num_rows"] or 0 for bar in predicted.length_histogram)
     for bar in predicted.length_histogram:
         count, edge = bar["num_rows"] or 0, bar["up_to"]
@@ -83,5 +87,5 @@ def _print(predicted: RunPlan, source: str, model: str) -> None:
         f"--{name.replace('_', '-')} {value}" for name, value in predicted.settings.items()
     )
     console = Console()
-    console.print(table, lengths, highlight=False)
-    console.print(f"it would take: {options}", highlight=False, soft_wrap=True)
+    console.print(table, lengths)
+    console.say(f"it would take: {options}")

@@ -18,10 +18,10 @@ from rsr.engine.config import ScorerConfig
 from rsr.jobs.errors import UsageError, refusing_values
 from rsr.jobs.planning.gpus import Gpu
 from rsr.jobs.planning.sample import Corpus, Sample, histogram, sample_corpus
-from rsr.jobs.run.progress import format_seconds
 from rsr.jobs.scoring.score import SCORE_BYTES_PER_ROW, TOKEN_COLUMN_BYTES_PER_TEXT_BYTE
 from rsr.jobs.shards.inputs import find_inputs
 from rsr.jobs.shards.shard import MAX_UNIT_ROWS, UNIT_BYTES
+from rsr.jobs.terminal import format_seconds
 
 if TYPE_CHECKING:
     from rsr.engine.cost import ModelCost

@@ -1,24 +1,27 @@
 """`rsr status` and `rsr verify`, for a run of any command, on any machine that sees OUTPUT."""
 
-import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
 import click
-from rich.console import Console
 from rich.live import Live
-from rich.table import Table
-from rich.text import Text
 
 from rsr.jobs.command import EXIT_FAILURES, Place, guarded, json_option
 from rsr.jobs.errors import Interrupted
 from rsr.jobs.interrupt import StopRequest
 from rsr.jobs.run.folder import RunFolder
 from rsr.jobs.run.preflight import refusing_what_cannot_be_reached
-from rsr.jobs.run.progress import format_seconds
 from rsr.jobs.run.status import RunStatus, read_status
 from rsr.jobs.run.verify import Verification, verify_output
+from rsr.jobs.terminal import (
+    Console,
+    Table,
+    fact_table,
+    format_seconds,
+    is_stdout_read,
+    print_json,
+)
 
 WATCH_EVERY_S = 2.0
 
@@ -38,9 +41,9 @@ def status(output: Path | str, watch: bool, as_json: bool) -> None:
         return
     found = guarded(lambda _stop: _read(folder))
     if as_json:
-        click.echo(json.dumps(found.to_json()))
+        print_json(found.to_json())
     else:
-        Console().print(_table(found), highlight=False, soft_wrap=True)
+        Console().show(_table(found))
 
 
 def _read(folder: RunFolder) -> RunStatus:
@@ -53,9 +56,9 @@ def _watch(folder: RunFolder, stop: StopRequest, as_json: bool) -> None:
     with Live(Table(), console=Console(quiet=as_json), auto_refresh=False) as live:
         while True:
             if as_json:
-                click.echo(json.dumps(found.to_json()))
+                print_json(found.to_json())
             live.update(_table(found), refresh=True)
-            if found.holder is None:
+            if found.holder is None or not is_stdout_read():
                 return
             try:
                 stop.wait(WATCH_EVERY_S)
@@ -65,13 +68,10 @@ def _watch(folder: RunFolder, stop: StopRequest, as_json: bool) -> None:
 
 
 def _table(found: RunStatus) -> Table:
-    table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_column(style="bold")
-    table.add_column()
+    table = fact_table()
     share = found.num_rows_done / found.num_rows if found.num_rows else 1.0
-    # As Text: what comes from files may hold brackets, which rich would take for its markup.
     what = f"{found.output}, rsr {found.writer} {found.subject}, begun {found.created}"
-    table.add_row("run", Text(what))
+    table.add_row("run", what)
     table.add_row("rows", f"{found.num_rows_done:,} of {found.num_rows:,} ({share:.1%})")
     kept = f", and {found.num_units_kept:,} units of others" if found.num_units_kept else ""
     table.add_row("shards", f"{found.num_shards_done:,} of {found.num_shards:,} written{kept}")
@@ -80,14 +80,14 @@ def _table(found: RunStatus) -> Table:
         told = [f"{found.num_rows_written:,} rows" + (f" ({by_status})" if by_status else "")]
         if found.num_tokens:
             told.append(f"{found.num_tokens:,} scored tokens")
-        table.add_row("in them", Text(", ".join(told)))
+        table.add_row("in them", ", ".join(told))
     if found.dataset_rsr is not None:
         table.add_row("data-set RSR", f"{found.dataset_rsr:.4f}")
     if found.rows_per_s is not None:
         left = found.seconds_left
         later = "" if left is None else f", {format_seconds(left)} left"
         table.add_row("speed", f"{found.rows_per_s:,.1f} rows/s{later}")
-    table.add_row("now", Text(_now(found)))
+    table.add_row("now", _now(found))
     return table
 
 
@@ -121,7 +121,7 @@ def verify(output: Path | str, deep: bool, source: str | None, as_json: bool) ->
 
     checked = guarded(run)
     if as_json:
-        click.echo(json.dumps(asdict(checked)))
+        print_json(asdict(checked))
     else:
         _print(checked)
     sys.exit(EXIT_FAILURES if checked.problems else 0)
@@ -132,12 +132,14 @@ def _print(checked: Verification) -> None:
     looked = f"{checked.num_rows:,} rows in {checked.num_shards:,} shards of {checked.output}"
     if not checked.problems:
         how = "whole, in order, and as in INPUT" if checked.is_deep else "whole"
-        console.print(Text(f"{looked}: {how}"), soft_wrap=True)
+        console.say(f"{looked}: {how}")
         return
-    table = Table("file", "what is wrong", box=None, pad_edge=False)
+    table = Table("file", "what is wrong")
     for problem in checked.problems:
-        table.add_row(Text(problem.file), Text(problem.what))
-    console.print(Text(f"{looked}: {len(checked.problems):,} problems"), soft_wrap=True)
-    console.print(table, highlight=False, soft_wrap=True)
+        table.add_row(problem.file, problem.what)
+    console.say(f"{looked}: {len(checked.problems):,} problems")
+    console.show(table)
     if checked.repair:
-        console.print(Text("\n  ".join(["To repair:", *checked.repair])), soft_wrap=True)
+        console.say("To repair:")
+    for command in checked.repair:
+        console.say(f"  {command}")

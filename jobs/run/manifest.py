@@ -6,7 +6,6 @@ is data: it is read into types, and names that point out of OUTPUT are refused.
 
 import json
 import os
-import shlex
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,6 +14,7 @@ from typing import Self, TypeAlias
 
 from rsr.jobs.shards.shard import Shard
 from rsr.jobs.storage.hashing import hash_bytes
+from rsr.jobs.terminal import shell_command
 
 Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
 JsonObject: TypeAlias = Mapping[str, Json]
@@ -188,8 +188,10 @@ class Manifest:
     def shell_command(self, output: str, *more: str) -> str:
         """What to type here and now to go on with the run, which stands in `output` today."""
         words = [output if word == self.output else word for word in self.command]
-        line = shlex.join([*words, *more])
-        return line if _is_here(self.directory) else f"cd {shlex.quote(self.directory)} && {line}"
+        line = shell_command([*words, *more])
+        if _is_here(self.directory):
+            return line
+        return f"{shell_command(['cd', self.directory])} && {line}"
 
 
 def require_inside(name: str) -> None:

@@ -3,17 +3,15 @@
 Everything goes to stderr, so that stdout carries results alone. Knows counts and clocks only.
 """
 
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.progress import BarColumn, SpinnerColumn, TextColumn
 from rich.progress import Progress as RichProgress
-from rich.text import Text
 
 from rsr.jobs.run.events import (
     BatchShrunk,
@@ -26,6 +24,7 @@ from rsr.jobs.run.events import (
     WorkerStarted,
 )
 from rsr.jobs.shards.score_columns import Summary
+from rsr.jobs.terminal import Console, format_seconds, styled
 
 PLAIN_LINE_SECONDS = 30.0
 MAX_WORKERS_SHOWN = 16
@@ -58,7 +57,7 @@ class Progress:
     """
 
     def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console(file=sys.stderr)
+        self._console = console or Console(stderr=True)
         self._bar: RichProgress | None = None
         self._live: Live | None = None
         self._num_rows = 0
@@ -89,7 +88,9 @@ class Progress:
             yield
             return
         self._bar = RichProgress(
-            SpinnerColumn(), BarColumn(bar_width=None), TextColumn("{task.description}")
+            SpinnerColumn(),
+            BarColumn(bar_width=None),
+            TextColumn("{task.description}", markup=False),
         )
         self._bar.add_task(self._describe(), total=self._num_tokens_estimate())
         with Live(self._view(), console=self._console, refresh_per_second=4) as self._live:
@@ -141,13 +142,13 @@ class Progress:
         assert self._bar is not None, "the view is for terminals"
         now = time.monotonic()
         shown = list(self._workers.items())[:MAX_WORKERS_SHOWN]
-        lines = [Text(_worker_line(number, rate, now), style="dim") for number, rate in shown]
+        lines = [styled((_worker_line(number, rate, now), "dim")) for number, rate in shown]
         if len(self._workers) > len(shown):
-            lines.append(Text(f"  and {self._describe_workers()} in all", style="dim"))
+            lines.append(styled((f"  and {self._describe_workers()} in all", "dim")))
         return Group(self._bar, *lines)
 
     def _print(self, line: str) -> None:
-        self._console.print(line, highlight=False, soft_wrap=True, markup=False)
+        self._console.say(line)
 
     def _print_trouble(self, line: str) -> None:
         self._num_troubles += 1
@@ -198,12 +199,3 @@ def _worker_line(number: int, rate: _WorkerRate, now: float) -> str:
 
 def _words(step: Next) -> str:
     return step.value.replace("_", " ")
-
-
-def format_seconds(seconds: float) -> str:
-    """`1 h 02 min`, `3 min 20 s` or `42 s`."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

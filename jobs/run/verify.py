@@ -5,7 +5,6 @@ command must hold, and how it compares with its input, is that command's to say:
 Nothing is changed.
 """
 
-import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -24,6 +23,7 @@ from rsr.jobs.shards.json_file import is_json
 from rsr.jobs.shards.json_input import is_made_of
 from rsr.jobs.shards.parquet import file_version, fingerprint
 from rsr.jobs.storage import is_remote
+from rsr.jobs.terminal import shell_command
 
 CHECKS = {
     "score": "rsr.jobs.scoring.verify",
@@ -219,4 +219,4 @@ def _repair(folder: RunFolder, manifest: Manifest, problems: list[Problem]) -> l
 def _remove_command(place: str) -> str:
     tools = {"s3": "aws s3 rm", "gs": "gcloud storage rm", "az": "azcopy remove"}
     tool = tools[place.partition("://")[0]] if is_remote(place) else "rm"
-    return f"{tool} {shlex.quote(place)}"
+    return shell_command([*tool.split(), place])

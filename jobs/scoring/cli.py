@@ -1,14 +1,10 @@
 """`rsr score`: parse, build a config, call one function, print what it returns."""
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from rsr.jobs.cluster.work import Failure
 from rsr.jobs.command import (
@@ -22,9 +18,12 @@ from rsr.jobs.command import (
 from rsr.jobs.errors import UsageError
 from rsr.jobs.interrupt import StopRequest
 from rsr.jobs.options import scorer_config, scorer_options
-from rsr.jobs.run.progress import Progress, format_seconds
+from rsr.jobs.run.folder import RunFolder
+from rsr.jobs.run.progress import Progress
 from rsr.jobs.scoring.score import ScoreOptions, ScoreResult, run_score
 from rsr.jobs.shards.columns import TrajectoryColumns
+from rsr.jobs.shards.score_columns import Summary
+from rsr.jobs.terminal import Console, Table, complain, fact_table, format_seconds, print_json
 
 
 @click.command()
@@ -111,12 +110,24 @@ def score(
         )
         return run_score(options, Progress(), stop)
 
-    result = guarded(run)
+    result = guarded(run, log=RunFolder(output).log_path)
     if as_json:
-        click.echo(json.dumps(score_result_json(result)))
+        print_json(score_result_json(result))
     else:
         print_score_result(result)
-    sys.exit(EXIT_FAILURES if result.failures else 0)
+    sys.exit(exit_code(result))
+
+
+def exit_code(result: ScoreResult) -> int:
+    """1 where rows or shards failed, or where no row at all has a score, which is said; else 0."""
+    summary = result.summary
+    if summary.num_rows and not summary.dataset.num_trajectories:
+        complain(
+            f"no row has a score: {_by_status(summary)}; rsr_status in {result.output} tells it of "
+            f"each row, and {result.log} has what the workers said"
+        )
+        return EXIT_FAILURES
+    return EXIT_FAILURES if result.failures else 0
 
 
 def _trajectory_columns(
@@ -152,10 +163,8 @@ def score_result_json(result: ScoreResult) -> dict[str, Any]:
 def print_score_result(result: ScoreResult) -> None:
     """The closing table, on stdout."""
     summary = result.summary
-    table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_column(style="bold")
-    table.add_column()
-    by_status = ", ".join(f"{n:,} {status}" for status, n in summary.rows_by_status.items())
+    table = fact_table()
+    by_status = _by_status(summary)
     table.add_row("rows", f"{summary.num_rows:,}" + (f"  ({by_status})" if by_status else ""))
     speed = ""
     if result.seconds and result.num_tokens_now:
@@ -171,18 +180,20 @@ def print_score_result(result: ScoreResult) -> None:
         table.add_row("setbacks", told)
     table.add_row("result", f"{result.output}/")
     table.add_row("log", str(result.log))
-    console = Console()
-    console.print(table, highlight=False, soft_wrap=True)
+    Console().show(table)
     if result.failures:
         _print_failures(result.failures)
 
 
 def _print_failures(failures: list[Failure]) -> None:
     """A table of what the run ended without, on stderr."""
-    table = Table(title="failed", title_justify="left", box=None, pad_edge=False)
+    table = Table(title="failed", title_justify="left")
     for heading in ("what", "attempts", "why"):
         table.add_column(heading, overflow="fold")
     for failure in failures:
-        # As Text: a reason may hold brackets, which rich would take for its markup.
-        table.add_row(Text(failure.where), str(failure.attempts), Text(failure.reason))
-    Console(stderr=True).print(table, highlight=False)
+        table.add_row(failure.where, str(failure.attempts), failure.reason)
+    Console(stderr=True).print(table)
+
+
+def _by_status(summary: Summary) -> str:
+    return ", ".join(f"{count:,} {status}" for status, count in summary.rows_by_status.items())

@@ -1,15 +1,15 @@
 """`rsr filter` and `rsr select`: parse, build options, call one function, print the result."""
 
-import json
 from collections.abc import Callable
 from fractions import Fraction
+from pathlib import Path
 from typing import Any, get_args
 
 import click
-from rich.console import Console
 
 from rsr.jobs.command import Place, guarded, json_option, typed_command
 from rsr.jobs.options import rank_clip_option
+from rsr.jobs.run.folder import RunFolder
 from rsr.jobs.selection.candidates import DEFAULT_ID_COLUMN, Conditions
 from rsr.jobs.selection.composition import DEFAULT_CORRECT_COLUMN, DEFAULT_TEACHER_COLUMN
 from rsr.jobs.selection.filter import FilterOptions, run_filter
@@ -20,6 +20,8 @@ from rsr.jobs.selection.select import (
     SelectOptions,
     run_select,
 )
+from rsr.jobs.selection.selection import SubsetOptions
+from rsr.jobs.terminal import Console, print_json
 
 
 class Share(click.ParamType):
@@ -145,7 +147,7 @@ def filter_(
     """
     conditions = Conditions(where=where, min_tokens=min_tokens, max_tokens=max_tokens)
     options = FilterOptions(conditions=conditions, command=typed_command(), **fields)
-    _print(guarded(lambda stop: run_filter(options, stop)), as_json)
+    _print(guarded(lambda stop: run_filter(options, stop), log=_log(options)), as_json)
 
 
 @click.command()
@@ -203,11 +205,15 @@ def select(
         where=where, min_tokens=min_tokens, max_tokens=max_tokens, required=required
     )
     options = SelectOptions(conditions=conditions, command=typed_command(), **fields)
-    _print(guarded(lambda stop: run_select(options, stop)), as_json)
+    _print(guarded(lambda stop: run_select(options, stop), log=_log(options)), as_json)
+
+
+def _log(options: SubsetOptions) -> Path:
+    return RunFolder(options.output).log_path
 
 
 def _print(result: SelectionResult, as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps(result.to_json(), default=str))
+        print_json(result.to_json(), default=str)
     else:
         result.print(Console())

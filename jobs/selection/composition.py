@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import polars as pl
-from rich.table import Table
 
 from rsr.engine.metrics import DatasetRsr
 from rsr.jobs.errors import UsageError
 from rsr.jobs.shards.scored import ScoredTable
+from rsr.jobs.terminal import Table
 
 DEFAULT_TEACHER_COLUMN, DEFAULT_CORRECT_COLUMN = "teacher", "correct"
 MAX_PRINTED_ROWS = 30
@@ -132,7 +132,7 @@ class Composition:
 
     def to_table(self) -> Table:
         """Each figure of the selection, and beside it the pool's."""
-        table = Table(box=None, padding=(0, 0, 0, 1), pad_edge=False, caption_justify="left")
+        table = Table(padding=(0, 0, 0, 1), caption_justify="left")
         table.add_column(self.teacher_column or "", overflow="fold")
         table.add_column("rows", justify="right", no_wrap=True)
         for name in ("share", "tokens", "correct", "RSR"):

@@ -6,11 +6,9 @@ Knows nothing of how rows were chosen or written.
 from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from rsr.jobs.run.folder import RunFolder
 from rsr.jobs.selection.composition import Composition
+from rsr.jobs.terminal import Console, fact_table
 
 FACTS = {
     "num_rows": "rows of INPUT",
@@ -46,14 +44,12 @@ class SelectionResult:
         }
 
     def print(self, console: Console) -> None:
-        table = Table(show_header=False, box=None, pad_edge=False)
-        table.add_column(style="bold")
-        table.add_column()
+        table = fact_table()
         for name, label in FACTS.items():
             if value := self.facts.get(name):
                 spec = {float: ".4f", int: ","}.get(type(value), "")
                 table.add_row(label, format(value, spec))
         table.add_row("result", f"{self.output.root}/")
-        console.print(table, highlight=False, soft_wrap=True)
+        console.show(table)
         console.print()
-        console.print(self.composition.to_table(), highlight=False)
+        console.print(self.composition.to_table())

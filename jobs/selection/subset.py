@@ -17,7 +17,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.progress import Progress
 
 from rsr.jobs.errors import ShardsFailed
@@ -40,6 +39,7 @@ from rsr.jobs.shards.writer import ShardWriter
 from rsr.jobs.storage import is_remote
 from rsr.jobs.storage.concurrency import in_parallel
 from rsr.jobs.storage.hashing import HashingFile
+from rsr.jobs.terminal import Console
 
 MAX_COPIES_AT_A_TIME = 8
 """Each holds a row group of kept rows and what encodes it: 100 to 200 MiB."""

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from rsr.jobs.cli import main
+from rsr.jobs.cli import COMMANDS, main
+from rsr.jobs.options import scorer_config
 from rsr.jobs.run.folder import RunFolder
 
 ROW = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
@@ -82,6 +84,48 @@ def test_incomplete_model_folder(tmp_path, data, tiny_student, missing, message)
 def test_model_that_is_not_there(tmp_path, data):
     out = tmp_path / "out"
     assert_refused(score(data, out, "--model", tmp_path / "none"), "no such model folder", out)
+
+
+def test_model_that_is_not_there_is_told_before_anything_is_staged(tmp_path):
+    # Staging would be the first to complain of these lines.
+    (tmp_path / "rows.json").write_text("{}")
+    out = tmp_path / "out"
+    result = score(tmp_path / "rows.json", out, "--model", tmp_path / "none")
+    assert_refused(result, "no such model folder", out)
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{% for", "is not Jinja: line 1:"),
+        ("{{ messages }}\n{% endfor %}", "is not Jinja: line 2:"),
+        ("{{ messages | no_such_filter }}", "No filter named 'no_such_filter'"),
+        (b"\xff", "cannot be read"),
+        (None, "cannot be read: No such file or directory; expected a Jinja file, auto or none"),
+    ],
+)
+def test_chat_template_that_is_none(tmp_path, data, tiny_student, template, message):
+    file = tmp_path / "chat.jinja"
+    if template is not None:
+        file.write_bytes(template if isinstance(template, bytes) else template.encode())
+    (tmp_path / "rows.json").write_text("{}")
+    out = tmp_path / "out"
+    result = score(tmp_path / "rows.json", out, "--model", tiny_student, "--chat-template", file)
+    assert_refused(result, message, out)
+
+
+def test_chat_templates_as_transformers_takes_them():
+    config = scorer_config({"model": "hub/name"})
+    assert config.chat_template == "auto"
+    for text in (
+        "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}",
+        "{% for m in messages %}{% if m %}{% break %}{% endif %}{% endfor %}",
+        "{{ raise_exception('no') }}{{ tools | tojson }}{{ strftime_now('%Y') }}",
+    ):
+        with tempfile.NamedTemporaryFile("w", suffix=".jinja") as file:
+            file.write(text)
+            file.flush()
+            scorer_config({"model": "hub/name", "chat_template": file.name})
 
 
 @pytest.mark.ray
@@ -213,3 +257,79 @@ def test_command_starts_without_the_heavy_libraries():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+BROKEN_COMMANDS = """
+import click
+from rsr.jobs.command import guarded
+
+class Silent(Exception):
+    def __str__(self):
+        return ""
+
+@click.command()
+@click.option("--log")
+def broken(log):
+    from pathlib import Path
+    def fail(_stop):
+        raise KeyError("a secret\\n\\x1b[2J")
+    guarded(fail, log=Path(log) if log else None)
+
+@click.command()
+def bare():
+    raise Silent()
+"""
+
+
+@pytest.fixture
+def broken_commands(tmp_path, monkeypatch):
+    (tmp_path / "broken_commands.py").write_text(BROKEN_COMMANDS)
+    monkeypatch.syspath_prepend(tmp_path)
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    for name in ("broken", "bare"):
+        monkeypatch.setitem(COMMANDS, name, f"broken_commands:{name}")
+    monkeypatch.setitem(COMMANDS, "gone", "broken_commands:gone")
+    return temporary
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("broken", r"unexpected KeyError: 'a secret\n\x1b[2J'"),
+        ("bare", "unexpected Silent: Silent"),
+        ("gone", "unexpected AttributeError: module 'broken_commands' has no"),
+    ],
+)
+def test_what_nobody_expects_is_one_line_and_a_log(broken_commands, command, message):
+    result = CliRunner().invoke(main, [command])
+    assert result.exit_code == 70
+    assert len(result.stderr.splitlines()) == 1
+    assert result.stderr.startswith(f"rsr: {message}")
+    (log,) = broken_commands.iterdir()
+    assert result.stderr.endswith(f"; the log is {log}\n")
+    assert "Traceback (most recent call last)" in log.read_text()
+
+
+def test_what_nobody_expects_goes_to_the_log_of_the_run(broken_commands, tmp_path):
+    log = tmp_path / "out" / ".rsr" / "run.log"
+    result = CliRunner().invoke(main, ["broken", "--log", str(log)])
+    assert str(log) not in result.stderr, "a run that never began has no folder to put it in"
+    log.parent.mkdir(parents=True)
+    log.write_text("before\n")
+    result = CliRunner().invoke(main, ["broken", "--log", str(log)])
+    assert result.exit_code == 70
+    assert result.stderr.endswith(f"; the log is {log}\n")
+    assert log.read_text().startswith("before\n")
+    assert "KeyError: 'a secret" in log.read_text()
+
+
+def test_without_a_place_for_a_log_the_traceback_is_printed(broken_commands, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", "/proc/nope")
+    result = CliRunner().invoke(main, ["broken"])
+    assert result.exit_code == 70
+    first, *rest = result.stderr.splitlines()
+    assert first.endswith("; no log can be written")
+    assert any(line.startswith("Traceback") for line in rest)
+    assert "\x1b" not in result.stderr

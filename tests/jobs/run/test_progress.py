@@ -2,8 +2,6 @@
 
 import io
 
-from rich.console import Console
-
 from rsr.jobs.run import progress as progress_module
 from rsr.jobs.run.events import (
     BatchShrunk,
@@ -16,6 +14,7 @@ from rsr.jobs.run.events import (
 )
 from rsr.jobs.run.progress import MAX_TROUBLES_SHOWN, Progress
 from rsr.jobs.shards.score_columns import Summary
+from rsr.jobs.terminal import Console
 
 
 def started(worker: int) -> WorkerStarted:

@@ -1,0 +1,223 @@
+"""What reaches the terminal: names as data, tables, commands to type again, and the two streams.
+
+File names, teachers, manifests and messages come from outside. Whatever they hold, they are shown
+as text: without markup, and with every character that a terminal would obey spelled out. Nothing
+else in `jobs` or `benchmarks` imports rich's consoles, tables and texts, or writes to a stream.
+"""
+
+import codecs
+import io
+import json
+import os
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import Any, TextIO
+
+from rich.console import Console as RichConsole
+from rich.table import Table as RichTable
+from rich.text import Text
+
+PIPE_WIDTH = 120
+"""Columns of a wide table that goes to a file."""
+
+OBEYED = (
+    "\x00-\x1f\x7f-\x9f"  # C0, DEL and C1: escape sequences begin with one of them
+    "\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f"  # order of writing, and no width at all
+    "\u2028\u2029"  # line and paragraph separators
+    "\ufeff\ufff9-\ufffb\U000e0000-\U000e007f"  # byte order mark, annotations, tags
+    "\ud800-\udfff"  # lone surrogates: bytes of a file name that are not UTF-8
+)
+_OBEYED = re.compile(f"[{OBEYED}]")
+_OBEYED_IN_LINES = re.compile(f"(?!\n)[{OBEYED}]")
+
+ASCII = {"×": "x", "–": "-", "−": "-", "…": "...", "→": "->", "·": "|", "±": "+-", "█": "#"}
+"""How our own texts look where the terminal has no such character."""
+
+
+def printable(text: str, *, multiline: bool = False) -> str:
+    """`text` with whatever a terminal would obey, and not show, as a backslash sequence.
+
+    multiline: leave line feeds alone.
+    """
+    return (_OBEYED_IN_LINES if multiline else _OBEYED).sub(_spelled_out, text)
+
+
+def _spelled_out(match: re.Match[str]) -> str:
+    return match.group().encode("unicode_escape", "surrogatepass").decode("ascii")
+
+
+def styled(*parts: str | tuple[str, str], multiline: bool = False) -> Text:
+    """One text of `printable` parts; a pair is a part and its style."""
+    pairs = [(part, "") if isinstance(part, str) else part for part in parts]
+    return Text.assemble(*((printable(part, multiline=multiline), style) for part, style in pairs))
+
+
+def shell_command(arguments: Sequence[str]) -> str:
+    """A command line that is safe to show and that a shell reads as these arguments.
+
+    Characters that a terminal obeys need bash's, ksh's or zsh's quotes ($'…').
+    """
+    return " ".join(_quoted(argument) for argument in arguments)
+
+
+def _quoted(argument: str) -> str:
+    if printable(argument) == argument:
+        return shlex.quote(argument)
+    return f"$'{''.join(map(_in_ansi_quotes, argument))}'"
+
+
+def _in_ansi_quotes(char: str) -> str:
+    if char in "\\'":
+        return f"\\{char}"
+    if printable(char) == char:
+        return char
+    is_byte = "\udc80" <= char <= "\udcff"  # how Python spells a byte that is not UTF-8
+    encoded = char.encode("utf-8", "surrogateescape" if is_byte else "surrogatepass")
+    return "".join(f"\\x{byte:02x}" for byte in encoded)
+
+
+def format_seconds(seconds: float) -> str:
+    """`1 h 02 min`, `3 min 20 s` or `42 s`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+class Console(RichConsole):
+    """A console that takes every string as data: no markup, no emoji codes, nothing to obey."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, highlight=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(printable(text, multiline=True), **options)
+
+    def say(self, line: str | Text) -> None:
+        """Print one line, however long; the terminal wraps it."""
+        self.print(styled(line) if isinstance(line, str) else line, soft_wrap=True)
+
+    def show(self, table: RichTable) -> None:
+        """Print a table whose last column may be as long as it likes."""
+        self.print(table, soft_wrap=True)
+
+
+def wide_console() -> Console:
+    """For stdout; tables keep their columns where no terminal says how wide they may be."""
+    console = Console()
+    return console if console.is_terminal else Console(width=PIPE_WIDTH)
+
+
+class Table(RichTable):
+    """A table without a frame whose headings and cells are data, each in a line of its own."""
+
+    def __init__(self, *headings: str, **options: Any) -> None:
+        super().__init__(*headings, **{"box": None, "pad_edge": False} | options)
+
+    def add_column(self, header: Any = "", *arguments: Any, **options: Any) -> None:
+        super().add_column(_cell(header), *arguments, **options)
+
+    def add_row(self, *cells: Any, **options: Any) -> None:
+        super().add_row(*map(_cell, cells), **options)
+
+
+def fact_table() -> Table:
+    """A table of names, in bold, and what is to be said of each."""
+    table = Table(show_header=False)
+    table.add_column(style="bold")
+    table.add_column()
+    return table
+
+
+def _cell(cell: Any) -> Any:
+    return styled(cell) if isinstance(cell, str) else cell
+
+
+def print_json(value: Any, **options: Any) -> None:
+    """One JSON object and a line feed on stdout, in ASCII. options: of `json.dumps`."""
+    # The only character of ASCII that JSON leaves as it is and a terminal does not show.
+    sys.stdout.write(json.dumps(value, **options).replace("\x7f", "\\u007f") + "\n")
+    sys.stdout.flush()
+
+
+def complain(line: str) -> None:
+    """One line on stderr, after the name of the program."""
+    sys.stderr.write(f"rsr: {printable(line)}\n")
+    sys.stderr.flush()
+
+
+class OutputError(OSError):
+    """Stdout cannot be written: its disk is full, say."""
+
+
+class _Outlet(io.FileIO):
+    """A standard stream's file: what nobody reads any more is dropped.
+
+    is_read: whether nothing went wrong yet. Raises `OutputError` the first time that a write
+    fails for any other reason than a reader that has gone, unless `is_silent`.
+    """
+
+    def __init__(self, descriptor: int, *, is_silent: bool) -> None:
+        super().__init__(descriptor, "wb", closefd=False)
+        self._is_silent = is_silent
+        self.is_read = True
+
+    def write(self, content: Any) -> int:
+        if self.is_read:
+            try:
+                return super().write(content) or 0
+            except OSError as error:
+                self.is_read = False
+                if not self._is_silent and not isinstance(error, BrokenPipeError):
+                    raise OutputError(*error.args) from error
+        return len(content)
+
+
+def prepare_streams() -> None:
+    """Make stdout and stderr take any text, and outlive their readers.
+
+    Characters that they cannot encode are spelled out. Of a stream that was closed when the
+    program began, the null device takes the place, or else the next file that is opened would.
+    """
+    codecs.register_error("rsr", _encode_otherwise)
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest descriptor that is free: this one
+    sys.stdout = _prepared(sys.stdout, sys.__stdout__, 1)
+    sys.stderr = _prepared(sys.stderr, sys.__stderr__, 2)
+
+
+def _prepared(stream: TextIO | None, original: TextIO | None, descriptor: int) -> TextIO:
+    if stream is not original:
+        # Somebody catches what is written, a test say.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="rsr")
+        assert stream is not None
+        return stream
+    if stream is not None:
+        stream.flush()
+    return io.TextIOWrapper(
+        io.BufferedWriter(_Outlet(descriptor, is_silent=descriptor == 2)),
+        encoding=stream.encoding if stream else "utf-8",
+        errors="rsr",
+        line_buffering=descriptor == 2 or os.isatty(descriptor),
+    )
+
+
+def is_stdout_read() -> bool:
+    """Whether there is still somebody for whom to go on printing."""
+    raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
+    return not isinstance(raw, _Outlet) or raw.is_read
+
+
+def _encode_otherwise(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    chars = error.object[error.start : error.end]
+    told = (ASCII.get(c) or c.encode("unicode_escape", "surrogatepass").decode() for c in chars)
+    return "".join(told), error.end
