@@ -18,6 +18,7 @@ from rsr.engine.config import (
     ScorerKind,
 )
 from rsr.engine.metrics import DEFAULT_RANK_CLIP
+from rsr.engine.model_folder import require_model_folder
 from rsr.jobs.command import RankClip
 from rsr.jobs.errors import refusing_values
 from rsr.jobs.shards.scored import RANK_CLIP_NAMES
@@ -156,9 +157,17 @@ def scorer_options(*names: str) -> Callable[[Callable[..., Any]], Callable[..., 
 
 
 def scorer_config(options: dict[str, Any]) -> ScorerConfig:
-    """From what `scorer_options` passed on; raises `UsageError` on what the fields refuse."""
+    """From what `scorer_options` passed on; raises `UsageError` on what the fields refuse.
+
+    Also on a model folder or a template file that cannot be used, before anything else is done.
+    """
+    from rsr.engine.template_file import require_template_file
+
     with refusing_values():
-        return ScorerConfig(**options)
+        config = ScorerConfig(**options)
+        require_model_folder(config.model)
+        require_template_file(config.chat_template)
+    return config
 
 
 def _field_of_rank_clip(
