@@ -1,4 +1,4 @@
-"""Being told to stop, by Ctrl-C or by a SIGTERM such as a spot machine's warning.
+"""Being told to stop: by Ctrl-C, by a SIGTERM such as a spot machine's warning, by a hangup.
 
 A handler that raises would do so inside Ray's native code, which turns it into an error of its
 own. So the first signal only leaves a mark, which the run looks at between two events.
@@ -12,7 +12,7 @@ from typing import Any
 
 from rsr.jobs.errors import Interrupted
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class StopRequest:
@@ -40,8 +40,15 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Note the signals that arrive; a second one acts as if nobody listened."""
-        before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        """Note the signals that arrive; a second SIGINT or SIGTERM acts as if nobody listened.
+
+        A SIGHUP that is ignored already, as nohup has it, stays so.
+        """
+        before = {number: signal.getsignal(number) for number in SIGNALS}
+        if before[signal.SIGHUP] is signal.SIG_IGN:
+            del before[signal.SIGHUP]
+        for number in before:
+            signal.signal(number, self._note)
         try:
             yield
         finally:
@@ -50,4 +57,6 @@ class StopRequest:
 
     def _note(self, number: int, _frame: Any) -> None:
         self._is_set = True
-        signal.signal(number, signal.SIG_DFL)
+        # A terminal that goes tells its shell and its jobs, and the shell tells the jobs again.
+        again = signal.SIG_IGN if number == signal.SIGHUP else signal.SIG_DFL
+        signal.signal(number, again)
