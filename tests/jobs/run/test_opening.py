@@ -26,12 +26,17 @@ WANTED = Manifest(writer="filter", identity=Identity({}), shards=())
 
 
 def snapshot(root: Path) -> dict[str, object]:
-    """Everything below `root`: folders, links by where they lead, files by their bytes."""
+    """Everything below `root`: folders, links by where they lead, files by their bytes.
+
+    Of a lock, that it is there: whoever held it last has left its name.
+    """
     found: dict[str, object] = {}
     for parent, folders, files in os.walk(root):
         for name in (*folders, *files):
             path = Path(parent) / name
             kind: object = path.read_bytes() if path.is_file() else "folder"
+            if path.name == "lock" and path.parent.name == ".rsr":
+                kind = "lock"
             if path.is_symlink():
                 kind = ("link", os.readlink(path))
             found[str(path.relative_to(root))] = kind
