@@ -124,6 +124,7 @@ class HeadReader:
                 weight[: end - start],
                 None if bias is None else bias[: end - start],
                 vocab_start=start,
+                vocab_size=processor.org_vocab_size,
                 scale=processor.scale,
                 soft_cap=processor.soft_cap,
                 logits_dtype=self._logits_dtype,

@@ -133,7 +133,8 @@ def _add_tile(
     new_anchor = tl.maximum(anchor, tl.max(logits, axis=1))
     finite_anchor = tl.where(new_anchor == float("-inf"), 0.0, new_anchor)
     # exp(−1e4) is 0 as exp(−inf) is, and unlike −inf gives 0 when multiplied by it.
-    gaps = tl.maximum(logits - finite_anchor[:, None], -1e4)
+    # A NaN, also the one of +inf − +inf, stays one and makes `rest` NaN.
+    gaps = tl.maximum(logits - finite_anchor[:, None], -1e4, propagate_nan=tl.PropagateNan.ALL)
     exps = tl.exp(gaps)
     old_gap = tl.maximum(anchor - finite_anchor, -1e4)
     decay = tl.exp(old_gap)

@@ -35,6 +35,12 @@ def rank_logprob(
     `scale * (h·w_j + b_j)` without a cap. Rank is one plus the number of logits strictly greater
     than the target's, so ties favour the target (Eq. 2 of arXiv 2601.14249).
 
+    Numbers that are not finite never look like a good score. A token has log-probability NaN,
+    entropy NaN and rank V, the last, if its softmax is undefined: if any logit of its row is NaN
+    or +inf, or if the target's h·w + b or logit is NaN, +inf or −inf. A logit of −inf in another
+    column is a probability of 0. Under a soft cap an infinite h·w_j + b_j of another column is a
+    logit of ±scale·soft_cap. fp16 logits ("model") beyond ±65,504 are infinite.
+
     Args:
         hidden: (N, D) float32, float16 or bfloat16; rows may be strided.
         weight: (V, D), same dtype and device: the LM head without padding columns.
@@ -49,8 +55,8 @@ def rank_logprob(
         entropy: also return the entropy of each predictive distribution.
 
     Returns:
-        `rank` (N,) int32 from 1, `logprob` (N,) float32 in nats, `entropy` (N,) float32 in nats
-        or None.
+        `rank` (N,) int32 from 1 to V, `logprob` (N,) float32 in nats, `entropy` (N,) float32 in
+        nats or None.
 
     Raises:
         ValueError: shapes, dtypes, devices or options that do not fit, or a target outside [0, V).
@@ -58,7 +64,14 @@ def rank_logprob(
     if impl not in get_args(Impl):
         raise ValueError(f"impl must be one of {get_args(Impl)}, got {impl!r}")
     shard_impl = "auto" if impl == "reference" else impl
-    shard = VocabShard(weight, bias, 0, scale, soft_cap, logits_dtype, shard_impl)
+    shard = VocabShard(
+        weight,
+        bias,
+        scale=scale,
+        soft_cap=soft_cap,
+        logits_dtype=logits_dtype,
+        impl=shard_impl,
+    )
     shard.check(hidden, targets)
     _check_in_vocabulary(targets, weight.shape[0])
     if impl == "reference":

@@ -37,4 +37,13 @@ def rank_logprob(
     nats = None
     if entropy:
         nats = torch.special.entr(logprobs.exp()).sum(dim=1).float()
-    return RankLogprob(rank, logprobs.gather(1, columns).squeeze(1).float(), nats)
+    logprob = logprobs.gather(1, columns).squeeze(1).float()
+
+    own = torch.cat([raw.gather(1, columns), logits.gather(1, columns)], dim=1)
+    # The largest of numbers one of which is NaN is NaN.
+    is_defined = own.isfinite().all(dim=1) & (logits.amax(dim=1) < torch.inf)
+    return RankLogprob(
+        torch.where(is_defined, rank, len(weight)),
+        torch.where(is_defined, logprob, torch.nan),
+        None if nats is None else torch.where(is_defined, nats, torch.nan),
+    )

@@ -18,15 +18,19 @@ class RankLogprob(NamedTuple):
     rank: torch.Tensor
     """int32, from 1: one plus the number of logits strictly greater than the target's."""
     logprob: torch.Tensor
-    """float32, nats."""
+    """float32, nats; NaN where the softmax is undefined, and the rank is then the last."""
     entropy: torch.Tensor | None
-    """float32, nats: entropy of the whole predictive distribution; None unless asked for."""
+    """float32, nats: entropy of the whole predictive distribution; None unless asked for.
+
+    NaN where `logprob` is.
+    """
 
 
 class VocabStats(NamedTuple):
     """Softmax statistics of each token over some vocabulary columns, *the target's left out*.
 
-    Each (N,). With e_j = exp(logit_j − anchor), summed over those columns:
+    Each (N,). With e_j = exp(logit_j − anchor), summed over those columns. Where one of the logits
+    is NaN or +inf, `rest` is NaN; −inf is a probability of 0.
     """
 
     anchor: torch.Tensor
@@ -81,12 +85,19 @@ def merge_stacked(parts: VocabStats) -> VocabStats:
 
 
 def finish(
-    stats: VocabStats, target_raw: torch.Tensor, transform: LogitTransform, entropy: bool
+    stats: VocabStats,
+    target_raw: torch.Tensor,
+    transform: LogitTransform,
+    entropy: bool,
+    vocab_size: int,
 ) -> RankLogprob:
     """Results from the statistics of all columns but the target's, and the target's own logit.
 
     `target_raw` (N,) float32 is the target's h·w + b. Adding the target here, once, keeps it from
     outranking itself: computed again in a tile, it can differ in the last bit.
+
+    A row without a softmax (see `rsr.kernels.rank_logprob`) has the last of `vocab_size` ranks.
+    Comparisons with NaN are false, so that its counts alone would make it the first.
     """
     target_logit = transform(target_raw)
     zeros = torch.zeros_like(target_logit)
@@ -95,4 +106,12 @@ def finish(
     log_sum = torch.log1p(whole.rest)
     logprob = (target_logit - whole.anchor) - log_sum
     nats = log_sum - whole.weighted / (1 + whole.rest) if entropy else None
-    return RankLogprob(1 + stats.num_greater, logprob, nats)
+    # A NaN or +inf among the other logits has made the sums NaN.
+    values = torch.stack([target_raw, target_logit, whole.rest, whole.weighted])
+    is_defined = values.isfinite().all(dim=0)
+    rank = torch.where(is_defined, 1 + stats.num_greater, vocab_size)
+    return RankLogprob(
+        rank,
+        torch.where(is_defined, logprob, torch.nan),
+        None if nats is None else torch.where(is_defined, nats, torch.nan),
+    )

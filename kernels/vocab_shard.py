@@ -35,6 +35,9 @@ class VocabShard:
         parts = all_gather(stats.pack())                            # (ranks, 4, N)
         result = shard.finish([VocabStats.unpack(p) for p in parts], raw)
 
+    A row whose softmax is undefined (see `rsr.kernels.rank_logprob`) has log-probability NaN,
+    entropy NaN and rank `vocab_size`, whichever shard has the column that makes it so.
+
     Raises ValueError for tensors or options that do not fit together, on creation and on use.
     """
 
@@ -43,6 +46,8 @@ class VocabShard:
     bias: torch.Tensor | None = None
     """(V,) floating point."""
     vocab_start: int = 0
+    vocab_size: int | None = None
+    """Columns of the whole head. None says that this is the whole head."""
     scale: float = 1.0
     soft_cap: float | None = None
     logits_dtype: LogitsDtype = "float32"
@@ -62,6 +67,15 @@ class VocabShard:
             )
         if bias is not None and bias.device != weight.device:
             raise ValueError(f"bias is on {bias.device}, weight on {weight.device}")
+        end = self.vocab_start + weight.shape[0]
+        if self.vocab_start < 0 or (self.vocab_size is not None and end > self.vocab_size):
+            raise ValueError(
+                f"columns [{self.vocab_start}, {end}) are not in a vocabulary of {self.vocab_size}"
+            )
+        if self.vocab_size is None and self.vocab_start > 0:
+            raise ValueError(
+                f"a shard that starts at column {self.vocab_start} needs the vocab_size of its head"
+            )
         if self.impl not in get_args(ShardImpl):
             raise ValueError(f"impl must be one of {get_args(ShardImpl)}, got {self.impl!r}")
         _ = self.transform  # checks its own options
@@ -112,7 +126,10 @@ class VocabShard:
         self, parts: Sequence[VocabStats], target_raw: torch.Tensor, entropy: bool = False
     ) -> RankLogprob:
         """Results from the statistics of all shards, in any order."""
-        return finish(merge_stats(parts), target_raw, self.transform, entropy)
+        vocab_size = self.weight.shape[0] if self.vocab_size is None else self.vocab_size
+        if self.vocab_size is None and len(parts) > 1:
+            raise ValueError(f"finishing {len(parts)} shards needs the vocab_size of their head")
+        return finish(merge_stats(parts), target_raw, self.transform, entropy, vocab_size)
 
     def check(self, hidden: torch.Tensor, targets: torch.Tensor) -> None:
         """Raise ValueError unless `hidden` and `targets` fit this shard and each other."""

@@ -1,9 +1,20 @@
-"""Operands that more than one test module draws."""
+"""Operands that more than one test module draws, and the implementations under test.
 
+Triton runs in its interpreter, in a process of its own, because TRITON_INTERPRET has to be set
+before the first import.
+"""
+
+import functools
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import pytest
 import torch
+
+from rsr.kernels import rank_logprob
 
 
 @dataclass(frozen=True)
@@ -48,3 +59,29 @@ def normal_operands():
         return Operands(hidden.to(dtype), weight.to(dtype), targets)
 
     return draw
+
+
+@pytest.fixture(scope="session")
+def interpreted():
+    """`rank_logprob` with impl="fused", in a process where Triton interprets."""
+    if find_spec("triton") is None:
+        pytest.skip("Triton is not installed")
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("TRITON_INTERPRET", "1")
+            patch.setenv("OMP_NUM_THREADS", "1")
+            pool.submit(os.getpid).result()  # starts the child, which keeps this environment
+
+        def run(*args, **options):
+            return pool.submit(rank_logprob, *args, impl="fused", **options).result()
+
+        yield run
+
+
+@pytest.fixture(params=["tiled", "reference", "fused"])
+def op(request):
+    """`rank_logprob` by one implementation."""
+    if request.param == "fused":
+        return request.getfixturevalue("interpreted")
+    return functools.partial(rank_logprob, impl=request.param)

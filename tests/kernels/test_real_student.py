@@ -71,7 +71,7 @@ def by_bf16_gemm(hidden, weight, targets):
         entropy=False,
         native_bf16=True,
     )
-    return finish(stats, raw, transform, entropy=False)
+    return finish(stats, raw, transform, entropy=False, vocab_size=len(weight))
 
 
 @pytest.mark.parametrize("run", [rank_logprob, by_bf16_gemm], ids=["default", "bf16 gemm"])

@@ -29,7 +29,7 @@ def draw(seed, dtype=torch.float16, num_tokens=9, depth=12):
 def shards_of(weight, bias, cuts, **options):
     edges = [0, *sorted(cuts), VOCAB_SIZE]
     return [
-        VocabShard(weight[a:b], bias[a:b], vocab_start=a, **options)
+        VocabShard(weight[a:b], bias[a:b], vocab_start=a, vocab_size=len(weight), **options)
         for a, b in pairwise(edges)
         if a < b
     ]
@@ -110,6 +110,19 @@ def test_counts_survive_packing_up_to_the_largest_vocabulary():
     assert packed.shape == (4, 3)
     assert packed.dtype == torch.float32
     assert torch.equal(VocabStats.unpack(packed).num_greater, counts)
+
+
+def test_a_shard_that_does_not_know_its_head_is_refused():
+    hidden, weight, _, targets = draw(0)
+    with pytest.raises(ValueError, match="starts at column 3 needs the vocab_size"):
+        VocabShard(weight, vocab_start=3)
+    with pytest.raises(ValueError, match=r"\[3, 100\) are not in a vocabulary of 99"):
+        VocabShard(weight, vocab_start=3, vocab_size=99)
+    whole = VocabShard(weight)
+    raw = whole.target_raw(hidden, targets)
+    stats = whole.stats(hidden, targets, raw)
+    with pytest.raises(ValueError, match="2 shards needs the vocab_size"):
+        whole.finish([stats, stats], raw)
 
 
 def test_merging_nothing_is_refused():
