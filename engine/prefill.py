@@ -7,19 +7,18 @@ trajectories: a request is token ids and the spans to score, an answer is number
 
 import logging
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rsr.engine import metrics, vllm_plugin
+from rsr.engine import vllm_plugin
 from rsr.engine.config import ScorerConfig
 from rsr.engine.prefix_reuse import BLOCK_SIZE
 from rsr.engine.student import Student
+from rsr.engine.wire import POOLING_TASK, PrefillRequest, PrefillScores, WorkerSettings
 
 logger = logging.getLogger(__name__)
 
@@ -46,44 +45,6 @@ class UnsupportedHeadError(RuntimeError):
     """The scoring pooler cannot reproduce this model's logits; `StockPrefill` can."""
 
 
-@dataclass(frozen=True, slots=True)
-class PrefillRequest:
-    """token_ids: the sequence. spans: half-open [start, end) ranges of positions ≥ 1, at least one.
-
-    detail_end: scored positions before it come back one by one, those from it on only as sums.
-    reuse_prefix: take from the cache what earlier requests have computed of the same prefix; the
-    scored positions that those hidden states predict do not come back.
-    """
-
-    token_ids: list[int]
-    spans: list[tuple[int, int]]
-    detail_end: int = sys.maxsize
-    reuse_prefix: bool = False
-
-    @property
-    def computed_ids(self) -> list[int]:
-        """The tokens whose hidden states are needed: all before the last scored one."""
-        return self.token_ids[: self.spans[-1][1] - 1]
-
-    @property
-    def last_target(self) -> int:
-        """The last scored token, which comes right after these."""
-        return self.token_ids[self.spans[-1][1] - 1]
-
-
-@dataclass(frozen=True, slots=True)
-class PrefillScores:
-    """tokens: (T, 4) float64 rows of `TOKEN_COLUMNS`, one for each scored position before the
-    request's detail end. num_rest, rest_position_sum: how many scored positions there are from
-    it on, and their sum. rest_sums: over these, sums of `metrics.TERMS`.
-    """
-
-    tokens: NDArray[np.float64]
-    num_rest: int
-    rest_position_sum: int
-    rest_sums: NDArray[np.float64]
-
-
 class Prefill:
     """One vLLM engine whose model class scores; costs a model load to make."""
 
@@ -92,18 +53,13 @@ class Prefill:
         `UnsupportedHeadError` where its LM head is not a plain matrix.
         """
         config = student.config
-        options = {
-            "logits_dtype": config.logits_dtype,
-            "entropy": config.entropy,
-            "rank_clip": config.rank_clip,
-        }
         try:
             self._llm = _open_vllm(
                 student,
                 scoring_architectures=student.architectures,
                 runner="pooling",
                 max_model_len=student.max_model_len,
-                additional_config={"rsr": options},
+                additional_config=WorkerSettings.of(config).pack(),
                 worker_extension_cls="rsr.engine.pooler.ScoringWorker",
                 **_prefix_cache_settings(config),
             )
@@ -122,8 +78,6 @@ class Prefill:
         """Scores for each request, in the given order."""
         from vllm import PoolingParams
 
-        from rsr.engine.pooler import DETAIL_END_KEY, LAST_TARGET_KEY, POOLING_TASK, SPANS_KEY
-
         if not requests:
             return []
         outputs = self._llm.encode(
@@ -131,11 +85,7 @@ class Prefill:
             pooling_params=[
                 PoolingParams(
                     task=POOLING_TASK,
-                    extra_kwargs={
-                        SPANS_KEY: r.spans,
-                        DETAIL_END_KEY: r.detail_end,
-                        LAST_TARGET_KEY: r.last_target,
-                    },
+                    extra_kwargs=r.pack(),
                     skip_reading_prefix_cache=not r.reuse_prefix,
                 )
                 for r in requests
@@ -143,7 +93,7 @@ class Prefill:
             pooling_task=POOLING_TASK,
             use_tqdm=False,
         )
-        return [_unpack(output.outputs.data.numpy()) for output in outputs]
+        return [PrefillScores.unpack(output.outputs.data.numpy()) for output in outputs]
 
     def forget_prefixes(self) -> None:
         """Empty the prefix cache, so that what comes next does not depend on what came before."""
@@ -200,19 +150,13 @@ class StockPrefill:
         prompts = [r.token_ids[: r.spans[-1][1]] for r in requests]
         outputs = self._generate(prompts, prompt_logprobs=0)
         return [
-            self._reduce(request, _prompt_logprobs_rows(request, output.prompt_logprobs))
+            PrefillScores.of(
+                _prompt_logprobs_rows(request, output.prompt_logprobs),
+                request.detail_end,
+                self._rank_clip,
+            )
             for request, output in zip(requests, outputs, strict=True)
         ]
-
-    def _reduce(self, request: PrefillRequest, rows: NDArray[np.float64]) -> PrefillScores:
-        is_rest = rows[:, 0] >= request.detail_end
-        positions, ranks, logprobs, entropies = rows[is_rest].T
-        return PrefillScores(
-            tokens=rows[~is_rest],
-            num_rest=len(positions),
-            rest_position_sum=int(positions.sum()),
-            rest_sums=metrics.sum_terms(ranks, logprobs, entropies, self._rank_clip),
-        )
 
     def run_unscored(self, requests: Sequence[PrefillRequest]) -> None:
         """Prefill and nothing else: the least that any scorer on vLLM takes."""
@@ -244,21 +188,8 @@ class StockPrefill:
         _close_vllm(self._llm)
 
 
-def _unpack(flat: NDArray[np.float64]) -> PrefillScores:
-    """What `ScoringPooler.forward` gives for one request."""
-    from rsr.engine.pooler import SUM_COLUMNS, TOKEN_COLUMNS
-
-    num_rest, rest_position_sum, *rest_sums = flat[: len(SUM_COLUMNS)]
-    return PrefillScores(
-        tokens=flat[len(SUM_COLUMNS) :].reshape(-1, len(TOKEN_COLUMNS)),
-        num_rest=int(num_rest),
-        rest_position_sum=int(rest_position_sum),
-        rest_sums=np.array(rest_sums),
-    )
-
-
 def _prompt_logprobs_rows(request: PrefillRequest, prompt_logprobs: Any) -> NDArray[np.float64]:
-    """vLLM's mapping of token to Logprob at each position, as rows of `pooler.TOKEN_COLUMNS`."""
+    """vLLM's mapping of token to Logprob at each position, as rows of `wire.TOKEN_COLUMNS`."""
     rows = []
     for start, end in request.spans:
         for position in range(start, end):

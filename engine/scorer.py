@@ -13,13 +13,7 @@ from numpy.typing import NDArray
 
 from rsr.engine.config import ScorerConfig, ScorerKind
 from rsr.engine.metrics import TrajectoryScore, sum_terms, trajectory_score
-from rsr.engine.prefill import (
-    Prefill,
-    PrefillRequest,
-    PrefillScores,
-    StockPrefill,
-    UnsupportedHeadError,
-)
+from rsr.engine.prefill import Prefill, StockPrefill, UnsupportedHeadError
 from rsr.engine.prefix_reuse import (
     MIN_SHARED_FRACTION,
     fill_from_siblings,
@@ -31,6 +25,7 @@ from rsr.engine.prefix_reuse import (
 )
 from rsr.engine.student import Student, open_student
 from rsr.engine.trajectory import EncodedTrajectory, TokenScores, Trajectory
+from rsr.engine.wire import PrefillRequest, PrefillScores
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,162 @@
+"""What the driver and vLLM's workers tell each other, and the form in which it travels.
+
+An engine's settings travel in vLLM's `additional_config`, what to score of a request in its
+`PoolingParams.extra_kwargs`, and a request's scores come back as one flat tensor. Each form is
+packed and unpacked here and nowhere else. Imports no vLLM.
+"""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rsr.engine import metrics
+from rsr.engine.config import LogitsDtype, ScorerConfig
+
+POOLING_TASK = "token_classify"
+"""What vLLM calls a request that gets something for each of its tokens."""
+SETTINGS_KEY = "rsr"
+"""In `VllmConfig.additional_config`: a `WorkerSettings` as a dict."""
+POSITIONS_KEY = "rsr_positions"
+"""In `PoolingParams.extra_kwargs`: the scored positions, the bytes of an int32 array."""
+TARGETS_KEY = "rsr_targets"
+"""Likewise: the tokens at these positions. The last of them is not part of vLLM's prompt."""
+DETAIL_END_KEY = "rsr_detail_end"
+"""Likewise: scored positions before it come back one by one, those from it on as sums."""
+
+TOKEN_COLUMNS = ("position", "rank", "logprob", "entropy")
+"""Of one scored token; positions and ranks are exact in float32 below 2**24."""
+SUM_COLUMNS = ("num_tokens", "position", *metrics.TERMS)
+"""Sums over scored tokens. That of positions tells a lost or repeated token from none."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSettings:
+    """What a worker must know of a `ScorerConfig`; the fields mean what they mean there."""
+
+    logits_dtype: LogitsDtype
+    entropy: bool
+    rank_clip: int | None
+
+    @classmethod
+    def of(cls, config: ScorerConfig) -> Self:
+        return cls(config.logits_dtype, config.entropy, config.rank_clip)
+
+    def pack(self) -> dict[str, Any]:
+        """For `VllmConfig.additional_config`."""
+        return {SETTINGS_KEY: asdict(self)}
+
+    @classmethod
+    def unpack(cls, additional_config: Mapping[str, Any]) -> Self:
+        """The inverse of `pack`."""
+        return cls(**additional_config[SETTINGS_KEY])
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillRequest:
+    """A sequence of tokens, some of which are to be scored, as the driver states it.
+
+    token_ids: the sequence. spans: half-open [start, end) ranges of positions ≥ 1, at least one.
+    detail_end: scored positions before it come back one by one, those from it on only as sums.
+    reuse_prefix: take from the cache what earlier requests have computed of the same prefix; the
+    scored positions that those hidden states predict do not come back.
+    """
+
+    token_ids: list[int]
+    spans: list[tuple[int, int]]
+    detail_end: int = sys.maxsize
+    reuse_prefix: bool = False
+
+    @property
+    def computed_ids(self) -> list[int]:
+        """The tokens whose hidden states are needed: all before the last scored one."""
+        return self.token_ids[: self.spans[-1][1] - 1]
+
+    def pack(self) -> dict[str, Any]:
+        """For `PoolingParams.extra_kwargs`; the worker unpacks it as `ScoredTokens`."""
+        positions = np.concatenate([np.arange(*span, dtype=np.int32) for span in self.spans])
+        targets = np.asarray(self.token_ids, dtype=np.int32)[positions]
+        return {
+            POSITIONS_KEY: positions.tobytes(),
+            TARGETS_KEY: targets.tobytes(),
+            DETAIL_END_KEY: self.detail_end,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredTokens:
+    """What a worker is to score of one request.
+
+    positions: (T,) int32, ascending. targets: (T,) int32, the tokens at these positions.
+    detail_end: positions before it are wanted one by one.
+    """
+
+    positions: NDArray[np.int32]
+    targets: NDArray[np.int32]
+    detail_end: int
+
+    @classmethod
+    def unpack(cls, extra_kwargs: Mapping[str, Any]) -> Self:
+        """The inverse of `PrefillRequest.pack`."""
+        return cls(
+            np.frombuffer(extra_kwargs[POSITIONS_KEY], dtype=np.int32),
+            np.frombuffer(extra_kwargs[TARGETS_KEY], dtype=np.int32),
+            extra_kwargs[DETAIL_END_KEY],
+        )
+
+    @classmethod
+    def nothing(cls) -> Self:
+        """Of a request in which no token is to be scored."""
+        none = np.empty(0, dtype=np.int32)
+        return cls(none, none, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillScores:
+    """The scores of one request's tokens: one by one before its detail end, as sums from it on.
+
+    tokens: (T, 4) float64 rows of `TOKEN_COLUMNS`. num_rest, rest_position_sum: how many scored
+    positions there are from the detail end on, and their sum. rest_sums: over these, the sums of
+    `metrics.TERMS`.
+    """
+
+    tokens: NDArray[np.float64]
+    num_rest: int
+    rest_position_sum: int
+    rest_sums: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, rows: NDArray[np.float64], detail_end: int, rank_clip: int | None) -> Self:
+        """From (T, 4) rows of `TOKEN_COLUMNS`, one for each scored position."""
+        is_rest = rows[:, 0] >= detail_end
+        positions, ranks, logprobs, entropies = rows[is_rest].T
+        return cls(
+            tokens=rows[~is_rest],
+            num_rest=len(positions),
+            rest_position_sum=int(positions.sum()),
+            rest_sums=metrics.sum_terms(ranks, logprobs, entropies, rank_clip),
+        )
+
+    @classmethod
+    def unpack(cls, flat: NDArray[np.float64]) -> Self:
+        """The inverse of `pack_scores`, for one request."""
+        num_rest, rest_position_sum, *rest_sums = flat[: len(SUM_COLUMNS)]
+        return cls(
+            tokens=flat[len(SUM_COLUMNS) :].reshape(-1, len(TOKEN_COLUMNS)),
+            num_rest=int(num_rest),
+            rest_position_sum=int(rest_position_sum),
+            rest_sums=np.array(rest_sums),
+        )
+
+
+def pack_scores(sums: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """One flat float64 tensor for one request.
+
+    sums: (len(SUM_COLUMNS),) float64 over the scored positions from the detail end on.
+    tokens: (T, 4) `TOKEN_COLUMNS` of those before it.
+    """
+    return torch.cat([sums, tokens.double().flatten()])

@@ -1,0 +1,167 @@
+"""A worker's part of scoring without vLLM: any way to cut requests into steps gives one answer."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rsr.engine.scored_rows import Chunk, ScoredRows, StepScorer
+from rsr.engine.wire import PrefillRequest, PrefillScores, ScoredTokens
+from rsr.kernels import RankLogprob, rank_logprob
+
+VOCAB_SIZE, HIDDEN_SIZE, RANK_CLIP = 31, 8, 10
+
+
+class PlainHead:
+    """A model that is its head: hidden states meet the weight as they are."""
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        self.weight = weight
+
+    def prepare(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, "PlainHead"]:
+        return hidden_states, self
+
+    def score(
+        self, hidden_states: torch.Tensor, targets: torch.Tensor, *, entropy: bool
+    ) -> RankLogprob:
+        return rank_logprob(hidden_states, self.weight, targets, impl="reference", entropy=entropy)
+
+
+HEAD = PlainHead(torch.randn(VOCAB_SIZE, HIDDEN_SIZE, generator=torch.Generator().manual_seed(0)))
+
+
+def hidden_states(token_ids: list[int]) -> torch.Tensor:
+    """Stands in for the model: each row depends on all tokens up to its own."""
+    ids = torch.tensor(token_ids, dtype=torch.float32)
+    mixed = torch.cumsum(ids + 1, 0)[:, None] * torch.arange(1, HIDDEN_SIZE + 1)
+    return torch.sin(mixed)
+
+
+def step_scorer(*, entropy: bool = True, head: PlainHead = HEAD) -> StepScorer:
+    return StepScorer(head, entropy=entropy, rank_clip=RANK_CLIP)
+
+
+def rows_of(request: PrefillRequest, head: PlainHead = HEAD) -> np.ndarray:
+    """(T, 4) token columns of all scored positions, without any steps."""
+    positions = [p for start, end in request.spans for p in range(start, end)]
+    states = hidden_states(request.token_ids)[[p - 1 for p in positions]]
+    targets = torch.tensor([request.token_ids[p] for p in positions])
+    rank, logprob, entropy = head.score(states, targets, entropy=True)
+    columns = (torch.tensor(positions).float(), rank.float(), logprob, entropy)
+    return torch.stack(columns, dim=1).double().numpy()
+
+
+def assert_same(found: PrefillScores, expected: PrefillScores) -> None:
+    np.testing.assert_array_equal(found.tokens[:, :2], expected.tokens[:, :2])
+    np.testing.assert_allclose(found.tokens, expected.tokens, rtol=1e-5)
+    assert found.num_rest == expected.num_rest
+    assert found.rest_position_sum == expected.rest_position_sum
+    np.testing.assert_allclose(found.rest_sums, expected.rest_sums, rtol=1e-5, atol=1e-5)
+
+
+def run(requests: list[PrefillRequest], steps: list[list[tuple[int, int, int]]]) -> list:
+    """steps: of each, (request, first token, last token + 1) of each chunk."""
+    scorer, kept = step_scorer(), [[] for _ in requests]
+    answers = [None] * len(requests)
+    for step in steps:
+        states, chunks = [torch.empty(0, HIDDEN_SIZE)], []
+        for index, start, end in step:
+            request = requests[index]
+            states.append(hidden_states(request.token_ids)[start:end])
+            is_last = end == len(request.computed_ids)
+            scored = ScoredTokens.unpack(request.pack())
+            chunks.append(Chunk.of(scored, start, end - start, is_last=is_last))
+        outputs = scorer.score(torch.cat(states), chunks, [kept[index] for index, *_ in step])
+        for (index, *_), chunk, output in zip(step, chunks, outputs, strict=True):
+            assert (output is not None) == chunk.is_last
+            if output is not None:
+                assert kept[index] == []
+                answers[index] = PrefillScores.unpack(output.numpy())
+    return answers
+
+
+token_lists = st.lists(st.integers(0, VOCAB_SIZE - 1), min_size=2, max_size=24)
+
+
+@st.composite
+def requests(draw) -> PrefillRequest:
+    token_ids = draw(token_lists)
+    start = draw(st.integers(1, len(token_ids) - 1))
+    middle = draw(st.integers(start + 1, len(token_ids)))
+    spans = [(start, middle)]
+    if middle + 1 < len(token_ids):
+        spans.append((draw(st.integers(middle + 1, len(token_ids) - 1)), len(token_ids)))
+    return PrefillRequest(token_ids, spans, draw(st.integers(0, 25)))
+
+
+@given(st.lists(requests(), min_size=1, max_size=5), st.data())
+def test_any_steps_give_what_whole_requests_give(batch, data):
+    """Requests join and leave as a scheduler pleases, and some are preempted and start over."""
+    next_token = [0] * len(batch)
+    preemptions = 2
+    steps = []
+    while open_requests := [i for i, r in enumerate(batch) if next_token[i] < len(r.computed_ids)]:
+        step = []
+        for index in data.draw(st.lists(st.sampled_from(open_requests), min_size=1, unique=True)):
+            start, length = next_token[index], len(batch[index].computed_ids)
+            if preemptions and data.draw(st.booleans()):
+                # It goes on from what the prefix cache still has of it.
+                preemptions -= 1
+                start = data.draw(st.integers(0, start))
+            end = data.draw(st.integers(start + 1, length))
+            step.append((index, start, end))
+            next_token[index] = end
+        steps.append(step)
+    for request, found in zip(batch, run(batch, steps), strict=True):
+        assert_same(found, PrefillScores.of(rows_of(request), request.detail_end, RANK_CLIP))
+
+
+def test_positions_behind_a_cached_prefix_are_in_no_answer():
+    request = PrefillRequest(list(range(12)), [(2, 12)], detail_end=9)
+    # A cache supplied the first five tokens: the hidden states that predict 1 … 5 do not come.
+    (found,) = run(
+        [request],
+        [
+            [
+                (0, 5, 8),
+            ],
+            [(0, 8, 11)],
+        ],
+    )
+    rows = rows_of(request)
+    assert_same(found, PrefillScores.of(rows[rows[:, 0] > 5], 9, RANK_CLIP))
+    assert found.tokens[:, 0].tolist() == [6, 7, 8]
+    assert found.num_rest == 3
+
+
+@pytest.mark.parametrize(
+    ("detail_end", "num_tokens"), [(0, 0), (1, 0), (4, 3), (10, 9), (2**40, 9)]
+)
+def test_detail_ends_where_it_is_asked_to(detail_end, num_tokens):
+    request = PrefillRequest(list(range(10)), [(1, 10)], detail_end)
+    (found,) = run([request], [[(0, 0, 3)], [(0, 3, 9)]])
+    assert len(found.tokens) == num_tokens
+    assert_same(found, PrefillScores.of(rows_of(request), detail_end, RANK_CLIP))
+
+
+def test_requests_that_score_nothing_are_answered_too():
+    """As many as vLLM warms up with, alone and beside one that is ours."""
+    ours = PrefillRequest([3, 1, 4], [(1, 3)], 0)
+    empty = [Chunk(0, 2, True, ScoredTokens.nothing()) for _ in range(1024)]
+    outputs = step_scorer().score(torch.zeros(2048, HIDDEN_SIZE), empty, [[] for _ in empty])
+    assert all(PrefillScores.unpack(o.numpy()).num_rest == 0 for o in outputs)
+    chunks = [*empty, Chunk.of(ScoredTokens.unpack(ours.pack()), 0, 2, is_last=True)]
+    states = torch.cat([torch.zeros(2048, HIDDEN_SIZE), hidden_states([3, 1])])
+    *_, last = step_scorer().score(states, chunks, [[] for _ in chunks])
+    assert_same(PrefillScores.unpack(last.numpy()), PrefillScores.of(rows_of(ours), 0, RANK_CLIP))
+
+
+def test_entropy_is_nan_where_it_is_not_asked_for():
+    request = PrefillRequest([3, 1, 4], [(1, 3)], 2)
+    chunk = Chunk.of(ScoredTokens.unpack(request.pack()), 0, 2, is_last=True)
+    kept: list[list[ScoredRows]] = [[]]
+    (output,) = step_scorer(entropy=False).score(hidden_states([3, 1]), [chunk], kept)
+    scores = PrefillScores.unpack(output.numpy())
+    assert np.isnan(scores.tokens[0, 3])
+    assert np.isnan(scores.rest_sums).tolist() == [False, False, True] + [False] * 5

@@ -1,0 +1,69 @@
+"""What the driver packs is what the worker reads, and the other way round."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from rsr.engine import ScorerConfig
+from rsr.engine.wire import (
+    SUM_COLUMNS,
+    TOKEN_COLUMNS,
+    PrefillRequest,
+    PrefillScores,
+    ScoredTokens,
+    WorkerSettings,
+    pack_scores,
+)
+
+
+@st.composite
+def requests(draw) -> PrefillRequest:
+    """Any request: spans are ascending and disjoint, and begin at position 1 or later."""
+    token_ids = draw(st.lists(st.integers(0, 2**31 - 1), min_size=2, max_size=40))
+    bounds = draw(
+        st.lists(st.integers(1, len(token_ids)), min_size=2, unique=True).map(
+            lambda found: sorted(found[: len(found) // 2 * 2])
+        )
+    )
+    spans = list(zip(bounds[::2], bounds[1::2], strict=True))
+    return PrefillRequest(token_ids, spans, draw(st.integers(0, 41)), draw(st.booleans()))
+
+
+@given(requests())
+def test_a_request_says_which_tokens_to_score(request):
+    scored = ScoredTokens.unpack(request.pack())
+    positions = [p for start, end in request.spans for p in range(start, end)]
+    assert scored.positions.tolist() == positions
+    assert scored.targets.tolist() == [request.token_ids[p] for p in positions]
+    assert scored.detail_end == request.detail_end
+    # Each target's hidden state is computed, and nothing that no target needs.
+    assert request.computed_ids == request.token_ids[: positions[-1]]
+
+
+any_float = st.floats(allow_nan=True, allow_infinity=True, width=32)
+
+
+@given(
+    st.integers(0, 2**24),
+    st.integers(0, 2**40),
+    hnp.arrays(np.float64, len(SUM_COLUMNS) - 2, elements=any_float),
+    hnp.arrays(
+        np.float32, st.tuples(st.integers(0, 9), st.just(len(TOKEN_COLUMNS))), elements=any_float
+    ),
+)
+def test_scores_come_back_bit_for_bit(num_rest, rest_position_sum, rest_sums, tokens):
+    sums = torch.tensor([num_rest, rest_position_sum, *rest_sums.tolist()], dtype=torch.float64)
+    scores = PrefillScores.unpack(pack_scores(sums, torch.from_numpy(tokens)).numpy())
+    assert (scores.num_rest, scores.rest_position_sum) == (num_rest, rest_position_sum)
+    np.testing.assert_array_equal(scores.rest_sums, rest_sums)
+    np.testing.assert_array_equal(scores.tokens, tokens)
+
+
+@pytest.mark.parametrize("rank_clip", [None, 50])
+def test_settings_come_back(rank_clip):
+    config = ScorerConfig(model="any", logits_dtype="model", entropy=False, rank_clip=rank_clip)
+    packed = WorkerSettings.of(config).pack()
+    assert WorkerSettings.unpack(packed) == WorkerSettings("model", False, rank_clip)
