@@ -14,8 +14,11 @@ import torch
 from numpy.typing import NDArray
 
 from rsr.engine import metrics
-from rsr.engine.wire import TOKEN_COLUMNS, ScoredTokens, pack_scores
+from rsr.engine.wire import SUM_COLUMNS, TOKEN_COLUMNS, ScoredTokens, pack_scores
 from rsr.kernels import RankLogprob
+
+BLOCK_ROWS = 256
+"""Rows that are summed together: two levels sum 65,536 tokens, and short rows have few to fill."""
 
 
 class Head(Protocol):
@@ -121,12 +124,11 @@ class StepScorer:
         if not sum(counts):
             values = torch.empty(0, len(TOKEN_COLUMNS), device=device)
         else:
-            index, targets, position = (
-                torch.from_numpy(np.concatenate(parts)).to(device)
-                for parts in (rows, [chunk.scored.targets for chunk in chunks], positions)
-            )
+            targets = [chunk.scored.targets for chunk in chunks]
+            plan = np.stack([np.concatenate(parts) for parts in (rows, targets, positions)])
+            index, target, position = _to_device(plan.astype(np.int64), device)
             scored, head = self._head_source.prepare(hidden_states[index])
-            rank, logprob, entropy = head.score(scored, targets, entropy=self._entropy)
+            rank, logprob, entropy = head.score(scored, target, entropy=self._entropy)
             if entropy is None:
                 entropy = torch.full_like(logprob, float("nan"))
             values = torch.stack((position.float(), rank.float(), logprob, entropy), dim=1)
@@ -137,18 +139,53 @@ class StepScorer:
     def _reduce(self, finished: list[tuple[list[ScoredRows], int]]) -> Iterator[torch.Tensor]:
         """What leaves the worker, of each request's rows; one reduction for all of them."""
         if not finished:
-            return
+            return iter(())
         parts = [[rows.split_at(end) for rows in kept] for kept, end in finished]
-        rests = [torch.cat([rest.values for _, rest in request]) for request in parts]
-        values = torch.cat(rests)
-        position, rank, logprob, entropy = values.double().unbind(dim=1)
-        terms = metrics.token_terms(rank, logprob, entropy, self._rank_clip)
-        sums = torch.segment_reduce(
-            torch.stack([torch.ones_like(position), position, *terms], dim=1),
-            "sum",
-            lengths=torch.tensor([len(rest) for rest in rests], device=values.device),
-            initial=0,
-            unsafe=True,  # the checks would wait for the device
+        sums = sum_rows(
+            [[rest.values for _, rest in request] for request in parts], self._rank_clip
         )
-        for row, request in zip(sums, parts, strict=True):
-            yield pack_scores(row, torch.cat([front.values for front, _ in request]))
+        return pack_scores(sums, [[front.values for front, _ in request] for request in parts])
+
+
+def sum_rows(requests: Sequence[Sequence[torch.Tensor]], rank_clip: int | None) -> torch.Tensor:
+    """Each request's (T, 4) `TOKEN_COLUMNS`, in pieces, to (requests, len(SUM_COLUMNS)) float64.
+
+    Blocks of fixed size are summed, then blocks of their sums: a long row is as parallel as many
+    short ones, no atomic addition makes runs differ, and a request's sums depend on its rows alone.
+    """
+    padding = requests[0][0].new_zeros(BLOCK_ROWS, len(TOKEN_COLUMNS))
+    blocks, num_blocks = _in_blocks(requests, padding)
+    position, rank, logprob, entropy = blocks.double().unbind(dim=-1)
+    # Padding is the only thing at position 0, and adds 0 to every sum.
+    is_token = (position > 0).double()
+    terms = metrics.token_terms(rank, logprob, entropy, rank_clip)
+    sums = torch.stack([is_token, position, *terms], dim=-1).sum(dim=1)
+    padding = sums.new_zeros(BLOCK_ROWS, len(SUM_COLUMNS))
+    while max(num_blocks) > 1:
+        blocks, num_blocks = _in_blocks([[part] for part in sums.split(num_blocks)], padding)
+        sums = blocks.sum(dim=1)
+    return sums
+
+
+def _in_blocks(
+    requests: Sequence[Sequence[torch.Tensor]], padding: torch.Tensor
+) -> tuple[torch.Tensor, list[int]]:
+    """(blocks, BLOCK_ROWS, C) of requests' rows (T, C), given in pieces, and each one's blocks.
+
+    padding: (BLOCK_ROWS, C), of which each request gets what fills its last block, or its only one.
+    """
+    parts: list[torch.Tensor] = []
+    num_blocks = []
+    for pieces in requests:
+        num_rows = sum(len(piece) for piece in pieces)
+        num_blocks.append(max(1, -(-num_rows // BLOCK_ROWS)))
+        parts += [*pieces, padding[: num_blocks[-1] * BLOCK_ROWS - num_rows]]
+    return torch.cat(parts).unflatten(0, (-1, BLOCK_ROWS)), num_blocks
+
+
+def _to_device(array: NDArray[np.int64], device: torch.device) -> torch.Tensor:
+    """One copy, for which the host does not wait if it need not."""
+    tensor = torch.from_numpy(array)
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)

@@ -6,7 +6,7 @@ packed and unpacked here and nowhere else. Imports no vLLM.
 """
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
@@ -153,10 +153,25 @@ class PrefillScores:
         )
 
 
-def pack_scores(sums: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """One flat float64 tensor for one request.
+def pack_scores(
+    sums: torch.Tensor, tokens: Sequence[Sequence[torch.Tensor]]
+) -> Iterator[torch.Tensor]:
+    """One flat float64 tensor for each request, in the host's memory as soon as the device is done.
 
-    sums: (len(SUM_COLUMNS),) float64 over the scored positions from the detail end on.
-    tokens: (T, 4) `TOKEN_COLUMNS` of those before it.
+    All of them are parts of one tensor and cross in one copy, which a GPU's stream makes without
+    the host's waiting for it: whoever reads them synchronises with that stream first, as vLLM does
+    for what its pooler returns.
+
+    sums: (requests, len(SUM_COLUMNS)) float64 over scored positions from the detail end on.
+    tokens: of each request, in pieces, (T, 4) `TOKEN_COLUMNS` of the positions before it.
     """
-    return torch.cat([sums, tokens.double().flatten()])
+    parts: list[torch.Tensor] = []
+    sizes = []
+    for row, pieces in zip(sums, tokens, strict=True):
+        parts += [row, *(piece.flatten() for piece in pieces)]
+        sizes.append(row.numel() + sum(piece.numel() for piece in pieces))
+    flat = torch.cat(parts)
+    if flat.device.type != "cpu":
+        host = torch.empty(flat.shape, dtype=flat.dtype, pin_memory=flat.device.type == "cuda")
+        flat = host.copy_(flat, non_blocking=True)
+    return iter(flat.split(sizes))

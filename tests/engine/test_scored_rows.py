@@ -1,12 +1,16 @@
 """A worker's part of scoring without vLLM: any way to cut requests into steps gives one answer."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from stand_in_device import StandInDevice
 
-from rsr.engine.scored_rows import Chunk, ScoredRows, StepScorer
+from rsr.engine import metrics
+from rsr.engine.scored_rows import Chunk, ScoredRows, StepScorer, sum_rows
 from rsr.engine.wire import PrefillRequest, PrefillScores, ScoredTokens
 from rsr.kernels import RankLogprob, rank_logprob
 
@@ -143,6 +147,69 @@ def test_detail_ends_where_it_is_asked_to(detail_end, num_tokens):
     (found,) = run([request], [[(0, 0, 3)], [(0, 3, 9)]])
     assert len(found.tokens) == num_tokens
     assert_same(found, PrefillScores.of(rows_of(request), detail_end, RANK_CLIP))
+
+
+@pytest.mark.parametrize("lengths", [[1], [70_000], [255, 256, 257, 1, 1000], [300] * 40])
+def test_sums_are_exact_whatever_the_length(lengths):
+    """Of values spread over twelve decades, in pieces, beside rows that are not finite."""
+    random = np.random.default_rng(0)
+    requests, expected = [], []
+    for length in lengths:
+        rows = np.stack(
+            [
+                np.arange(1, length + 1),
+                random.integers(1, 150_000, length),
+                -(10.0 ** random.uniform(-9, 3, length)),
+                random.uniform(0, 12, length),
+            ],
+            axis=1,
+        ).astype(np.float32)
+        exact = metrics.token_terms(*rows.astype(np.float64)[:, 1:].T, RANK_CLIP)
+        expected.append([length, length * (length + 1) / 2, *(math.fsum(term) for term in exact)])
+        requests.append(list(torch.from_numpy(rows).split(99)))
+    bad = torch.full((7, 4), float("nan"))
+    batch = [request for good in requests for request in ([bad], good)]
+    found = sum_rows(batch, RANK_CLIP)[1::2]
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-12)
+    alone = torch.cat([sum_rows([request], RANK_CLIP) for request in requests])
+    assert torch.equal(found, alone)
+
+
+class LogitsHead(PlainHead):
+    """As `PlainHead`, by operations for which no host waits; those of `reference` check targets."""
+
+    def score(
+        self, hidden_states: torch.Tensor, targets: torch.Tensor, *, entropy: bool
+    ) -> RankLogprob:
+        logprobs = (hidden_states @ self.weight.T).log_softmax(1)
+        logprob = logprobs.gather(1, targets[:, None])
+        rank = 1 + (logprobs > logprob).sum(1, dtype=torch.int32)
+        return RankLogprob(rank, logprob[:, 0], -(logprobs.exp() * logprobs).sum(1))
+
+
+@pytest.mark.parametrize("detail_end", [0, 400])
+def test_a_step_copies_once_each_way_and_waits_for_nothing(detail_end):
+    """However many requests share it; some are through with it, and some are not."""
+    requests, chunks, states = [], [], []
+    for index in range(40):
+        ids = [(7 * index + i) % VOCAB_SIZE for i in range(600)]
+        request = PrefillRequest(ids, [(1, 600)], detail_end)
+        is_last = index % 2 == 0
+        num_tokens = 599 if is_last else 300
+        scored = ScoredTokens.unpack(request.pack())
+        requests.append(request)
+        chunks.append(Chunk.of(scored, 0, num_tokens, is_last=is_last))
+        states.append(hidden_states(ids)[:num_tokens])
+    with StandInDevice() as device:
+        head = LogitsHead(device.hold(HEAD.weight))
+        held = device.hold(torch.cat(states))
+        outputs = step_scorer(head=head).score(held, chunks, [[] for _ in chunks])
+    assert device.crossings == ["to device", "to host"]
+    for request, output, chunk in zip(requests, outputs, chunks, strict=True):
+        assert (output is None) != chunk.is_last
+        if output is not None:
+            expected = PrefillScores.of(rows_of(request), detail_end, RANK_CLIP)
+            assert_same(PrefillScores.unpack(output.numpy()), expected)
 
 
 def test_requests_that_score_nothing_are_answered_too():

@@ -56,10 +56,16 @@ any_float = st.floats(allow_nan=True, allow_infinity=True, width=32)
 )
 def test_scores_come_back_bit_for_bit(num_rest, rest_position_sum, rest_sums, tokens):
     sums = torch.tensor([num_rest, rest_position_sum, *rest_sums.tolist()], dtype=torch.float64)
-    scores = PrefillScores.unpack(pack_scores(sums, torch.from_numpy(tokens)).numpy())
-    assert (scores.num_rest, scores.rest_position_sum) == (num_rest, rest_position_sum)
-    np.testing.assert_array_equal(scores.rest_sums, rest_sums)
-    np.testing.assert_array_equal(scores.tokens, tokens)
+    rows = torch.from_numpy(tokens)
+    num_first = len(rows) // 2
+    # In one piece, in two, and of a request that wants none.
+    pieces = [[rows], [rows[:num_first], rows[num_first:]], []]
+    flats = pack_scores(torch.stack([sums] * 3), pieces)
+    for flat, expected in zip(flats, [tokens, tokens, tokens[:0]], strict=True):
+        scores = PrefillScores.unpack(flat.numpy())
+        assert (scores.num_rest, scores.rest_position_sum) == (num_rest, rest_position_sum)
+        np.testing.assert_array_equal(scores.rest_sums, rest_sums)
+        np.testing.assert_array_equal(scores.tokens, expected)
 
 
 @pytest.mark.parametrize("rank_clip", [None, 50])
