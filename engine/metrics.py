@@ -5,6 +5,7 @@ against a zero denominator is that of the authors' code, `rsr_cal.py`.
 Knows nothing of models; a rank here is 1 + the number of strictly likelier tokens.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -106,16 +107,33 @@ def sum_terms(
     return np.array([term.sum(dtype=np.float64) for term in terms])
 
 
+def is_finite(logprobs: Any, entropies: Any | None) -> Any:
+    """Which tokens are scored: (T,) NumPy arrays or torch tensors to one of booleans.
+
+    A student that overflows, or has a weight that is not a number, gives log-probabilities that
+    are NaN or −inf. entropies: None where they were not asked for, whatever stands for them.
+    """
+    is_scored = abs(logprobs) < math.inf
+    return is_scored if entropies is None else is_scored & (abs(entropies) < math.inf)
+
+
 def trajectory_score(
     sums: NDArray[np.float64],
     num_tokens: int,
     *,
+    has_entropy: bool,
     status: Status = Status.OK,
     rank_clip: int | None = DEFAULT_RANK_CLIP,
     tokens: TokenScores | None = None,
 ) -> TrajectoryScore:
-    """A trajectory's score from the sums of its tokens' `TERMS`; NaN entropy is none."""
+    """A trajectory's score from the sums of its tokens' `TERMS`.
+
+    has_entropy: whether entropy was asked for; if not, its sum is not looked at. A sum of
+    surprisals or of entropies that is not finite makes the row `NOT_FINITE`, without any number.
+    """
     rank_sum, surprisal_sum_nats, entropy_sum_nats, *rank_sums = sums.tolist()
+    if not is_finite(surprisal_sum_nats, entropy_sum_nats if has_entropy else None):
+        return TrajectoryScore(Status.NOT_FINITE, rank_clip=rank_clip)
     return TrajectoryScore(
         status=status,
         rank_clip=rank_clip,
@@ -123,7 +141,7 @@ def trajectory_score(
         rank_sum=rank_sum,
         # −0.0 would print as a surprisal below zero.
         surprisal_sum_nats=surprisal_sum_nats + 0.0,
-        entropy_sum_nats=None if np.isnan(entropy_sum_nats) else entropy_sum_nats,
+        entropy_sum_nats=entropy_sum_nats if has_entropy else None,
         rank_sums=dict(zip(STORED_RANK_CLIPS, rank_sums, strict=True)),
         tokens=tokens,
     )
@@ -136,10 +154,11 @@ def score_tokens(
     rank_clip: int | None = DEFAULT_RANK_CLIP,
     keep_tokens: bool = False,
 ) -> TrajectoryScore:
-    """Reduce one trajectory's token scores to its sums."""
+    """Reduce one trajectory's token scores to its sums; entropies that are all NaN are none."""
     return trajectory_score(
         sum_terms(tokens.ranks, tokens.logprobs, tokens.entropies, rank_clip),
         len(tokens.ranks),
+        has_entropy=not np.isnan(tokens.entropies).all(),
         status=status,
         rank_clip=rank_clip,
         tokens=tokens if keep_tokens else None,

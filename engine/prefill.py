@@ -53,6 +53,8 @@ class Prefill:
         `UnsupportedHeadError` where its LM head is not a plain matrix.
         """
         config = student.config
+        self.has_entropy = config.entropy
+        """Whether the entropy column has numbers in it; it is all NaN otherwise."""
         try:
             self._llm = _open_vllm(
                 student,
@@ -154,9 +156,15 @@ class StockPrefill:
                 _prompt_logprobs_rows(request, output.prompt_logprobs),
                 request.detail_end,
                 self._rank_clip,
+                has_entropy=self.has_entropy,
             )
             for request, output in zip(requests, outputs, strict=True)
         ]
+
+    @property
+    def has_entropy(self) -> bool:
+        """vLLM gives none."""
+        return False
 
     def run_unscored(self, requests: Sequence[PrefillRequest]) -> None:
         """Prefill and nothing else: the least that any scorer on vLLM takes."""

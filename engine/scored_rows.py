@@ -5,6 +5,7 @@ through the LM head together; a few floats a token are kept until the request's 
 gives what leaves the worker. Knows torch and the rank kernel's results; imports no vLLM.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, Self
@@ -14,11 +15,11 @@ import torch
 from numpy.typing import NDArray
 
 from rsr.engine import metrics
-from rsr.engine.wire import SUM_COLUMNS, TOKEN_COLUMNS, ScoredTokens, pack_scores
+from rsr.engine.wire import REST_COLUMNS, TOKEN_COLUMNS, ScoredTokens, pack_scores
 from rsr.kernels import RankLogprob
 
 BLOCK_ROWS = 256
-"""Rows that are summed together: two levels sum 65,536 tokens, and short rows have few to fill."""
+"""Rows that are reduced together: two levels take 65,536 tokens; short rows have few to fill."""
 
 
 class Head(Protocol):
@@ -109,7 +110,7 @@ class StepScorer:
             if chunk.is_last:
                 finished.append((rows[:], chunk.scored.detail_end))
                 rows.clear()
-        answers = self._reduce(finished)
+        answers = self._answer(finished)
         return [next(answers) if chunk.is_last else None for chunk in chunks]
 
     def _pass_head(self, hidden_states: torch.Tensor, chunks: Sequence[Chunk]) -> list[ScoredRows]:
@@ -136,35 +137,48 @@ class StepScorer:
             ScoredRows(part, new) for part, new in zip(positions, values.split(counts), strict=True)
         ]
 
-    def _reduce(self, finished: list[tuple[list[ScoredRows], int]]) -> Iterator[torch.Tensor]:
+    def _answer(self, finished: list[tuple[list[ScoredRows], int]]) -> Iterator[torch.Tensor]:
         """What leaves the worker, of each request's rows; one reduction for all of them."""
         if not finished:
             return iter(())
         parts = [[rows.split_at(end) for rows in kept] for kept, end in finished]
-        sums = sum_rows(
-            [[rest.values for _, rest in request] for request in parts], self._rank_clip
-        )
-        return pack_scores(sums, [[front.values for front, _ in request] for request in parts])
+        fronts = [[front.values for front, _ in request] for request in parts]
+        rests = [[rest.values for _, rest in request] for request in parts]
+        reduced = reduce_rows(rests, self._rank_clip, has_entropy=self._entropy)
+        return pack_scores(reduced, fronts)
 
 
-def sum_rows(requests: Sequence[Sequence[torch.Tensor]], rank_clip: int | None) -> torch.Tensor:
-    """Each request's (T, 4) `TOKEN_COLUMNS`, in pieces, to (requests, len(SUM_COLUMNS)) float64.
+def reduce_rows(
+    requests: Sequence[Sequence[torch.Tensor]], rank_clip: int | None, *, has_entropy: bool
+) -> torch.Tensor:
+    """Each request's (T, 4) `TOKEN_COLUMNS`, in pieces, to (requests, len(REST_COLUMNS)) float64.
 
-    Blocks of fixed size are summed, then blocks of their sums: a long row is as parallel as many
-    short ones, no atomic addition makes runs differ, and a request's sums depend on its rows alone.
+    Blocks of fixed size are reduced, then blocks of their results: a long row is as parallel as
+    many short ones, no atomic addition makes runs differ, and a request's sums depend on its rows
+    alone.
     """
     padding = requests[0][0].new_zeros(BLOCK_ROWS, len(TOKEN_COLUMNS))
     blocks, num_blocks = _in_blocks(requests, padding)
     position, rank, logprob, entropy = blocks.double().unbind(dim=-1)
-    # Padding is the only thing at position 0, and adds 0 to every sum.
+    # Padding is the only thing at position 0, adds 0 to every sum and is finite.
     is_token = (position > 0).double()
     terms = metrics.token_terms(rank, logprob, entropy, rank_clip)
-    sums = torch.stack([is_token, position, *terms], dim=-1).sum(dim=1)
-    padding = sums.new_zeros(BLOCK_ROWS, len(SUM_COLUMNS))
+    is_scored = metrics.is_finite(logprob, entropy if has_entropy else None)
+    not_finite = position.masked_fill(is_scored, math.inf)
+    reduced = _reduce(torch.stack([is_token, position, *terms, not_finite], dim=-1))
+    padding = reduced.new_zeros(BLOCK_ROWS, len(REST_COLUMNS))
+    padding[:, -1] = math.inf
     while max(num_blocks) > 1:
-        blocks, num_blocks = _in_blocks([[part] for part in sums.split(num_blocks)], padding)
-        sums = blocks.sum(dim=1)
-    return sums
+        parts = reduced.split(num_blocks)
+        blocks, num_blocks = _in_blocks([[part] for part in parts], padding)
+        reduced = _reduce(blocks)
+    return reduced
+
+
+def _reduce(blocks: torch.Tensor) -> torch.Tensor:
+    """(blocks, BLOCK_ROWS, len(REST_COLUMNS)) to one row for each block."""
+    sums, first_not_finite = blocks[..., :-1].sum(dim=1), blocks[..., -1:].amin(dim=1)
+    return torch.cat([sums, first_not_finite], dim=1)
 
 
 def _in_blocks(

@@ -24,8 +24,8 @@ from rsr.engine.prefix_reuse import (
     wave_order,
 )
 from rsr.engine.student import Student, open_student
-from rsr.engine.trajectory import EncodedTrajectory, TokenScores, Trajectory
-from rsr.engine.wire import PrefillRequest, PrefillScores
+from rsr.engine.trajectory import EncodedTrajectory, Status, TokenScores, Trajectory
+from rsr.engine.wire import PrefillRequest, PrefillScores, first_not_finite
 
 logger = logging.getLogger(__name__)
 
@@ -150,6 +150,7 @@ class Scorer:
         assert (len(rest), rest.sum()) == (scores.num_rest, scores.rest_position_sum), (
             "the engine lost or repeated scored tokens"
         )
+        rank_clip, has_entropy = self.config.rank_clip, self._prefill.has_entropy
         tokens = None
         if self.config.token_scores:
             tokens = TokenScores(
@@ -158,14 +159,25 @@ class Scorer:
                 logprobs=logprobs.astype(np.float32),
                 entropies=entropies.astype(np.float32),
             )
-        rank_clip = self.config.rank_clip
-        return trajectory_score(
+        score = trajectory_score(
             scores.rest_sums + sum_terms(ranks, logprobs, entropies, rank_clip),
             len(expected),
+            has_entropy=has_entropy,
             status=encoded.status,
             rank_clip=rank_clip,
             tokens=tokens,
         )
+        if score.status is Status.NOT_FINITE:
+            first = min(
+                first_not_finite(scores.tokens, has_entropy=has_entropy),
+                scores.rest_first_not_finite,
+            )
+            detail = (
+                f"the student gives the token at position {first:.0f} of "
+                f"{len(encoded.token_ids)} no finite log-probability"
+            )
+            return replace(score, detail=detail)
+        return score
 
 
 def _open_prefill(student: Student) -> Prefill | StockPrefill:

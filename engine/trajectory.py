@@ -24,6 +24,8 @@ class Status(StrEnum):
     """The row cannot be turned into this student's conversation faithfully."""
     TOO_LONG = "too_long"
     """Longer than `max_model_len`, and the run was told to skip such rows."""
+    NOT_FINITE = "not_finite"
+    """The student gives a token of it no finite log-probability: it overflowed, or is broken."""
     ENGINE_ERROR = "engine_error"
     """The engine failed, or took its process with it, on this row alone and more than once."""
 

@@ -5,6 +5,7 @@ An engine's settings travel in vLLM's `additional_config`, what to score of a re
 packed and unpacked here and nowhere else. Imports no vLLM.
 """
 
+import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -32,6 +33,9 @@ TOKEN_COLUMNS = ("position", "rank", "logprob", "entropy")
 """Of one scored token; positions and ranks are exact in float32 below 2**24."""
 SUM_COLUMNS = ("num_tokens", "position", *metrics.TERMS)
 """Sums over scored tokens. That of positions tells a lost or repeated token from none."""
+REST_COLUMNS = (*SUM_COLUMNS, "first_not_finite")
+"""Of the scored tokens from a request's detail end on: `SUM_COLUMNS`, and the position of the first
+of them without a finite score, or inf where all have one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,40 +125,59 @@ class PrefillScores:
 
     tokens: (T, 4) float64 rows of `TOKEN_COLUMNS`. num_rest, rest_position_sum: how many scored
     positions there are from the detail end on, and their sum. rest_sums: over these, the sums of
-    `metrics.TERMS`.
+    `metrics.TERMS`. rest_first_not_finite: the position of the first of these that has no finite
+    score; inf where all have one.
     """
 
     tokens: NDArray[np.float64]
     num_rest: int
     rest_position_sum: int
     rest_sums: NDArray[np.float64]
+    rest_first_not_finite: float
 
     @classmethod
-    def of(cls, rows: NDArray[np.float64], detail_end: int, rank_clip: int | None) -> Self:
+    def of(
+        cls,
+        rows: NDArray[np.float64],
+        detail_end: int,
+        rank_clip: int | None,
+        *,
+        has_entropy: bool,
+    ) -> Self:
         """From (T, 4) rows of `TOKEN_COLUMNS`, one for each scored position."""
         is_rest = rows[:, 0] >= detail_end
-        positions, ranks, logprobs, entropies = rows[is_rest].T
+        rest = rows[is_rest]
+        positions, ranks, logprobs, entropies = rest.T
         return cls(
             tokens=rows[~is_rest],
             num_rest=len(positions),
             rest_position_sum=int(positions.sum()),
             rest_sums=metrics.sum_terms(ranks, logprobs, entropies, rank_clip),
+            rest_first_not_finite=first_not_finite(rest, has_entropy=has_entropy),
         )
 
     @classmethod
     def unpack(cls, flat: NDArray[np.float64]) -> Self:
         """The inverse of `pack_scores`, for one request."""
-        num_rest, rest_position_sum, *rest_sums = flat[: len(SUM_COLUMNS)]
+        num_rest, rest_position_sum, *rest_sums, first = flat[: len(REST_COLUMNS)].tolist()
         return cls(
-            tokens=flat[len(SUM_COLUMNS) :].reshape(-1, len(TOKEN_COLUMNS)),
+            tokens=flat[len(REST_COLUMNS) :].reshape(-1, len(TOKEN_COLUMNS)),
             num_rest=int(num_rest),
             rest_position_sum=int(rest_position_sum),
             rest_sums=np.array(rest_sums),
+            rest_first_not_finite=first,
         )
 
 
+def first_not_finite(rows: NDArray[np.float64], *, has_entropy: bool) -> float:
+    """The position of the first of (T, 4) `TOKEN_COLUMNS` without a finite score, or inf."""
+    positions, _, logprobs, entropies = rows.T
+    is_scored = metrics.is_finite(logprobs, entropies if has_entropy else None)
+    return float(positions[~is_scored].min(initial=math.inf))
+
+
 def pack_scores(
-    sums: torch.Tensor, tokens: Sequence[Sequence[torch.Tensor]]
+    rests: torch.Tensor, tokens: Sequence[Sequence[torch.Tensor]]
 ) -> Iterator[torch.Tensor]:
     """One flat float64 tensor for each request, in the host's memory as soon as the device is done.
 
@@ -162,12 +185,12 @@ def pack_scores(
     the host's waiting for it: whoever reads them synchronises with that stream first, as vLLM does
     for what its pooler returns.
 
-    sums: (requests, len(SUM_COLUMNS)) float64 over scored positions from the detail end on.
+    rests: (requests, len(REST_COLUMNS)) float64 of scored positions from the detail end on.
     tokens: of each request, in pieces, (T, 4) `TOKEN_COLUMNS` of the positions before it.
     """
     parts: list[torch.Tensor] = []
     sizes = []
-    for row, pieces in zip(sums, tokens, strict=True):
+    for row, pieces in zip(rests, tokens, strict=True):
         parts += [row, *(piece.flatten() for piece in pieces)]
         sizes.append(row.numel() + sum(piece.numel() for piece in pieces))
     flat = torch.cat(parts)

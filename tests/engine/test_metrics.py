@@ -9,6 +9,8 @@ from rsr.engine.metrics import (
     TrajectoryScore,
     rank_surprisal_ratio,
     score_tokens,
+    sum_terms,
+    trajectory_score,
 )
 from rsr.engine.trajectory import Status, TokenScores
 
@@ -73,3 +75,23 @@ def test_data_set_ratio_of_parts_adds_up(rows, data):
     merged = DatasetRsr.of(scores[:cut])
     merged.merge(DatasetRsr.of(scores[cut:]))
     assert merged.rsr == pytest.approx(DatasetRsr.of(scores).rsr, rel=1e-12)
+
+
+@pytest.mark.parametrize("surprisal", [np.nan, np.inf, -np.inf])
+def test_a_token_without_a_finite_surprisal_leaves_no_score(surprisal):
+    bad = score_tokens(token_scores([1, 2, 3], [0.5, surprisal, 1.0]), keep_tokens=True)
+    assert bad == TrajectoryScore(Status.NOT_FINITE)
+    assert not bad.status.is_scored
+    assert (bad.rsr, bad.mean_rank, bad.mean_surprisal_nats, bad.mean_entropy_nats) == (None,) * 4
+    good = score_tokens(token_scores([2], [1.0]))
+    assert DatasetRsr.of([bad, good]).rsr == good.rsr
+
+
+def test_entropy_that_is_nan_is_none_if_it_was_not_asked_for_and_no_score_if_it_was():
+    tokens = token_scores([1, 2], [0.5, 1.0])
+    tokens.entropies[:] = np.nan
+    assert score_tokens(tokens).status == "ok"
+    assert score_tokens(tokens).mean_entropy_nats is None
+    sums = sum_terms(tokens.ranks, tokens.logprobs, tokens.entropies, None)
+    assert trajectory_score(sums, 2, has_entropy=False).status == "ok"
+    assert trajectory_score(sums, 2, has_entropy=True).status == "not_finite"

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from stand_in_device import StandInDevice
 
 from rsr.engine import metrics
-from rsr.engine.scored_rows import Chunk, ScoredRows, StepScorer, sum_rows
-from rsr.engine.wire import PrefillRequest, PrefillScores, ScoredTokens
+from rsr.engine.scored_rows import Chunk, ScoredRows, StepScorer, reduce_rows
+from rsr.engine.wire import PrefillRequest, PrefillScores, ScoredTokens, first_not_finite
 from rsr.kernels import RankLogprob, rank_logprob
 
 VOCAB_SIZE, HIDDEN_SIZE, RANK_CLIP = 31, 8, 10
@@ -56,17 +56,27 @@ def rows_of(request: PrefillRequest, head: PlainHead = HEAD) -> np.ndarray:
     return torch.stack(columns, dim=1).double().numpy()
 
 
+def expected_of(request: PrefillRequest, head: PlainHead = HEAD) -> PrefillScores:
+    rows = rows_of(request, head)
+    return PrefillScores.of(rows, request.detail_end, RANK_CLIP, has_entropy=True)
+
+
 def assert_same(found: PrefillScores, expected: PrefillScores) -> None:
     np.testing.assert_array_equal(found.tokens[:, :2], expected.tokens[:, :2])
     np.testing.assert_allclose(found.tokens, expected.tokens, rtol=1e-5)
     assert found.num_rest == expected.num_rest
     assert found.rest_position_sum == expected.rest_position_sum
     np.testing.assert_allclose(found.rest_sums, expected.rest_sums, rtol=1e-5, atol=1e-5)
+    assert found.rest_first_not_finite == expected.rest_first_not_finite
 
 
-def run(requests: list[PrefillRequest], steps: list[list[tuple[int, int, int]]]) -> list:
+def run(
+    requests: list[PrefillRequest],
+    steps: list[list[tuple[int, int, int]]],
+    head: PlainHead = HEAD,
+) -> list:
     """steps: of each, (request, first token, last token + 1) of each chunk."""
-    scorer, kept = step_scorer(), [[] for _ in requests]
+    scorer, kept = step_scorer(head=head), [[] for _ in requests]
     answers = [None] * len(requests)
     for step in steps:
         states, chunks = [torch.empty(0, HIDDEN_SIZE)], []
@@ -118,7 +128,7 @@ def test_any_steps_give_what_whole_requests_give(batch, data):
             next_token[index] = end
         steps.append(step)
     for request, found in zip(batch, run(batch, steps), strict=True):
-        assert_same(found, PrefillScores.of(rows_of(request), request.detail_end, RANK_CLIP))
+        assert_same(found, expected_of(request))
 
 
 def test_positions_behind_a_cached_prefix_are_in_no_answer():
@@ -134,7 +144,7 @@ def test_positions_behind_a_cached_prefix_are_in_no_answer():
         ],
     )
     rows = rows_of(request)
-    assert_same(found, PrefillScores.of(rows[rows[:, 0] > 5], 9, RANK_CLIP))
+    assert_same(found, PrefillScores.of(rows[rows[:, 0] > 5], 9, RANK_CLIP, has_entropy=True))
     assert found.tokens[:, 0].tolist() == [6, 7, 8]
     assert found.num_rest == 3
 
@@ -146,7 +156,7 @@ def test_detail_ends_where_it_is_asked_to(detail_end, num_tokens):
     request = PrefillRequest(list(range(10)), [(1, 10)], detail_end)
     (found,) = run([request], [[(0, 0, 3)], [(0, 3, 9)]])
     assert len(found.tokens) == num_tokens
-    assert_same(found, PrefillScores.of(rows_of(request), detail_end, RANK_CLIP))
+    assert_same(found, expected_of(request))
 
 
 @pytest.mark.parametrize("lengths", [[1], [70_000], [255, 256, 257, 1, 1000], [300] * 40])
@@ -165,13 +175,13 @@ def test_sums_are_exact_whatever_the_length(lengths):
             axis=1,
         ).astype(np.float32)
         exact = metrics.token_terms(*rows.astype(np.float64)[:, 1:].T, RANK_CLIP)
-        expected.append([length, length * (length + 1) / 2, *(math.fsum(term) for term in exact)])
+        expected.append([length, length * (length + 1) / 2, *map(math.fsum, exact), math.inf])
         requests.append(list(torch.from_numpy(rows).split(99)))
     bad = torch.full((7, 4), float("nan"))
     batch = [request for good in requests for request in ([bad], good)]
-    found = sum_rows(batch, RANK_CLIP)[1::2]
+    found = reduce_rows(batch, RANK_CLIP, has_entropy=True)[1::2]
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-12)
-    alone = torch.cat([sum_rows([request], RANK_CLIP) for request in requests])
+    alone = torch.cat([reduce_rows([request], RANK_CLIP, has_entropy=True) for request in requests])
     assert torch.equal(found, alone)
 
 
@@ -208,7 +218,7 @@ def test_a_step_copies_once_each_way_and_waits_for_nothing(detail_end):
     for request, output, chunk in zip(requests, outputs, chunks, strict=True):
         assert (output is None) != chunk.is_last
         if output is not None:
-            expected = PrefillScores.of(rows_of(request), detail_end, RANK_CLIP)
+            expected = expected_of(request)
             assert_same(PrefillScores.unpack(output.numpy()), expected)
 
 
@@ -221,7 +231,7 @@ def test_requests_that_score_nothing_are_answered_too():
     chunks = [*empty, Chunk.of(ScoredTokens.unpack(ours.pack()), 0, 2, is_last=True)]
     states = torch.cat([torch.zeros(2048, HIDDEN_SIZE), hidden_states([3, 1])])
     *_, last = step_scorer().score(states, chunks, [[] for _ in chunks])
-    assert_same(PrefillScores.unpack(last.numpy()), PrefillScores.of(rows_of(ours), 0, RANK_CLIP))
+    assert_same(PrefillScores.unpack(last.numpy()), expected_of(ours))
 
 
 def test_entropy_is_nan_where_it_is_not_asked_for():
@@ -232,3 +242,24 @@ def test_entropy_is_nan_where_it_is_not_asked_for():
     scores = PrefillScores.unpack(output.numpy())
     assert np.isnan(scores.tokens[0, 3])
     assert np.isnan(scores.rest_sums).tolist() == [False, False, True] + [False] * 5
+
+
+@pytest.mark.parametrize("entropy", [True, False])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("detail_end", [0, 3, 1000])
+def test_a_token_without_a_finite_score_is_named(entropy, value, detail_end):
+    """The first one, however long the row and whichever way it comes back."""
+    rows = np.ones((700, 4), dtype=np.float32)
+    rows[:, 0] = np.arange(1, 701)
+    rows[[300, 600], 2 if not entropy else 3] = value
+    fine = torch.from_numpy(np.delete(rows, [300, 600], axis=0)).split(200)
+    tensors = torch.from_numpy(rows).split(200)
+    reduced = reduce_rows([fine, tensors], None, has_entropy=entropy)
+    assert reduced[:, -1].tolist() == [math.inf, 301.0]
+    scores = PrefillScores.of(rows.astype(np.float64), detail_end, None, has_entropy=entropy)
+    of_tokens = first_not_finite(scores.tokens, has_entropy=entropy)
+    assert min(of_tokens, scores.rest_first_not_finite) == 301
+    # Entropy that nobody asked for is NaN, and no reason to refuse a row.
+    rows[:, 2:] = 1.0, math.nan
+    (reduced,) = reduce_rows([[torch.from_numpy(rows)]], None, has_entropy=False)
+    assert reduced[-1] == math.inf

@@ -9,7 +9,7 @@ from hypothesis.extra import numpy as hnp
 
 from rsr.engine import ScorerConfig
 from rsr.engine.wire import (
-    SUM_COLUMNS,
+    REST_COLUMNS,
     TOKEN_COLUMNS,
     PrefillRequest,
     PrefillScores,
@@ -49,22 +49,23 @@ any_float = st.floats(allow_nan=True, allow_infinity=True, width=32)
 @given(
     st.integers(0, 2**24),
     st.integers(0, 2**40),
-    hnp.arrays(np.float64, len(SUM_COLUMNS) - 2, elements=any_float),
+    hnp.arrays(np.float64, len(REST_COLUMNS) - 3, elements=any_float),
     hnp.arrays(
         np.float32, st.tuples(st.integers(0, 9), st.just(len(TOKEN_COLUMNS))), elements=any_float
     ),
 )
 def test_scores_come_back_bit_for_bit(num_rest, rest_position_sum, rest_sums, tokens):
-    sums = torch.tensor([num_rest, rest_position_sum, *rest_sums.tolist()], dtype=torch.float64)
+    rest = [num_rest, rest_position_sum, *rest_sums.tolist(), num_rest / 2]
     rows = torch.from_numpy(tokens)
     num_first = len(rows) // 2
     # In one piece, in two, and of a request that wants none.
     pieces = [[rows], [rows[:num_first], rows[num_first:]], []]
-    flats = pack_scores(torch.stack([sums] * 3), pieces)
+    flats = pack_scores(torch.tensor([rest] * 3, dtype=torch.float64), pieces)
     for flat, expected in zip(flats, [tokens, tokens, tokens[:0]], strict=True):
         scores = PrefillScores.unpack(flat.numpy())
         assert (scores.num_rest, scores.rest_position_sum) == (num_rest, rest_position_sum)
         np.testing.assert_array_equal(scores.rest_sums, rest_sums)
+        assert scores.rest_first_not_finite == num_rest / 2
         np.testing.assert_array_equal(scores.tokens, expected)
 
 
