@@ -30,8 +30,8 @@ class Deadlines:
             return FIRST_UNIT_SECONDS
         return max(MIN_SECONDS, PATIENCE * unit_bytes(unit) * self._seconds / self._bytes)
 
-    def shard_seconds(self, shard: Shard) -> float:
-        """For writing a shard's output."""
+    def write_seconds(self, shard: Shard) -> float:
+        """The time to write a shard's output, or a part of it."""
         floor = self._fixed_seconds or MIN_SECONDS
         return max(floor, MIN_SECONDS + shard.num_bytes / SHARD_BYTES_PER_SECOND)
 

@@ -4,6 +4,18 @@ Work is pulled: a worker gets its next unit when it has finished one, and has a 
 that reading and writing overlap the engine. A lost worker is replaced, and its loss is held
 against the one unit that was in its engine. Knows neither Ray (`Pool` is all it needs) nor the
 terminal: it yields what happened.
+
+No run waits for ever. As long as work is left, one of these holds:
+
+- A worker is ready. It has a task in hand, and every task has a deadline; or the work that is left
+  is paused until a known time, which happens to a task at most twice.
+- A worker is being started. It has `start_timeout_s / 3` until its process answers and
+  `LOAD_SECONDS` until its model is loaded.
+- A start is due at a known time, because the last one at that place failed, or because the cluster
+  had no place. This goes on for `start_timeout_s` without a ready worker, and no longer.
+
+Otherwise the run ends, and what is left is listed as failed. Each loss of a ready worker is a
+setback, and `MAX_SETBACKS` of them with nothing finished in between end the run too.
 """
 
 import time
@@ -14,12 +26,13 @@ from typing import Protocol
 
 from rsr.engine.config import ScorerKind
 from rsr.jobs.cluster.deadlines import Deadlines
-from rsr.jobs.cluster.work import CommitShard, ScoreUnit, Task, WorkQueue, label
+from rsr.jobs.cluster.work import CommitShard, ScoreUnit, Task, WorkQueue, label, shard_of
 from rsr.jobs.run.events import (
     BatchShrunk,
     Cause,
     Event,
     Next,
+    NoWorkerReady,
     ShardFailed,
     ShardWritten,
     UnitFailed,
@@ -34,12 +47,21 @@ UNITS_IN_HAND = 2
 WAIT_SECONDS = 1.0
 """At most, between two looks at the clock and at whether somebody asked to stop."""
 RESIZE_SECONDS = 5.0
-LOAD_SECONDS = 1800.0
+LOAD_SECONDS = 7200.0
 """From a worker's first words to a loaded model; a download of the model counts."""
 MIN_BATCHED_TOKENS = 256
 """Below this a smaller prefill step saves no memory worth having."""
+START_TIMEOUT_SECONDS = 1800.0
+"""The run is given up when no worker was ready for this long and none is loading. A cloud brings up
+a machine, and a file server comes back, in less."""
+NOTICE_SECONDS = 60.0
+"""The user is told after this long without a ready or loading worker."""
 MAX_START_FAILURES = 5
-"""In a row, before no further worker is tried."""
+"""Before any worker was ever ready, the model is refused after so many failed starts in a row at
+one place. Someone is watching the terminal, and what never worked will hardly begin to."""
+MAX_PAUSE_SECONDS, MAX_PAUSE_IN_COMPANY_SECONDS = 60.0, 600.0
+"""The longest pauses before a place is tried again, without other workers and with some: a machine
+that lacks the model folder must not fill the log of a run that others carry on."""
 MAX_SETBACKS, MAX_SETBACKS_PER_WORKER = 20, 3
 """Losses in a row, with no unit finished in between, before the run is given up: narrowing down
 one bad row among 4,096 takes 15, and an engine that fails on every row must not refuse them all."""
@@ -122,12 +144,20 @@ class CannotStartError(Exception):
 
 @dataclass(slots=True)
 class _Worker:
+    """A worker from the call that starts it until it is lost.
+
+    num_start_failures: starts in a row that failed at its place before this one.
+    max_num_batched_tokens: what it was told to start with; if nothing, what it chose.
+    """
+
     number: int
+    started_at: float
+    num_start_failures: int
+    max_num_batched_tokens: int | None
     node: str = "?"
     pid: int = 0
     placed_at: float | None = None
     is_ready: bool = False
-    max_num_batched_tokens: int | None = None
     units: deque[ScoreUnit] = field(default_factory=deque)
     """In hand; the first is in the engine."""
     engine_since: float = 0.0
@@ -138,13 +168,29 @@ class _Worker:
     def in_hand(self) -> list[Task]:
         return [*self.units, *([self.chore] if self.chore else [])]
 
+    @property
+    def is_loading(self) -> bool:
+        return self.placed_at is not None and not self.is_ready
+
+
+@dataclass(frozen=True, slots=True)
+class _RestingPlace:
+    """A place for a worker at which the last `num_failures` starts failed."""
+
+    since: float
+    num_failures: int
+
+    def is_due(self, now: float, longest_seconds: float) -> bool:
+        return now - self.since >= min(longest_seconds, 2.0 ** min(self.num_failures, 16))
+
 
 class Dispatcher:
     """Runs a queue of work on a pool of workers.
 
     num_workers: how many there should be; None is as many as fit, which may change while the run
-    goes on. max_num_batched_tokens: that workers start with; None is vLLM's choice. scorers: how
-    the workers that are ready score.
+    goes on. max_num_batched_tokens: that workers start with; None is vLLM's choice.
+    start_timeout_s: how long starts are tried while no worker is ready. scorers: how the workers
+    that are ready score.
     """
 
     def __init__(
@@ -155,6 +201,7 @@ class Dispatcher:
         num_workers: int | None = None,
         max_num_batched_tokens: int | None = None,
         deadlines: Deadlines | None = None,
+        start_timeout_s: float = START_TIMEOUT_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.scorers: set[ScorerKind] = set()
@@ -163,18 +210,16 @@ class Dispatcher:
         self._num_workers = num_workers
         self._max_num_batched_tokens = max_num_batched_tokens
         self._deadlines = deadlines or Deadlines()
+        self._start_timeout_s = start_timeout_s
         self._clock = clock
         self._workers: dict[int, _Worker] = {}
-        self._num_started = 0
-        self._num_unusable = 0
+        self._resting: list[_RestingPlace] = []
+        self._num_started = self._most_workers = 0
         self._resize_at = 0.0
-        self._start_failures = 0
+        self._none_ready_since: float | None = None
+        self._why_none_ready = ""
+        self._has_given_notice = False
         self._setbacks = 0
-
-    @property
-    def num_waiting(self) -> int:
-        """Units that no worker has in hand."""
-        return self._queue.num_units
 
     @property
     def is_busy(self) -> bool:
@@ -188,6 +233,8 @@ class Dispatcher:
         """Start workers, until so many are ready; raises `CannotStartError` if none can be."""
         while self._num_ready < num_ready and not self._queue.is_empty:
             self._resize()
+            yield from self._overdue()
+            yield from self._watch_for_none_ready()
             yield from self._step()
 
     def run(self) -> Iterator[Event | None]:
@@ -196,6 +243,7 @@ class Dispatcher:
             self._resize()
             self._hand_out()
             yield from self._overdue()
+            yield from self._watch_for_none_ready()
             yield from self._step()
 
     def drain(self, seconds: float) -> Iterator[Event | None]:
@@ -216,17 +264,55 @@ class Dispatcher:
     def _resize(self) -> None:
         """Start workers where there is room and work for them."""
         now = self._clock()
-        if now < self._resize_at:
+        if now < self._resize_at or self._is_out_of_patience(now):
             return
         self._resize_at = now + RESIZE_SECONDS
-        wanted = (self._num_workers or self._pool.num_places) - self._num_unusable
+        num_places = self._num_workers or self._pool.num_places
         busy = sum(1 for worker in self._workers.values() if worker.in_hand)
         useful = max(1, busy + self._queue.num_units)
-        for _ in range(min(wanted, useful) - len(self._workers)):
-            number = self._num_started
-            self._num_started += 1
-            self._workers[number] = _Worker(number)
-            self._pool.start(number, self._max_num_batched_tokens)
+        # Places that the cluster lost are forgotten, the ones that failed last before others.
+        del self._resting[max(0, num_places - len(self._workers)) :]
+        longest = MAX_PAUSE_IN_COMPANY_SECONDS if self._num_ready else MAX_PAUSE_SECONDS
+        due = [place for place in self._resting if place.is_due(now, longest)]
+        num_untried = num_places - len(self._workers) - len(self._resting)
+        num_starts = max(0, min(num_places, useful) - len(self._workers))
+        for _ in range(min(num_starts, num_untried)):
+            self._start(now, 0)
+        for place in due[: max(0, num_starts - num_untried)]:
+            self._resting.remove(place)
+            self._start(now, place.num_failures)
+
+    def _start(self, now: float, num_start_failures: int) -> None:
+        number = self._num_started
+        self._num_started += 1
+        self._workers[number] = _Worker(
+            number, now, num_start_failures, self._max_num_batched_tokens
+        )
+        self._most_workers = max(self._most_workers, len(self._workers))
+        self._pool.start(number, self._max_num_batched_tokens)
+
+    def _is_out_of_patience(self, now: float) -> bool:
+        since = self._none_ready_since
+        return since is not None and now - since >= self._start_timeout_s
+
+    def _watch_for_none_ready(self) -> Iterator[Event]:
+        """Give up when no worker was ready for too long; say so well before."""
+        now = self._clock()
+        if self._num_ready:
+            self._none_ready_since = None
+            return
+        if self._none_ready_since is None:
+            self._none_ready_since, self._has_given_notice = now, False
+            self._why_none_ready = "the cluster has no place for a worker"
+        if any(worker.is_loading for worker in self._workers.values()):
+            return
+        seconds = now - self._none_ready_since
+        if self._is_out_of_patience(now):
+            self._give_up_starting(f"no worker for {seconds:,.0f} s: {self._why_none_ready}")
+        elif seconds >= NOTICE_SECONDS and not self._has_given_notice:
+            self._has_given_notice = True
+            left = self._start_timeout_s - seconds
+            yield NoWorkerReady(seconds=seconds, seconds_left=left, reason=self._why_none_ready)
 
     def _hand_out(self) -> None:
         now = self._clock()
@@ -255,20 +341,28 @@ class Dispatcher:
         """Kill workers that hang."""
         now = self._clock()
         for worker in list(self._workers.values()):
-            if worker.placed_at is not None and not worker.is_ready:
-                what, since, limit = "loading the model", worker.placed_at, LOAD_SECONDS
-            elif worker.units:
-                unit = worker.units[0]
-                what, since = label(unit), worker.engine_since
-                limit = self._deadlines.seconds(unit.unit)
-            elif isinstance(worker.chore, CommitShard):
-                what, since = label(worker.chore), worker.chore_since
-                limit = self._deadlines.shard_seconds(worker.chore.shard)
-            else:
-                continue
-            if now - since > limit:
-                reason = f"{what}: not finished after {limit:.0f} s"
-                yield from self._lose(worker, Cause.TIMEOUT, reason)
+            late = [
+                f"{what}: not finished after {limit:,.0f} s"
+                for what, since, limit in self._expected(worker)
+                if now - since > limit
+            ]
+            # Giving up, for the loss of one, kills them all.
+            if late and worker.number in self._workers:
+                yield from self._lose(worker, Cause.TIMEOUT, late[0])
+
+    def _expected(self, worker: _Worker) -> Iterator[tuple[str, float, float]]:
+        """What the worker is to bring to an end: a name, since when, and the seconds allowed."""
+        if worker.placed_at is None:
+            what = "start of a process, for which the cluster may have no room"
+            yield what, worker.started_at, self._start_timeout_s / 3
+        elif not worker.is_ready:
+            yield "loading the model", worker.placed_at, LOAD_SECONDS
+        if worker.units:
+            unit = worker.units[0]
+            yield label(unit), worker.engine_since, self._deadlines.seconds(unit.unit)
+        if worker.chore:
+            limit = self._deadlines.write_seconds(shard_of(worker.chore))
+            yield label(worker.chore), worker.chore_since, limit
 
     def _take_note(self, answer: Answer, worker: _Worker) -> Iterator[Event]:
         match answer:
@@ -295,9 +389,10 @@ class Dispatcher:
 
     def _welcome(self, worker: _Worker, ready: Ready) -> WorkerStarted:
         worker.is_ready = True
-        worker.max_num_batched_tokens = ready.max_num_batched_tokens
+        self._none_ready_since = None
+        if worker.max_num_batched_tokens is None:
+            worker.max_num_batched_tokens = ready.max_num_batched_tokens
         self.scorers.add(ready.scorer)
-        self._start_failures = 0
         return WorkerStarted(
             worker=worker.number,
             node=worker.node,
@@ -343,12 +438,10 @@ class Dispatcher:
         if shrunk is not None:
             yield shrunk
         yield from self._return_tasks(worker, cause, reason, culprit, blame=shrunk is None)
-        if cause is Cause.NODE or shrunk is not None:
-            return
-        if worker.is_ready:
+        if not worker.is_ready:
+            self._count_start_failure(worker, cause, reason)
+        elif shrunk is None:
             self._count_setback(reason)
-        else:
-            self._count_start_failure(cause, reason)
 
     def _return_tasks(
         self, worker: _Worker, cause: Cause, reason: str, culprit: Task | None, *, blame: bool
@@ -404,7 +497,7 @@ class Dispatcher:
 
     def _shrink_batch(self, worker: _Worker, reason: str) -> BatchShrunk | None:
         """Have workers take smaller prefill steps from now on; None if that is used up."""
-        before = worker.max_num_batched_tokens or self._max_num_batched_tokens
+        before = worker.max_num_batched_tokens
         if before is None or before <= MIN_BATCHED_TOKENS:
             return None
         now = max(MIN_BATCHED_TOKENS, min(before // 2, self._max_num_batched_tokens or before))
@@ -413,26 +506,28 @@ class Dispatcher:
             worker=worker.number, tokens_before=before, tokens_now=now, reason=reason
         )
 
-    def _count_start_failure(self, cause: Cause, reason: str) -> None:
-        has_ever_worked = bool(self.scorers)
+    def _count_start_failure(self, worker: _Worker, cause: Cause, reason: str) -> None:
+        self._why_none_ready = reason
+        num_failures = worker.num_start_failures + 1
+        self._resting.append(_RestingPlace(self._clock(), num_failures))
+        if self.scorers:
+            return
         # A model that cannot be loaded cannot be loaded again; memory may be free soon.
-        if not has_ever_worked and cause in (Cause.ENGINE, Cause.SETUP):
+        is_final = cause in (Cause.ENGINE, Cause.SETUP)
+        others_load = any(other.is_loading for other in self._workers.values())
+        if is_final or (num_failures >= MAX_START_FAILURES and not others_load):
             raise CannotStartError(reason)
-        self._start_failures += 1
-        self._resize_at = self._clock() + min(60.0, 2.0**self._start_failures)
-        if cause is Cause.SETUP:
-            self._num_unusable += 1
-        elif self._start_failures >= MAX_START_FAILURES:
-            if not has_ever_worked:
-                raise CannotStartError(reason)
-            if not self._num_ready:
-                self._abandon(f"{self._start_failures} workers in a row did not start: {reason}")
 
     def _count_setback(self, reason: str) -> None:
         self._setbacks += 1
-        limit = max(MAX_SETBACKS, MAX_SETBACKS_PER_WORKER * len(self._workers))
+        limit = max(MAX_SETBACKS, MAX_SETBACKS_PER_WORKER * self._most_workers)
         if self._setbacks >= limit:
             self._abandon(f"{limit} failures in a row and nothing finished; the last: {reason}")
+
+    def _give_up_starting(self, reason: str) -> None:
+        if not self.scorers:
+            raise CannotStartError(reason)
+        self._abandon(reason)
 
     def _abandon(self, reason: str) -> None:
         for worker in self._workers.values():

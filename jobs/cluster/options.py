@@ -9,8 +9,10 @@ class ClusterOptions:
 
     address: of the Ray cluster to join; None is RAY_ADDRESS, or this machine alone.
     num_workers: None is as many as fit. unit_timeout_s: None is learned from finished units.
+    start_timeout_s: how long starts are tried while no worker is ready; None is half an hour.
     """
 
     address: str | None = None
     num_workers: int | None = None
     unit_timeout_s: float | None = None
+    start_timeout_s: float | None = None

@@ -21,7 +21,7 @@ from ray.exceptions import RayError
 from rsr.engine.config import ScorerConfig
 from rsr.engine.facts import StudentFacts
 from rsr.jobs.cluster.deadlines import Deadlines
-from rsr.jobs.cluster.dispatcher import CannotStartError, Dispatcher
+from rsr.jobs.cluster.dispatcher import START_TIMEOUT_SECONDS, CannotStartError, Dispatcher
 from rsr.jobs.cluster.options import ClusterOptions
 from rsr.jobs.cluster.pool import RayPool, hire
 from rsr.jobs.cluster.ray_metrics import RunMetrics
@@ -161,6 +161,7 @@ def run_on_cluster(
             num_workers=options.num_workers,
             max_num_batched_tokens=job.scorer.max_num_batched_tokens,
             deadlines=Deadlines(options.unit_timeout_s),
+            start_timeout_s=options.start_timeout_s or START_TIMEOUT_SECONDS,
         )
         metrics = RunMetrics()
         listeners = (report.tell, log.write, metrics.tell, progress.tell)

@@ -50,6 +50,10 @@ class CommitShard:
 Task = ScoreUnit | RefuseRow | CommitShard
 
 
+def shard_of(task: Task) -> Shard:
+    return task.shard if isinstance(task, CommitShard) else task.unit.shard
+
+
 def label(task: Task) -> str:
     """`rows.parquet rows 0 to 63`, for people."""
     if isinstance(task, CommitShard):
@@ -90,6 +94,7 @@ class WorkQueue:
         self._paused: list[tuple[float, int, Task]] = []
         self._order = itertools.count()
         self._failures: dict[tuple[str, str], list[Failure]] = {}
+        self._num_rows_given_up = 0
         for name, missing in self._rows_missing.items():
             if not missing:
                 self._chores.append(CommitShard(shards[name]))
@@ -102,10 +107,6 @@ class WorkQueue:
     @property
     def is_empty(self) -> bool:
         return not (self.num_units or self._chores)
-
-    @property
-    def has_suspects(self) -> bool:
-        return bool(self._suspects)
 
     def take(self, now: float, *, num_waiting_needed: int = 0) -> ScoreUnit | None:
         """The next unit for a worker whose engine is free, or soon will be.
@@ -164,6 +165,7 @@ class WorkQueue:
         attempts = self._attempts[task] = self._attempts.get(task, 0) + 1
         if attempts >= MAX_ATTEMPTS:
             del self._attempts[task]
+            self._num_rows_given_up += 0 if isinstance(task, CommitShard) else task.unit.num_rows
             self._list_failure(task, reason, attempts)
             return Next.GIVEN_UP, attempts
         due = now + PAUSE_SECONDS * 2 ** (attempts - 1)
@@ -172,7 +174,8 @@ class WorkQueue:
 
     def abandon(self, reason: str) -> None:
         """Give up everything that is not finished, in workers' hands or not."""
-        missing = sum(self._rows_missing.values())
+        # Those that were given up before are listed already.
+        missing = sum(self._rows_missing.values()) - self._num_rows_given_up
         self._fresh.clear()
         self._suspects.clear()
         self._chores.clear()
@@ -210,7 +213,7 @@ class WorkQueue:
             self.put_back(heapq.heappop(self._paused)[2])
 
     def _list_failure(self, task: Task, reason: str, attempts: int) -> None:
-        shard = task.shard if isinstance(task, CommitShard) else task.unit.shard
+        shard = shard_of(task)
         num_rows = 0 if isinstance(task, CommitShard) else task.unit.num_rows
         listed = self._failures.setdefault((shard.name, reason), [])
         if len(listed) < RANGES_LISTED:

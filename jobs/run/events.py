@@ -94,6 +94,18 @@ class WorkerLost:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NoWorkerReady:
+    """No worker is ready or loading, and none was for `seconds`.
+
+    seconds_left: until the run is given up. reason: why the last start failed.
+    """
+
+    seconds: float
+    seconds_left: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BatchShrunk:
     """Workers started from now on take fewer tokens in one prefill step."""
 
@@ -170,6 +182,7 @@ Event = (
     RunStarted
     | WorkerStarted
     | WorkerLost
+    | NoWorkerReady
     | BatchShrunk
     | UnitFinished
     | UnitFailed

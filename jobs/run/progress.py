@@ -17,6 +17,7 @@ from rsr.jobs.run.events import (
     BatchShrunk,
     Event,
     Next,
+    NoWorkerReady,
     ShardFailed,
     UnitFailed,
     UnitFinished,
@@ -106,6 +107,11 @@ class Progress:
                 self._workers.pop(event.worker, None)
                 self._print_trouble(
                     f"worker {event.worker} on {event.node} lost ({event.cause}): {event.reason}"
+                )
+            case NoWorkerReady():
+                self._print(
+                    f"no worker is ready ({event.reason}); starts are tried again for "
+                    f"{format_seconds(event.seconds_left)}, then the run ends"
                 )
             case UnitFinished():
                 self._finished.merge(event.summary)

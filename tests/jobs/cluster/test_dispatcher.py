@@ -1,16 +1,20 @@
 """The dispatcher on workers that exist on paper only, with a clock of their own."""
 
 import heapq
+import itertools
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from rsr.jobs.cluster.deadlines import Deadlines
 from rsr.jobs.cluster.dispatcher import (
+    LOAD_SECONDS,
     MAX_SETBACKS,
     MIN_BATCHED_TOKENS,
     Answer,
@@ -35,8 +39,10 @@ from rsr.jobs.run.events import (
     Cause,
     Event,
     Next,
+    NoWorkerReady,
     ShardWritten,
     UnitFailed,
+    UnitFinished,
     WorkerLost,
 )
 from rsr.jobs.shards.score_columns import Summary
@@ -153,8 +159,8 @@ def crash(worker: int) -> Lost:
 
 def run_on_paper(pool: PaperPool, queue: WorkQueue, **options) -> tuple[Dispatcher, list[Event]]:
     dispatcher = Dispatcher(pool, queue, clock=lambda: pool.now, **options)
-    events = [event for event in dispatcher.until_ready() if event is not None]
-    for number, event in enumerate(dispatcher.run()):
+    events = []
+    for number, event in enumerate(itertools.chain(dispatcher.until_ready(), dispatcher.run())):
         assert number < 100_000, "the run does not end"
         if event is not None:
             events.append(event)
@@ -425,6 +431,252 @@ def test_model_on_which_every_start_dies_is_given_up():
     pool = PaperPool(num_places=1, start_answers=lambda pool, worker: [crash(worker)])
     with pytest.raises(CannotStartError, match="killed by a test"):
         run_on_paper(pool, WorkQueue({"a": shard}, cut(shard, 2)))
+
+
+def placed(worker: int) -> Placed:
+    return Placed(worker=worker, node="paper", pid=worker)
+
+
+def no_folder(worker: int) -> list[Answer]:
+    return [Failed(worker=worker, task=None, cause=Cause.SETUP, reason="no such folder")]
+
+
+def test_model_folder_that_goes_and_comes_back_costs_time_alone():
+    shard = make_shard("a", 100)
+    killed_at: list[float] = []
+
+    def kill_once(pool: PaperPool, worker: int, unit: Unit) -> Answer | None:
+        if unit.start != 50 or killed_at:
+            return None
+        killed_at.append(pool.now)
+        return crash(worker)
+
+    def start(pool: PaperPool, worker: int) -> list[Answer] | None:
+        is_gone = killed_at and pool.now < killed_at[0] + 900.0
+        return no_folder(worker) if is_gone else None
+
+    pool = PaperPool(num_places=1, misfortune=kill_once, start_answers=start)
+    queue = WorkQueue({"a": shard}, cut(shard, 10))
+    _, events = run_on_paper(pool, queue)
+    assert rows_of(pool.scored) == all_rows(shard)
+    assert not queue.failures()
+    # It is noticed within the longest pause, and a pause that grows keeps the log short.
+    assert 900 < pool.now < 900 + 60 + 30
+    assert len([e for e in events if isinstance(e, WorkerLost)]) < 25
+    (notice,) = [e for e in events if isinstance(e, NoWorkerReady)]
+    assert notice.reason == "no such folder"
+    assert notice.seconds + notice.seconds_left == pytest.approx(1800)
+
+
+def test_model_folder_that_stays_away_ends_the_run_with_what_was_finished():
+    shard = make_shard("a", 100)
+    pool = PaperPool(
+        num_places=1,
+        misfortune=lambda pool, worker, unit: crash(worker) if unit.start == 50 else None,
+        start_answers=lambda pool, worker: no_folder(worker) if worker else None,
+    )
+    queue = WorkQueue({"a": shard}, cut(shard, 10))
+    run_on_paper(pool, queue, start_timeout_s=300.0)
+    assert rows_of(pool.scored) == Counter(("a", row) for row in range(50))
+    (failure,) = queue.failures()
+    assert failure.num_rows == 50
+    assert "no such folder" in failure.reason
+    assert 300 < pool.now < 400
+
+
+def test_machine_without_the_model_folder_leaves_the_work_to_others_but_is_asked_again():
+    shard = make_shard("a", 4000)
+    bad: list[int] = []
+
+    def start(pool: PaperPool, worker: int) -> list[Answer] | None:
+        # The third worker's machine; whatever is started later finds no other place.
+        if worker < 2 or pool.now > 1000:
+            return None
+        bad.append(worker)
+        return no_folder(worker)
+
+    pool = PaperPool(num_places=3)
+    dispatcher = Dispatcher(pool, WorkQueue({"a": shard}, cut(shard, 1)), clock=lambda: pool.now)
+    list(dispatcher.until_ready())
+    pool.start_answers = start
+    list(dispatcher.run())
+    assert rows_of(pool.scored) == all_rows(shard)
+    assert len({worker for worker, _ in pool.sent}) == 3
+    assert len(bad) < 12
+
+
+def test_cluster_that_shrinks_to_nothing_and_comes_back_goes_on():
+    shard = make_shard("a", 100)
+
+    class Spot(PaperPool):
+        @property
+        def num_places(self) -> int:
+            return 0 if 20 < self.now < 1000 else 2
+
+        @num_places.setter
+        def num_places(self, _value: int) -> None:
+            pass
+
+    def preempt(pool: PaperPool, worker: int, unit: Unit) -> Answer | None:
+        if 20 < pool.now < 1000:
+            return Lost(worker=worker, cause=Cause.NODE, reason="its node has died")
+        return None
+
+    pool = Spot(misfortune=preempt)
+    queue = WorkQueue({"a": shard}, cut(shard, 1))
+    _, events = run_on_paper(pool, queue)
+    assert rows_of(pool.scored) == all_rows(shard)
+    assert not queue.failures()
+    assert any(isinstance(e, NoWorkerReady) for e in events)
+
+
+def test_cluster_that_stays_empty_is_given_up():
+    shard = make_shard("a", 10)
+    pool = PaperPool(num_places=0)
+    with pytest.raises(CannotStartError, match=r"1,800 s: the cluster has no place"):
+        run_on_paper(pool, WorkQueue({"a": shard}, cut(shard, 1)))
+
+
+@pytest.mark.parametrize("words", [0, 1])
+def test_worker_that_is_started_and_never_ready_is_replaced_and_given_up(words):
+    shard = make_shard("a", 10)
+    pool = PaperPool(num_places=1, start_answers=lambda pool, worker: [placed(worker)][:words])
+    with pytest.raises(CannotStartError, match="not finished after"):
+        run_on_paper(pool, WorkQueue({"a": shard}, cut(shard, 1)))
+    assert len(pool.killed) >= 1
+    assert pool.now < 1900 + words * 2 * LOAD_SECONDS
+
+
+def test_several_workers_that_hang_at_once_are_given_up_together():
+    shard = make_shard("a", 1000)
+    pool = PaperPool(num_places=30, misfortune=lambda pool, worker, unit: HANGS)
+    queue = WorkQueue({"a": shard}, cut(shard, 1))
+    run_on_paper(pool, queue, deadlines=Deadlines(10.0))
+    assert sum(failure.num_rows for failure in queue.failures()) == 1000
+
+
+START_FATES = (
+    "ready", "setup", "crash", "crash_loading", "memory", "engine", "node", "silent",
+    "silent_loading",
+)  # fmt: skip
+TASK_FATES = ("done", "crash", "engine", "memory", "node", "input", "output", "setup", "silent")
+WRITE_FATES = ("done", "crash", "node", "output", "silent")
+
+
+def fates(names: Sequence[str]) -> st.SearchStrategy[list[tuple[str, float]]]:
+    """What happens to the first, the second, …; the last one's fate is that of all others."""
+    seconds = st.sampled_from([0.0, 0.5, 7.0, 45.0, 400.0])
+    return st.lists(st.tuples(st.sampled_from(names), seconds), min_size=1, max_size=12)
+
+
+class FatefulPool(PaperPool):
+    """Workers whose starts, units and writes go as it is written, on places that come and go."""
+
+    def __init__(self, starts, units, writes, places, reported_tokens) -> None:
+        super().__init__()
+        self.fates = {"start": starts, "unit": units, "write": writes}
+        self.places = places
+        self.reported_tokens = reported_tokens
+        self.counts: Counter[str] = Counter()
+
+    @property
+    def num_places(self) -> int:
+        return self.places[min(int(self.now // 60), len(self.places) - 1)]
+
+    @num_places.setter
+    def num_places(self, _value: int) -> None:
+        pass
+
+    def start(self, worker: int, max_num_batched_tokens: int | None) -> None:
+        self.workers[worker] = PaperWorker(max_num_batched_tokens or 8192)
+        fate, seconds = self._next_fate("start")
+        if fate in ("crash", "silent"):
+            if fate == "crash":
+                self._answer_at(self.now + seconds, worker, crash(worker))
+            return
+        self._answer_at(self.now, worker, placed(worker))
+        self._answer_at(self.now + seconds, worker, self._loaded(fate, worker))
+
+    def _next_fate(self, of: str) -> tuple[str, float]:
+        fates = self.fates[of]
+        self.counts[of] += 1
+        return fates[min(self.counts[of], len(fates)) - 1]
+
+    def _loaded(self, fate: str, worker: int) -> Answer | object:
+        match fate:
+            case "ready":
+                return Ready(
+                    worker=worker, seconds=1.0, scorer="kernel",
+                    max_num_batched_tokens=self.reported_tokens,
+                )  # fmt: skip
+            case "silent_loading":
+                return HANGS
+            case "crash_loading":
+                return crash(worker)
+        return self._failed(fate, worker, None)
+
+    def _failed(self, fate: str, worker: int, task: Task | None) -> Answer:
+        if fate == "node":
+            return Lost(worker=worker, cause=Cause.NODE, reason="its node has died")
+        cause = Cause.MEMORY if fate == "memory" else Cause(fate)
+        return Failed(worker=worker, task=task, cause=cause, reason=fate)
+
+    def send(self, worker: int, task: Task) -> None:
+        hand = self.workers[worker]
+        fate, seconds = self._next_fate("unit" if isinstance(task, ScoreUnit) else "write")
+        hand.engine_free_at = max(hand.engine_free_at, self.now) + seconds
+        answer: Answer | object = done(worker, task)
+        if fate == "silent":
+            answer = HANGS
+        elif fate == "crash":
+            answer = crash(worker)
+        elif fate != "done":
+            answer = self._failed(fate, worker, task)
+        self._answer_at(hand.engine_free_at, worker, answer)
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    starts=fates(START_FATES),
+    units=fates(TASK_FATES),
+    writes=fates(WRITE_FATES),
+    places=st.lists(st.integers(0, 4), min_size=1, max_size=8),
+    num_workers=st.sampled_from([None, None, 1, 3]),
+    num_rows=st.lists(st.integers(0, 9), min_size=1, max_size=3),
+    unit_rows=st.integers(1, 5),
+    reported_tokens=st.sampled_from([None, 256, 8192]),
+)
+def test_every_run_ends_and_every_row_is_finished_or_listed(
+    starts, units, writes, places, num_workers, num_rows, unit_rows, reported_tokens
+):
+    shards = [make_shard(f"s{n}", rows) for n, rows in enumerate(num_rows)]
+    queue = WorkQueue({s.name: s for s in shards}, [u for s in shards for u in cut(s, unit_rows)])
+    pool = FatefulPool(starts, units, writes, places, reported_tokens)
+    try:
+        _, events = run_on_paper(
+            pool, queue, num_workers=num_workers, deadlines=Deadlines(100.0), start_timeout_s=900.0
+        )
+    except CannotStartError:
+        assert set(pool.counts) <= {"start"}
+    else:
+        finished = rows_of(
+            [
+                Unit(next(s for s in shards if s.name == e.shard), e.start, e.stop)
+                for e in events
+                if isinstance(e, UnitFinished)
+            ]
+        )
+        assert max(finished.values(), default=1) == 1
+        listed = [f for f in queue.failures() if not f.reason.startswith("engine_error")]
+        assert finished.total() + sum(f.num_rows for f in listed) == sum(num_rows)
+        written = [e.shard for e in events if isinstance(e, ShardWritten)]
+        assert sorted(written + queue.unwritten_shards()) == [s.name for s in shards]
+        assert bool(queue.unwritten_shards()) <= bool(listed)
+    # Every halving of every row's unit, twice, and every shard's three attempts; between two that
+    # are finished, at most so many losses, each with its deadline and a start for it.
+    num_finished = 1 + sum(num_rows) + len(shards)
+    num_losses = MAX_SETBACKS * num_finished
+    assert pool.now <= num_losses * (500.0 + 900.0 + 4 * LOAD_SECONDS)
 
 
 def test_shard_that_cannot_be_written_is_tried_a_few_times_and_listed():
