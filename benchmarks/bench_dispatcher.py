@@ -26,11 +26,12 @@ from rsr.benchmarks.harness import resident_bytes
 from rsr.engine.config import ScorerConfig, ScorerKind
 from rsr.engine.metrics import TrajectoryScore, score_tokens
 from rsr.engine.trajectory import Status, TokenScores, Trajectory
+from rsr.jobs.cluster.answers import Done, Placed, Ready
 from rsr.jobs.cluster.dispatcher import Dispatcher
 from rsr.jobs.cluster.pool import RayPool
 from rsr.jobs.cluster.session import Room, ray_session
 from rsr.jobs.cluster.work import CommitShard, Task, WorkQueue
-from rsr.jobs.cluster.worker import Introduction, Loaded, Scored, WorkerJob
+from rsr.jobs.cluster.worker import WorkerJob
 from rsr.jobs.run.folder import RunFolder
 from rsr.jobs.run.manifest import Identity
 from rsr.jobs.run.store import RunStore
@@ -92,21 +93,21 @@ class Sleepers:
         self._seconds = seconds_of_unit
         self._turns: dict[int, asyncio.Lock] = defaultdict(asyncio.Lock)
 
-    async def introduce(self, worker: int, _job: None) -> Introduction:
-        return Introduction("sleepers", worker, ())
+    async def introduce(self, worker: int, _job: None) -> Placed:
+        return Placed(node="sleepers", pid=worker)
 
-    async def load(self, _worker: int, _max_num_batched_tokens: int | None) -> Loaded:
-        return Loaded("kernel", None, 0.0)
+    async def load(self, _worker: int, _max_num_batched_tokens: int | None) -> Ready:
+        return Ready(seconds=0.0, scorer="kernel", max_num_batched_tokens=None)
 
-    async def do(self, worker: int, task: Task) -> Scored:
+    async def do(self, worker: int, task: Task) -> Done:
         import asyncio
 
         if isinstance(task, CommitShard):
-            return Scored(Summary(num_rows=task.shard.num_rows), 0.0)
+            return Done(summary=Summary(num_rows=task.shard.num_rows), seconds=0.0)
         seconds = self._seconds[task.unit.start]
         async with self._turns[worker]:
             await asyncio.sleep(seconds)
-        return Scored(Summary(num_rows=1), seconds)
+        return Done(summary=Summary(num_rows=1), seconds=seconds)
 
 
 class _Seat:

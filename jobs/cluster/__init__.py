@@ -2,6 +2,7 @@
 
 session.py     join a Ray cluster or start one here; how many workers fit, and what each asks
 worker.py      the Ray actor: one student, three steps of a unit that overlap
+answers.py     what a worker answers; plain data
 pool.py        the workers as Ray sees them: start, send, kill, wait
 work.py        what is left to do: long units first, suspects alone, halving; plain data
 deadlines.py   how long a unit may take; plain arithmetic

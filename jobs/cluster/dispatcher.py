@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from rsr.engine.config import ScorerKind
+from rsr.jobs.cluster.answers import Done, Failed, Lost, Placed, Ready, Reply
 from rsr.jobs.cluster.deadlines import Deadlines
 from rsr.jobs.cluster.work import CommitShard, ScoreUnit, Task, WorkQueue, label, shard_of
 from rsr.jobs.run.events import (
@@ -40,7 +41,6 @@ from rsr.jobs.run.events import (
     WorkerLost,
     WorkerStarted,
 )
-from rsr.jobs.shards.score_columns import Summary
 
 UNITS_IN_HAND = 2
 """Per worker: one in the engine, one being read or written."""
@@ -67,57 +67,6 @@ MAX_SETBACKS, MAX_SETBACKS_PER_WORKER = 20, 3
 one bad row among 4,096 takes 15, and an engine that fails on every row must not refuse them all."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Placed:
-    """A worker's process runs and loads its model."""
-
-    worker: int
-    node: str
-    pid: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ready:
-    """A worker's model is loaded. max_num_batched_tokens: of its prefill steps, if known."""
-
-    worker: int
-    seconds: float
-    scorer: ScorerKind
-    max_num_batched_tokens: int | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Done:
-    """seconds: in the engine, or for writing a shard."""
-
-    worker: int
-    task: Task
-    summary: Summary
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Failed:
-    """The worker lives; its task did not work. task: None if it is the start."""
-
-    worker: int
-    task: Task | None
-    cause: Cause
-    reason: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Lost:
-    """The worker is gone, and with it what it had in hand."""
-
-    worker: int
-    cause: Cause
-    reason: str
-
-
-Answer = Placed | Ready | Done | Failed | Lost
-
-
 class Pool(Protocol):
     """Where workers live."""
 
@@ -126,16 +75,16 @@ class Pool(Protocol):
         """How many workers fit at the moment."""
 
     def start(self, worker: int, max_num_batched_tokens: int | None) -> None:
-        """Begin to start a worker under a number never used before; answers follow."""
+        """Begin to start a worker under a number never used before; replies follow."""
 
     def send(self, worker: int, task: Task) -> None:
         """Give a worker a task; it does those that need the engine in the order sent."""
 
     def kill(self, worker: int) -> None:
-        """End a worker, hanging or not; no answer of its comes after this."""
+        """End a worker, hanging or not; no reply of its comes after this."""
 
-    def wait(self, seconds: float) -> list[Answer]:
-        """Answers since the last call; waits that long for a first one."""
+    def wait(self, seconds: float) -> list[Reply]:
+        """Replies since the last call; waits that long for a first one."""
 
 
 class CannotStartError(Exception):
@@ -253,12 +202,12 @@ class Dispatcher:
             yield from self._step()
 
     def _step(self) -> Iterator[Event | None]:
-        answers = self._pool.wait(WAIT_SECONDS)
-        for answer in answers:
-            # A worker that was killed for another answer of the same batch.
-            if answer.worker in self._workers:
-                yield from self._take_note(answer, self._workers[answer.worker])
-        if not answers:
+        replies = self._pool.wait(WAIT_SECONDS)
+        for reply in replies:
+            # A worker that was killed for another reply of the same batch.
+            if reply.worker in self._workers:
+                yield from self._take_note(reply, self._workers[reply.worker])
+        if not replies:
             yield None
 
     def _resize(self) -> None:
@@ -364,28 +313,25 @@ class Dispatcher:
             limit = self._deadlines.write_seconds(shard_of(worker.chore))
             yield label(worker.chore), worker.chore_since, limit
 
-    def _take_note(self, answer: Answer, worker: _Worker) -> Iterator[Event]:
-        match answer:
-            case Placed():
-                worker.node, worker.pid, worker.placed_at = answer.node, answer.pid, self._clock()
-            case Ready():
-                yield self._welcome(worker, answer)
-            case Done():
-                yield self._finish(worker, answer)
-            case Failed(task=None):
-                yield from self._lose(worker, answer.cause, answer.reason)
-            case Failed(cause=Cause.ENGINE | Cause.MEMORY, task=task) if task is not worker.chore:
+    def _take_note(self, reply: Reply, worker: _Worker) -> Iterator[Event]:
+        match reply.answer, reply.task:
+            case Placed() as placed, _:
+                worker.node, worker.pid, worker.placed_at = placed.node, placed.pid, self._clock()
+            case Ready() as ready, _:
+                yield self._welcome(worker, ready)
+            case Done() as done, task if task is not None:
+                yield self._finish(worker, task, done)
+            case (Failed(cause=cause, reason=reason), None) | (Lost(cause=cause, reason=reason), _):
+                yield from self._lose(worker, cause, reason)
+            case Failed(cause=Cause.ENGINE | Cause.MEMORY as cause, reason=reason), ScoreUnit():
                 # Whatever state its engine is in now, nothing more should be scored with it.
-                yield from self._lose(worker, answer.cause, answer.reason, task)
-            case Failed(task=task):
-                assert task is not None
+                yield from self._lose(worker, cause, reason, reply.task)
+            case Failed(cause=cause, reason=reason), task if task is not None:
                 self._forget(worker, task)
-                yield self._fail(worker, task, answer.cause, answer.reason)
+                yield self._fail(worker, task, cause, reason)
                 # Rows that cannot be read cost little and say nothing about the others.
-                if answer.cause is not Cause.INPUT:
-                    self._count_setback(answer.reason)
-            case Lost():
-                yield from self._lose(worker, answer.cause, answer.reason)
+                if cause is not Cause.INPUT:
+                    self._count_setback(reason)
 
     def _welcome(self, worker: _Worker, ready: Ready) -> WorkerStarted:
         worker.is_ready = True
@@ -401,20 +347,20 @@ class Dispatcher:
             max_num_batched_tokens=ready.max_num_batched_tokens,
         )
 
-    def _finish(self, worker: _Worker, done: Done) -> Event:
-        self._forget(worker, done.task)
-        self._queue.finish(done.task)
+    def _finish(self, worker: _Worker, task: Task, done: Done) -> Event:
+        self._forget(worker, task)
+        self._queue.finish(task)
         self._setbacks = 0
-        if isinstance(done.task, CommitShard):
+        if isinstance(task, CommitShard):
             return ShardWritten(
-                shard=done.task.shard.name,
+                shard=task.shard.name,
                 worker=worker.number,
                 node=worker.node,
                 seconds=done.seconds,
                 summary=done.summary,
             )
-        unit = done.task.unit
-        if isinstance(done.task, ScoreUnit):
+        unit = task.unit
+        if isinstance(task, ScoreUnit):
             self._deadlines.observe(unit, done.seconds)
         return UnitFinished(
             shard=unit.shard.name,

@@ -11,10 +11,10 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import ActorUnavailableError, NodeDiedError, OutOfMemoryError, RayError
 
-from rsr.jobs.cluster.dispatcher import Answer, Done, Failed, Lost, Placed, Ready
+from rsr.jobs.cluster.answers import Answer, Lost, Placed, Reply
 from rsr.jobs.cluster.session import Room
 from rsr.jobs.cluster.work import Task
-from rsr.jobs.cluster.worker import Introduction, Loaded, Problem, Scored, Worker, WorkerJob
+from rsr.jobs.cluster.worker import Worker, WorkerJob
 from rsr.jobs.run.events import Cause
 
 
@@ -64,7 +64,7 @@ class RayPool:
         self._calls = {ref: call for ref, call in self._calls.items() if call.worker != worker}
         ray.kill(self._actors.pop(worker))
 
-    def wait(self, seconds: float) -> list[Answer]:
+    def wait(self, seconds: float) -> list[Reply]:
         references = list(self._calls)
         if not references:
             time.sleep(seconds)
@@ -72,44 +72,17 @@ class RayPool:
         done, _ = ray.wait(references, num_returns=1, timeout=seconds)
         if done:
             done, _ = ray.wait(references, num_returns=len(references), timeout=0)
-        return [self._answer(reference, self._calls.pop(reference)) for reference in done]
+        return [self._reply(reference, self._calls.pop(reference)) for reference in done]
 
-    def _answer(self, reference: Any, call: _Call) -> Answer:
+    def _reply(self, reference: Any, call: _Call) -> Reply:
         try:
-            result = ray.get(reference)
+            answer: Answer = ray.get(reference)
         except RayError as error:
-            return Lost(worker=call.worker, cause=_cause(error), reason=_reason(error))
-        match result:
-            case Introduction(missing=missing) if missing:
-                reason = (
-                    f"the machine {result.node} has no {', '.join(map(str, missing))}: every "
-                    "machine of the cluster must see the same files there"
-                )
-                return Failed(worker=call.worker, task=None, cause=Cause.SETUP, reason=reason)
-            case Introduction():
-                loading = self._actors[call.worker].load.remote(call.max_num_batched_tokens)
-                self._calls[loading] = _Call(call.worker)
-                return Placed(worker=call.worker, node=result.node, pid=result.pid)
-            case Loaded():
-                return Ready(
-                    worker=call.worker,
-                    seconds=result.seconds,
-                    scorer=result.scorer,
-                    max_num_batched_tokens=result.max_num_batched_tokens,
-                )
-            case Scored():
-                assert call.task is not None
-                return Done(
-                    worker=call.worker,
-                    task=call.task,
-                    summary=result.summary,
-                    seconds=result.seconds,
-                )
-            case Problem():
-                return Failed(
-                    worker=call.worker, task=call.task, cause=result.cause, reason=result.reason
-                )
-        raise AssertionError(f"a worker answered {result!r}")
+            answer = Lost(cause=_cause(error), reason=_reason(error))
+        if isinstance(answer, Placed):
+            loading = self._actors[call.worker].load.remote(call.max_num_batched_tokens)
+            self._calls[loading] = _Call(call.worker)
+        return Reply(call.worker, call.task, answer)
 
 
 def _cause(error: RayError) -> Cause:

@@ -24,6 +24,7 @@ from rsr.engine.errors import is_out_of_memory
 from rsr.engine.facts import StudentFacts
 from rsr.engine.metrics import TrajectoryScore
 from rsr.engine.trajectory import Status, Trajectory
+from rsr.jobs.cluster.answers import Done, Failed, Placed, Ready
 from rsr.jobs.cluster.work import CommitShard, RefuseRow, ScoreUnit, Task
 from rsr.jobs.run.events import Cause
 from rsr.jobs.run.store import RunStore
@@ -82,15 +83,6 @@ class WorkerJob:
 
 
 @dataclass(frozen=True, slots=True)
-class Introduction:
-    """Where a worker is. missing: of `WorkerJob.must_see`."""
-
-    node: str
-    pid: int
-    missing: tuple[Path, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Refused:
     """A student that cannot be used, as seen from a machine."""
 
@@ -98,35 +90,12 @@ class Refused:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    scorer: ScorerKind
-    max_num_batched_tokens: int | None
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Scored:
-    """seconds: in the engine, or for writing a shard."""
-
-    summary: Summary
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """What went wrong, in one line."""
-
-    cause: Cause
-    reason: str
-
-
 class _TaskError(Exception):
-    """Carries a `Problem` out of one of a task's steps."""
+    """Carries an answer out of one of a task's steps."""
 
-    def __init__(self, problem: Problem) -> None:
-        super().__init__(problem.reason)
-        self.problem = problem
+    def __init__(self, answer: Failed) -> None:
+        super().__init__(answer.reason)
+        self.answer = answer
 
 
 class Worker:
@@ -155,17 +124,22 @@ class Worker:
         self._scoring.submit(_import_engine)
         return facts
 
-    async def introduce(self, job: WorkerJob) -> Introduction:
-        """Take the job on."""
+    async def introduce(self, job: WorkerJob) -> Placed | Failed:
+        """Take the job on, if this machine has what it needs."""
         if not job.verbose:
             _redirect_output(job.store.folder.log_path)
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
         self._job = job
         self._reader = TrajectoryReader(job.columns)
-        missing = tuple(path for path in self._job.must_see if not path.exists())
-        return Introduction(socket.gethostname(), os.getpid(), missing)
+        if missing := [str(path) for path in job.must_see if not path.exists()]:
+            reason = (
+                f"the machine {socket.gethostname()} has no {', '.join(missing)}: every machine "
+                "of the cluster must see the same files there"
+            )
+            return Failed(cause=Cause.SETUP, reason=reason)
+        return Placed(node=socket.gethostname(), pid=os.getpid())
 
-    async def load(self, max_num_batched_tokens: int | None) -> Loaded | Problem:
+    async def load(self, max_num_batched_tokens: int | None) -> Ready | Failed:
         """Load the model; `max_num_batched_tokens` overrides the configured one."""
         config = self._job.scorer
         if max_num_batched_tokens is not None:
@@ -175,10 +149,14 @@ class Worker:
                 self._scoring, _engine_cause, lambda: self._job.open_engine(config)
             )
         except _TaskError as error:
-            return error.problem
-        return Loaded(self._engine.kind, self._engine.max_num_batched_tokens, seconds)
+            return error.answer
+        return Ready(
+            seconds=seconds,
+            scorer=self._engine.kind,
+            max_num_batched_tokens=self._engine.max_num_batched_tokens,
+        )
 
-    async def do(self, task: Task) -> Scored | Problem:
+    async def do(self, task: Task) -> Done | Failed:
         try:
             match task:
                 case ScoreUnit():
@@ -189,17 +167,17 @@ class Worker:
                     summary, seconds = await _run(
                         self._committing, _output_cause, lambda: self._commit(task)
                     )
-                    return Scored(summary, seconds)
+                    return Done(summary=summary, seconds=seconds)
         except _TaskError as error:
-            return error.problem
+            return error.answer
 
-    async def _score(self, task: ScoreUnit) -> Scored:
+    async def _score(self, task: ScoreUnit) -> Done:
         rows, _ = await _run(self._reading, _input_cause, lambda: self._read(task))
         if isinstance(rows, Summary):
-            return Scored(rows, 0.0)
+            return Done(summary=rows, seconds=0.0)
         scores, seconds = await _run(self._scoring, _engine_cause, lambda: self._engine.score(rows))
         summary, _ = await _run(self._writing, _output_cause, lambda: self._keep(task.unit, scores))
-        return Scored(summary, seconds)
+        return Done(summary=summary, seconds=seconds)
 
     def _read(self, task: ScoreUnit) -> list[Trajectory] | Summary:
         """The unit's rows, or what is known of them if an earlier worker kept them."""
@@ -207,14 +185,14 @@ class Worker:
             return kept
         return self._reader.read(task.unit)
 
-    async def _refuse(self, task: RefuseRow) -> Scored:
+    async def _refuse(self, task: RefuseRow) -> Done:
         score = TrajectoryScore(
             Status.ENGINE_ERROR, rank_clip=self._job.scorer.rank_clip, detail=task.reason
         )
         summary, _ = await _run(
             self._writing, _output_cause, lambda: self._keep(task.unit, [score])
         )
-        return Scored(summary, 0.0)
+        return Done(summary=summary, seconds=0.0)
 
     def _keep(self, unit: Unit, scores: list[TrajectoryScore]) -> Summary:
         refused = [(i, s) for i, s in enumerate(scores, unit.start) if not s.status.is_scored]
@@ -279,7 +257,8 @@ async def _run(
         return await asyncio.get_running_loop().run_in_executor(thread, timed)
     except Exception as error:
         logger.exception("a step of the worker failed")
-        raise _TaskError(Problem(cause_of(error), _one_line(error))) from error
+        failure = Failed(cause=cause_of(error), reason=_one_line(error))
+        raise _TaskError(failure) from error
 
 
 def _input_cause(_error: BaseException) -> Cause:

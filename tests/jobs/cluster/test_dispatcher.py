@@ -12,19 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rsr.jobs.cluster.answers import Answer, Done, Failed, Lost, Placed, Ready, Reply
 from rsr.jobs.cluster.deadlines import Deadlines
 from rsr.jobs.cluster.dispatcher import (
     LOAD_SECONDS,
     MAX_SETBACKS,
     MIN_BATCHED_TOKENS,
-    Answer,
     CannotStartError,
     Dispatcher,
-    Done,
-    Failed,
-    Lost,
-    Placed,
-    Ready,
 )
 from rsr.jobs.cluster.work import (
     RANGES_LISTED,
@@ -91,7 +86,7 @@ class PaperPool:
     in_hand: Counter = field(default_factory=Counter)
     most_in_hand: Counter = field(default_factory=Counter)
     start_answers: Callable[["PaperPool", int], list[Answer]] | None = None
-    _due: list[tuple[float, int, int, Any]] = field(default_factory=list)
+    _due: list[tuple[float, int, Reply]] = field(default_factory=list)
     _order: int = 0
 
     def start(self, worker: int, max_num_batched_tokens: int | None) -> None:
@@ -100,8 +95,8 @@ class PaperPool:
         answers = self.start_answers and self.start_answers(self, worker)
         if answers is None:
             answers = [
-                Placed(worker=worker, node="paper", pid=worker),
-                Ready(worker=worker, seconds=0.0, scorer="kernel", max_num_batched_tokens=tokens),
+                Placed(node="paper", pid=worker),
+                Ready(seconds=0.0, scorer="kernel", max_num_batched_tokens=tokens),
             ]
         for answer in answers:
             self._answer_at(self.now, worker, answer)
@@ -114,47 +109,45 @@ class PaperPool:
         if not isinstance(task, ScoreUnit):
             if isinstance(task, RefuseRow):
                 self.refused.append(task.unit)
-            self._answer_at(self.now, worker, done(worker, task))
+            self._answer_at(self.now, worker, done(task), task)
             return
         hand.engine_free_at = max(hand.engine_free_at, self.now) + self.seconds_of(task.unit)
-        answer: Answer | object = done(worker, task)
+        answer: Answer | object = done(task)
         if self.misfortune is not None:
             answer = self.misfortune(self, worker, task.unit) or answer
-        if isinstance(answer, Failed):
-            answer = Failed(worker=worker, task=task, cause=answer.cause, reason=answer.reason)
-        self._answer_at(hand.engine_free_at, worker, answer)
+        self._answer_at(hand.engine_free_at, worker, answer, task)
 
     def kill(self, worker: int) -> None:
         self.killed.append(worker)
         del self.workers[worker]
 
-    def wait(self, seconds: float) -> list[Answer]:
-        answers: list[Answer] = []
-        while self._due and not answers and self._due[0][0] <= self.now + seconds:
-            due, _, worker, answer = heapq.heappop(self._due)
-            if worker in self.workers:
+    def wait(self, seconds: float) -> list[Reply]:
+        replies: list[Reply] = []
+        while self._due and not replies and self._due[0][0] <= self.now + seconds:
+            due, _, reply = heapq.heappop(self._due)
+            if reply.worker in self.workers:
                 self.now = max(self.now, due)
-                if isinstance(answer, Done) and isinstance(answer.task, ScoreUnit):
-                    self.scored.append(answer.task.unit)
-                    self.in_hand[worker] -= 1
-                answers.append(answer)
-        if not answers:
+                if isinstance(reply.answer, Done) and isinstance(reply.task, ScoreUnit):
+                    self.scored.append(reply.task.unit)
+                    self.in_hand[reply.worker] -= 1
+                replies.append(reply)
+        if not replies:
             self.now += seconds
-        return answers
+        return replies
 
-    def _answer_at(self, due: float, worker: int, answer: Answer | object) -> None:
+    def _answer_at(self, due: float, worker: int, answer: Any, task: Task | None = None) -> None:
         self._order += 1
         if answer is not HANGS:
-            heapq.heappush(self._due, (due, self._order, worker, answer))
+            heapq.heappush(self._due, (due, self._order, Reply(worker, task, answer)))
 
 
-def done(worker: int, task: Task) -> Done:
+def done(task: Task) -> Done:
     num_rows = 0 if not hasattr(task, "unit") else task.unit.num_rows
-    return Done(worker=worker, task=task, summary=Summary(num_rows=num_rows), seconds=1.0)
+    return Done(summary=Summary(num_rows=num_rows), seconds=1.0)
 
 
-def crash(worker: int) -> Lost:
-    return Lost(worker=worker, cause=Cause.CRASH, reason="killed by a test")
+def crash() -> Lost:
+    return Lost(cause=Cause.CRASH, reason="killed by a test")
 
 
 def run_on_paper(pool: PaperPool, queue: WorkQueue, **options) -> tuple[Dispatcher, list[Event]]:
@@ -180,8 +173,8 @@ def poison(shard_name: str, row: int, cause: Cause = Cause.CRASH) -> Misfortune:
         if unit.shard.name != shard_name or not unit.start <= row < unit.stop:
             return None
         if cause is Cause.CRASH:
-            return crash(worker)
-        return Failed(worker=worker, task=None, cause=cause, reason="struck by a test")
+            return crash()
+        return Failed(cause=cause, reason="struck by a test")
 
     return strike
 
@@ -260,7 +253,7 @@ def test_workers_lost_at_random_cost_no_row_its_score():
         pool = PaperPool(
             num_places=3,
             misfortune=lambda pool, worker, unit, dice=dice: (
-                crash(worker) if dice.random() < 0.1 else None
+                crash() if dice.random() < 0.1 else None
             ),
         )
         queue = WorkQueue({s.name: s for s in shards}, cut(shards[0], 16) + cut(shards[1], 16))
@@ -308,7 +301,7 @@ def test_out_of_memory_halves_the_batch_until_it_fits():
     def too_much(pool: PaperPool, worker: int, unit: Unit) -> Answer | None:
         if pool.workers[worker].max_num_batched_tokens <= 2048:
             return None
-        return Failed(worker=worker, task=None, cause=Cause.MEMORY, reason="CUDA out of memory")
+        return Failed(cause=Cause.MEMORY, reason="CUDA out of memory")
 
     pool = PaperPool(num_places=1, misfortune=too_much)
     queue = WorkQueue({"a": shard}, cut(shard, 16))
@@ -346,7 +339,7 @@ def test_long_shard_that_cannot_be_read_costs_itself_alone():
     def unreadable(pool: PaperPool, worker: int, unit: Unit) -> Answer | None:
         if unit.shard.name == "good":
             return None
-        return Failed(worker=worker, task=None, cause=Cause.INPUT, reason="not Parquet")
+        return Failed(cause=Cause.INPUT, reason="not Parquet")
 
     pool = PaperPool(num_places=1, misfortune=unreadable)
     queue = WorkQueue({s.name: s for s in shards}, cut(shards[0], 10) + cut(shards[1], 10))
@@ -360,7 +353,7 @@ def test_engine_that_fails_on_everything_ends_the_run_without_refusing_its_rows(
     shard = make_shard("a", 10_000)
 
     def always(pool: PaperPool, worker: int, unit: Unit) -> Answer:
-        return crash(worker)
+        return crash()
 
     pool = PaperPool(num_places=2, misfortune=always)
     queue = WorkQueue({"a": shard}, cut(shard, 100))
@@ -378,7 +371,7 @@ def test_lost_node_is_held_against_nobody_and_fewer_workers_go_on():
     def lose_node(pool: PaperPool, worker: int, unit: Unit) -> Answer | None:
         if worker == 0 and unit.start >= 100:
             pool.num_places = 1
-            return Lost(worker=worker, cause=Cause.NODE, reason="its node has died")
+            return Lost(cause=Cause.NODE, reason="its node has died")
         return None
 
     pool = PaperPool(num_places=2, misfortune=lose_node)
@@ -405,8 +398,8 @@ def test_model_that_cannot_be_loaded_is_refused_at_once():
     def refuse(pool: PaperPool, worker: int) -> list[Answer]:
         reason = "ValueError: no such architecture"
         return [
-            Placed(worker=worker, node="paper", pid=1),
-            Failed(worker=worker, task=None, cause=Cause.ENGINE, reason=reason),
+            Placed(node="paper", pid=1),
+            Failed(cause=Cause.ENGINE, reason=reason),
         ]
 
     shard = make_shard("a", 4)
@@ -417,8 +410,8 @@ def test_model_that_cannot_be_loaded_is_refused_at_once():
 
 def test_worker_that_dies_while_it_loads_is_replaced():
     def die_first(pool: PaperPool, worker: int) -> list[Answer] | None:
-        placed = Placed(worker=worker, node="paper", pid=1)
-        return [placed, crash(worker)] if worker < 3 else None
+        placed = Placed(node="paper", pid=1)
+        return [placed, crash()] if worker < 3 else None
 
     shard = make_shard("a", 4)
     pool = PaperPool(num_places=1, start_answers=die_first)
@@ -428,17 +421,17 @@ def test_worker_that_dies_while_it_loads_is_replaced():
 
 def test_model_on_which_every_start_dies_is_given_up():
     shard = make_shard("a", 4)
-    pool = PaperPool(num_places=1, start_answers=lambda pool, worker: [crash(worker)])
+    pool = PaperPool(num_places=1, start_answers=lambda pool, worker: [crash()])
     with pytest.raises(CannotStartError, match="killed by a test"):
         run_on_paper(pool, WorkQueue({"a": shard}, cut(shard, 2)))
 
 
 def placed(worker: int) -> Placed:
-    return Placed(worker=worker, node="paper", pid=worker)
+    return Placed(node="paper", pid=worker)
 
 
 def no_folder(worker: int) -> list[Answer]:
-    return [Failed(worker=worker, task=None, cause=Cause.SETUP, reason="no such folder")]
+    return [Failed(cause=Cause.SETUP, reason="no such folder")]
 
 
 def test_model_folder_that_goes_and_comes_back_costs_time_alone():
@@ -449,7 +442,7 @@ def test_model_folder_that_goes_and_comes_back_costs_time_alone():
         if unit.start != 50 or killed_at:
             return None
         killed_at.append(pool.now)
-        return crash(worker)
+        return crash()
 
     def start(pool: PaperPool, worker: int) -> list[Answer] | None:
         is_gone = killed_at and pool.now < killed_at[0] + 900.0
@@ -472,7 +465,7 @@ def test_model_folder_that_stays_away_ends_the_run_with_what_was_finished():
     shard = make_shard("a", 100)
     pool = PaperPool(
         num_places=1,
-        misfortune=lambda pool, worker, unit: crash(worker) if unit.start == 50 else None,
+        misfortune=lambda pool, worker, unit: crash() if unit.start == 50 else None,
         start_answers=lambda pool, worker: no_folder(worker) if worker else None,
     )
     queue = WorkQueue({"a": shard}, cut(shard, 10))
@@ -519,7 +512,7 @@ def test_cluster_that_shrinks_to_nothing_and_comes_back_goes_on():
 
     def preempt(pool: PaperPool, worker: int, unit: Unit) -> Answer | None:
         if 20 < pool.now < 1000:
-            return Lost(worker=worker, cause=Cause.NODE, reason="its node has died")
+            return Lost(cause=Cause.NODE, reason="its node has died")
         return None
 
     pool = Spot(misfortune=preempt)
@@ -592,7 +585,7 @@ class FatefulPool(PaperPool):
         fate, seconds = self._next_fate("start")
         if fate in ("crash", "silent"):
             if fate == "crash":
-                self._answer_at(self.now + seconds, worker, crash(worker))
+                self._answer_at(self.now + seconds, worker, crash())
             return
         self._answer_at(self.now, worker, placed(worker))
         self._answer_at(self.now + seconds, worker, self._loaded(fate, worker))
@@ -606,33 +599,33 @@ class FatefulPool(PaperPool):
         match fate:
             case "ready":
                 return Ready(
-                    worker=worker, seconds=1.0, scorer="kernel",
+                    seconds=1.0, scorer="kernel",
                     max_num_batched_tokens=self.reported_tokens,
                 )  # fmt: skip
             case "silent_loading":
                 return HANGS
             case "crash_loading":
-                return crash(worker)
+                return crash()
         return self._failed(fate, worker, None)
 
     def _failed(self, fate: str, worker: int, task: Task | None) -> Answer:
         if fate == "node":
-            return Lost(worker=worker, cause=Cause.NODE, reason="its node has died")
+            return Lost(cause=Cause.NODE, reason="its node has died")
         cause = Cause.MEMORY if fate == "memory" else Cause(fate)
-        return Failed(worker=worker, task=task, cause=cause, reason=fate)
+        return Failed(cause=cause, reason=fate)
 
     def send(self, worker: int, task: Task) -> None:
         hand = self.workers[worker]
         fate, seconds = self._next_fate("unit" if isinstance(task, ScoreUnit) else "write")
         hand.engine_free_at = max(hand.engine_free_at, self.now) + seconds
-        answer: Answer | object = done(worker, task)
+        answer: Answer | object = done(task)
         if fate == "silent":
             answer = HANGS
         elif fate == "crash":
-            answer = crash(worker)
+            answer = crash()
         elif fate != "done":
             answer = self._failed(fate, worker, task)
-        self._answer_at(hand.engine_free_at, worker, answer)
+        self._answer_at(hand.engine_free_at, worker, answer, task)
 
 
 @settings(max_examples=120, deadline=None)
@@ -686,8 +679,8 @@ def test_shard_that_cannot_be_written_is_tried_a_few_times_and_listed():
         def send(self, worker: int, task: Task) -> None:
             if isinstance(task, CommitShard) and task.shard.name == "a":
                 self.sent.append((worker, task))
-                failed = Failed(worker=worker, task=task, cause=Cause.OUTPUT, reason="disk full")
-                self._answer_at(self.now, worker, failed)
+                failed = Failed(cause=Cause.OUTPUT, reason="disk full")
+                self._answer_at(self.now, worker, failed, task)
             else:
                 super().send(worker, task)
 
