@@ -28,13 +28,15 @@ from rsr.engine.metrics import TrajectoryScore, score_tokens
 from rsr.engine.trajectory import Status, TokenScores, Trajectory
 from rsr.jobs.cluster.answers import Done, Placed, Ready
 from rsr.jobs.cluster.dispatcher import Dispatcher
+from rsr.jobs.cluster.job import UnitJob
 from rsr.jobs.cluster.pool import RayPool
 from rsr.jobs.cluster.session import Room, ray_session
 from rsr.jobs.cluster.work import CommitShard, Task, WorkQueue
-from rsr.jobs.cluster.worker import WorkerJob
+from rsr.jobs.run.events import Tally
 from rsr.jobs.run.folder import RunFolder
 from rsr.jobs.run.manifest import Identity
 from rsr.jobs.run.store import RunStore
+from rsr.jobs.scoring.job import ScoringJob
 from rsr.jobs.shards.columns import TrajectoryColumns
 from rsr.jobs.shards.score_columns import Summary
 from rsr.jobs.shards.shard import Shard, Unit, describe_shard
@@ -93,11 +95,11 @@ class Sleepers:
         self._seconds = seconds_of_unit
         self._turns: dict[int, asyncio.Lock] = defaultdict(asyncio.Lock)
 
-    async def introduce(self, worker: int, _job: None) -> Placed:
+    async def introduce(self, worker: int, *_job: object) -> Placed:
         return Placed(node="sleepers", pid=worker)
 
     async def load(self, _worker: int, _max_num_batched_tokens: int | None) -> Ready:
-        return Ready(seconds=0.0, scorer="kernel", max_num_batched_tokens=None)
+        return Ready(seconds=0.0, max_num_batched_tokens=None)
 
     async def do(self, worker: int, task: Task) -> Done:
         import asyncio
@@ -130,7 +132,7 @@ class SleeperPool(RayPool):
     """Workers that share a few processes; the calls are Ray's all the same."""
 
     def __init__(self, seconds_of_unit: Sequence[float], num_workers: int, num_hosts: int) -> None:
-        super().__init__(cast(WorkerJob, None), Room({"num_cpus": 0}))
+        super().__init__(cast(UnitJob[Tally], None), Room({"num_cpus": 0}))
         self._num_workers = num_workers
         options = {"num_cpus": 0, "max_concurrency": 1000}
         self._hosts = [
@@ -198,7 +200,7 @@ def measure_throughput(num_units: int, num_workers: int, num_shards: int) -> Row
     """Units of one row through real workers and real files."""
     with tempfile.TemporaryDirectory() as folder, ray_session(None, verbose=False):
         shards = [_write_shard(Path(folder), n, num_units // num_shards) for n in range(num_shards)]
-        job = WorkerJob(
+        job = ScoringJob(
             scorer=ScorerConfig(model="none"),
             columns=COLUMNS,
             store=RunStore.of(RunFolder(Path(folder) / "out"), IDENTITY),

@@ -6,15 +6,13 @@ makes of them it tells in the words of `run/events.py`.
 
 from dataclasses import dataclass
 
-from rsr.engine.config import ScorerKind
 from rsr.jobs.cluster.work import Task
-from rsr.jobs.run.events import Cause
-from rsr.jobs.shards.score_columns import Summary
+from rsr.jobs.run.events import Cause, Tally
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placed:
-    """A worker's process runs and begins to load its model."""
+    """A worker's process runs and begins to open the job."""
 
     node: str
     pid: int
@@ -22,18 +20,18 @@ class Placed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ready:
-    """A worker's model is loaded. max_num_batched_tokens: of its prefill steps, if known."""
+    """A worker has opened the job. The other fields are `OpenJob`'s."""
 
     seconds: float
-    scorer: ScorerKind
     max_num_batched_tokens: int | None
+    notice: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Done:
-    """A task is done. seconds: in the engine, or for writing a shard."""
+    """A task is done. seconds: of `OpenJob.run`, or for writing a shard."""
 
-    summary: Summary
+    summary: Tally
     seconds: float
 
 

@@ -24,10 +24,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from rsr.engine.config import ScorerKind
 from rsr.jobs.cluster.answers import Done, Failed, Lost, Placed, Ready, Reply
 from rsr.jobs.cluster.deadlines import Deadlines
-from rsr.jobs.cluster.work import CommitShard, ScoreUnit, Task, WorkQueue, label, shard_of
+from rsr.jobs.cluster.work import CommitShard, RunUnit, Task, WorkQueue, label, shard_of
 from rsr.jobs.run.events import (
     BatchShrunk,
     Cause,
@@ -107,7 +106,7 @@ class _Worker:
     pid: int = 0
     placed_at: float | None = None
     is_ready: bool = False
-    units: deque[ScoreUnit] = field(default_factory=deque)
+    units: deque[RunUnit] = field(default_factory=deque)
     """In hand; the first is in the engine."""
     engine_since: float = 0.0
     chore: Task | None = None
@@ -138,8 +137,7 @@ class Dispatcher:
 
     num_workers: how many there should be; None is as many as fit, which may change while the run
     goes on. max_num_batched_tokens: that workers start with; None is vLLM's choice.
-    start_timeout_s: how long starts are tried while no worker is ready. scorers: how the workers
-    that are ready score.
+    start_timeout_s: how long starts are tried while no worker is ready.
     """
 
     def __init__(
@@ -153,7 +151,6 @@ class Dispatcher:
         start_timeout_s: float = START_TIMEOUT_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.scorers: set[ScorerKind] = set()
         self._pool = pool
         self._queue = queue
         self._num_workers = num_workers
@@ -164,6 +161,7 @@ class Dispatcher:
         self._workers: dict[int, _Worker] = {}
         self._resting: list[_RestingPlace] = []
         self._num_started = self._most_workers = 0
+        self._was_ever_ready = False
         self._resize_at = 0.0
         self._none_ready_since: float | None = None
         self._why_none_ready = ""
@@ -323,7 +321,7 @@ class Dispatcher:
                 yield self._finish(worker, task, done)
             case (Failed(cause=cause, reason=reason), None) | (Lost(cause=cause, reason=reason), _):
                 yield from self._lose(worker, cause, reason)
-            case Failed(cause=Cause.ENGINE | Cause.MEMORY as cause, reason=reason), ScoreUnit():
+            case Failed(cause=Cause.ENGINE | Cause.MEMORY as cause, reason=reason), RunUnit():
                 # Whatever state its engine is in now, nothing more should be scored with it.
                 yield from self._lose(worker, cause, reason, reply.task)
             case Failed(cause=cause, reason=reason), task if task is not None:
@@ -338,13 +336,14 @@ class Dispatcher:
         self._none_ready_since = None
         if worker.max_num_batched_tokens is None:
             worker.max_num_batched_tokens = ready.max_num_batched_tokens
-        self.scorers.add(ready.scorer)
+        self._was_ever_ready = True
         return WorkerStarted(
             worker=worker.number,
             node=worker.node,
             pid=worker.pid,
             seconds=ready.seconds,
             max_num_batched_tokens=ready.max_num_batched_tokens,
+            notice=ready.notice,
         )
 
     def _finish(self, worker: _Worker, task: Task, done: Done) -> Event:
@@ -360,7 +359,7 @@ class Dispatcher:
                 summary=done.summary,
             )
         unit = task.unit
-        if isinstance(task, ScoreUnit):
+        if isinstance(task, RunUnit):
             self._deadlines.observe(unit, done.seconds)
         return UnitFinished(
             shard=unit.shard.name,
@@ -437,7 +436,7 @@ class Dispatcher:
         if task is worker.chore:
             worker.chore = None
             return
-        assert isinstance(task, ScoreUnit), "chores are in hand as such"
+        assert isinstance(task, RunUnit), "chores are in hand as such"
         worker.units.remove(task)
         worker.engine_since = self._clock()
 
@@ -456,7 +455,7 @@ class Dispatcher:
         self._why_none_ready = reason
         num_failures = worker.num_start_failures + 1
         self._resting.append(_RestingPlace(self._clock(), num_failures))
-        if self.scorers:
+        if self._was_ever_ready:
             return
         # A model that cannot be loaded cannot be loaded again; memory may be free soon.
         is_final = cause in (Cause.ENGINE, Cause.SETUP)
@@ -471,7 +470,7 @@ class Dispatcher:
             self._abandon(f"{limit} failures in a row and nothing finished; the last: {reason}")
 
     def _give_up_starting(self, reason: str) -> None:
-        if not self.scorers:
+        if not self._was_ever_ready:
             raise CannotStartError(reason)
         self._abandon(reason)
 

@@ -5,6 +5,7 @@ Turns Ray's many errors into the few causes that `dispatcher.py` knows.
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -12,10 +13,11 @@ from ray.actor import ActorHandle
 from ray.exceptions import ActorUnavailableError, NodeDiedError, OutOfMemoryError, RayError
 
 from rsr.jobs.cluster.answers import Answer, Lost, Placed, Reply
+from rsr.jobs.cluster.job import UnitJob
 from rsr.jobs.cluster.session import Room
 from rsr.jobs.cluster.work import Task
-from rsr.jobs.cluster.worker import Worker, WorkerJob
-from rsr.jobs.run.events import Cause
+from rsr.jobs.cluster.worker import Worker
+from rsr.jobs.run.events import Cause, Tally
 
 
 def hire(room: Room) -> ActorHandle:
@@ -35,9 +37,17 @@ class _Call:
 class RayPool:
     """A `Pool` of Ray actors."""
 
-    def __init__(self, job: WorkerJob, room: Room, first: ActorHandle | None = None) -> None:
-        """first: a worker hired before the job was known."""
-        self._job = ray.put(job)
+    def __init__(
+        self,
+        job: UnitJob[Tally],
+        room: Room,
+        first: ActorHandle | None = None,
+        *,
+        must_see: tuple[Path, ...] = (),
+        verbose: bool = False,
+    ) -> None:
+        """first: a worker hired before the job was known. must_see, verbose: see `Worker`."""
+        self._introduction = (ray.put(job), must_see, verbose)
         self._room = room
         self._first = first
         self._actors: dict[int, ActorHandle] = {}
@@ -49,7 +59,7 @@ class RayPool:
 
     def start(self, worker: int, max_num_batched_tokens: int | None) -> None:
         actor = self._actors[worker] = self._hire(worker)
-        self._calls[actor.introduce.remote(self._job)] = _Call(
+        self._calls[actor.introduce.remote(*self._introduction)] = _Call(
             worker, max_num_batched_tokens=max_num_batched_tokens
         )
 

@@ -1,6 +1,6 @@
 """One run from a loaded plan to its last shard: Ray, the dispatcher, and everybody who listens.
 
-Knows the order of the steps. What is to be done comes in as a `WorkerJob` and a `WorkQueue`.
+Knows the order of the steps. What is to be done comes in as a `UnitJob` and a `WorkQueue`.
 """
 
 import logging
@@ -12,22 +12,22 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Self
+from pathlib import Path
+from typing import Generic, Self, TypeVar, cast
 
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
-from rsr.engine.config import ScorerConfig
-from rsr.engine.facts import StudentFacts
 from rsr.jobs.cluster.deadlines import Deadlines
 from rsr.jobs.cluster.dispatcher import START_TIMEOUT_SECONDS, CannotStartError, Dispatcher
+from rsr.jobs.cluster.job import UnitJob
 from rsr.jobs.cluster.options import ClusterOptions
 from rsr.jobs.cluster.pool import RayPool, hire
 from rsr.jobs.cluster.ray_metrics import RunMetrics
 from rsr.jobs.cluster.session import Room, ray_session, room_for_workers
 from rsr.jobs.cluster.work import Failure, WorkQueue
-from rsr.jobs.cluster.worker import Refused, WorkerJob
+from rsr.jobs.cluster.worker import Refused
 from rsr.jobs.errors import Interrupted, UsageError
 from rsr.jobs.interrupt import StopRequest
 from rsr.jobs.run.events import (
@@ -37,15 +37,20 @@ from rsr.jobs.run.events import (
     RunStarted,
     ShardFailed,
     ShardWritten,
+    Tally,
     UnitFailed,
     UnitFinished,
     WorkerLost,
+    WorkerStarted,
 )
+from rsr.jobs.run.folder import RunFolder
 from rsr.jobs.run.progress import Progress
-from rsr.jobs.shards.score_columns import Summary
 from rsr.jobs.storage import is_remote
 
 logger = logging.getLogger(__name__)
+
+S = TypeVar("S", bound=Tally)
+T = TypeVar("T")
 
 STOP_SECONDS = 10.0
 """For the units in hand when the run is told to stop; what is not done by then is done again.
@@ -55,69 +60,82 @@ A spot machine's warning comes 30 s before the end at the least, and Ray needs s
 
 
 FIRST_WORKER_SECONDS = 60.0
-"""Until the driver opens the student itself: a crowded cluster has no room for a worker yet."""
+"""Until the driver looks for itself: a crowded cluster has no room for a worker yet."""
 
 
 @dataclass(slots=True)
-class RunReport:
-    """written: rows of the shards written. finished: rows of the units kept, by this run.
+class RunReport(Generic[S]):
+    """What a run did.
 
+    written: summaries of the shards written. num_rows, num_tokens: of the units kept, by this run.
     seconds: since `started`, when the first worker was ready. setbacks: how often what went
-    wrong, by cause, whether or not it came right in the end.
+    wrong, by cause, whether or not it came right in the end. notices: what workers had to say.
     """
 
-    written: Summary = field(default_factory=Summary)
-    finished: Summary = field(default_factory=Summary)
+    written: list[S] = field(default_factory=list)
+    num_rows: int = 0
+    num_tokens: int = 0
     started: float = field(default_factory=time.monotonic)
     seconds: float = 0.0
     setbacks: Counter[str] = field(default_factory=Counter)
+    notices: set[str] = field(default_factory=set)
     failures: list[Failure] = field(default_factory=list)
     unwritten: list[str] = field(default_factory=list)
 
     def tell(self, event: Event) -> None:
         match event:
-            case UnitFinished():
-                self.finished.merge(event.summary)
-            case ShardWritten():
-                self.written.merge(event.summary)
+            case WorkerStarted(notice=str() as notice) if notice not in self.notices:
+                self.notices.add(notice)
+                logger.warning(notice)
+            case UnitFinished(summary=summary):
+                self.num_rows += summary.num_rows
+                self.num_tokens += summary.num_tokens
+            case ShardWritten(summary=summary):
+                self.written.append(cast(S, summary))
             case UnitFailed() | ShardFailed() | WorkerLost():
                 self.setbacks[event.cause] += isinstance(event, WorkerLost) or event.attempts > 0
 
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """Ray, joined. first: a worker that was hired before there was a job."""
+    """Ray, joined.
+
+    verbose: show what Ray and the workers say. first: a worker that was hired before there was a
+    job.
+    """
 
     options: ClusterOptions
     room: Room
+    verbose: bool = False
     first: ActorHandle | None = None
 
     def with_first_worker(self) -> Self:
         """Hire one before there is a job."""
         return replace(self, first=hire(self.room))
 
-    def open_student(self, config: ScorerConfig, stop: StopRequest) -> StudentFacts | None:
-        """What the first worker makes of the model.
+    def ask(
+        self, question: Callable[[], T], then: Callable[[], object], stop: StopRequest
+    ) -> T | None:
+        """What the first worker answers, which then goes on with `then`.
 
         None if it cannot be asked now: there is no room for it yet, say. Raises `UsageError`
-        for a model that cannot be used, `Interrupted` when `stop` says so.
+        where the question raises ValueError, `Interrupted` when `stop` says so.
         """
         assert self.first is not None
-        asked = self.first.open_student.remote(config)
+        asked = self.first.ask.remote(question, then)
         deadline = time.monotonic() + FIRST_WORKER_SECONDS
         while not ray.wait([asked], timeout=0.2)[0] and time.monotonic() < deadline:
             stop.check()
         try:
-            facts = ray.get(asked, timeout=0)
+            answer: T | Refused = ray.get(asked, timeout=0)
         except RayError as error:
-            logger.info("the first worker does not tell of the student: %s", error)
+            logger.info("the first worker does not answer: %s", error)
             return None
-        if isinstance(facts, Refused):
-            is_here = facts.node == socket.gethostname()
-            raise UsageError(
-                facts.reason if is_here else f"the machine {facts.node}: {facts.reason}"
-            )
-        return facts
+        if isinstance(answer, Refused):
+            is_here = answer.node == socket.gethostname()
+            where = "" if is_here else f"the machine {answer.node}: "
+            raise UsageError(where + answer.reason)
+        return answer
 
     @property
     def has_gpus(self) -> bool:
@@ -133,33 +151,35 @@ def join_cluster(
     Raises `UsageError` if no cluster answers or no worker fits.
     """
     with ray_session(options.address, verbose=verbose):
-        yield Cluster(options, room_for_workers(options.num_workers, tensor_parallel_size))
+        room = room_for_workers(options.num_workers, tensor_parallel_size)
+        yield Cluster(options, room, verbose)
 
 
 def run_on_cluster(
-    job: WorkerJob,
+    job: UnitJob[S],
     queue: WorkQueue,
     cluster: Cluster,
     *,
     num_rows: int,
-    kept: Summary,
+    kept: Tally,
     progress: Progress,
     stop: StopRequest,
-) -> RunReport:
+) -> RunReport[S]:
     """Do everything in `queue`; what was given up is in the report.
 
     num_rows: of the shards without output; kept: of these, what an earlier start finished.
     Raises `UsageError` if no worker can be started, `Interrupted` when `stop` says so, with what
     is finished kept.
     """
-    report = RunReport()
+    report: RunReport[S] = RunReport()
     options = cluster.options
-    with EventLog(job.store.folder.events_path) as log, _probe(job) as job:
+    with EventLog(job.folder.events_path) as log, _probe(job.folder) as probe:
+        must_see = (*job.must_see, *probe)
         dispatcher = Dispatcher(
-            RayPool(job, cluster.room, cluster.first),
+            RayPool(job, cluster.room, cluster.first, must_see=must_see, verbose=cluster.verbose),
             queue,
             num_workers=options.num_workers,
-            max_num_batched_tokens=job.scorer.max_num_batched_tokens,
+            max_num_batched_tokens=job.max_num_batched_tokens,
             deadlines=Deadlines(options.unit_timeout_s),
             start_timeout_s=options.start_timeout_s or START_TIMEOUT_SECONDS,
         )
@@ -175,7 +195,7 @@ def run_on_cluster(
                 listener(event)
 
         num_workers = options.num_workers or cluster.room.num_places
-        progress.loading(job.scorer.model, num_workers)
+        progress.loading(job.name, num_workers)
         tell(_started(job, num_rows - kept.num_rows, queue, num_workers))
         with _ending(report, queue, tell):
             _start(dispatcher, job, tell, stop)
@@ -186,7 +206,10 @@ def run_on_cluster(
 
 
 def _start(
-    dispatcher: Dispatcher, job: WorkerJob, tell: Callable[[Event | None], None], stop: StopRequest
+    dispatcher: Dispatcher,
+    job: UnitJob[Tally],
+    tell: Callable[[Event | None], None],
+    stop: StopRequest,
 ) -> None:
     try:
         for event in dispatcher.until_ready():
@@ -194,14 +217,8 @@ def _start(
             stop.check()
     except CannotStartError as error:
         raise UsageError(
-            f"{job.scorer.model} cannot be run: {error} (more in {job.store.folder.log_path})"
+            f"{job.name} cannot be run: {error} (more in {job.folder.log_path})"
         ) from error
-    if dispatcher.scorers - {job.scorer.scorer}:
-        logger.warning(
-            "the LM head of %s is not a plain matrix: scoring with vLLM's prompt_logprobs, "
-            "which counts ties against the target and gives no entropy",
-            job.scorer.model,
-        )
 
 
 def _run(
@@ -221,7 +238,7 @@ def _run(
 
 @contextmanager
 def _ending(
-    report: RunReport, queue: WorkQueue, tell: Callable[[Event | None], None]
+    report: RunReport[S], queue: WorkQueue, tell: Callable[[Event | None], None]
 ) -> Iterator[None]:
     """Complete the report and tell how the run ended, whichever way it does."""
     outcome = "failed"
@@ -238,17 +255,17 @@ def _ending(
         tell(
             RunEnded(
                 outcome=outcome,
-                num_rows=report.finished.num_rows,
-                num_tokens=report.finished.num_tokens,
+                num_rows=report.num_rows,
+                num_tokens=report.num_tokens,
                 seconds=report.seconds,
                 num_failures=len(report.failures),
             )
         )
 
 
-def _started(job: WorkerJob, num_rows: int, queue: WorkQueue, num_workers: int) -> RunStarted:
+def _started(job: UnitJob[Tally], num_rows: int, queue: WorkQueue, num_workers: int) -> RunStarted:
     return RunStarted(
-        model=job.scorer.model,
+        model=job.name,
         num_rows=num_rows,
         num_units=queue.num_units,
         num_workers=num_workers,
@@ -258,14 +275,14 @@ def _started(job: WorkerJob, num_rows: int, queue: WorkQueue, num_workers: int) 
 
 
 @contextmanager
-def _probe(job: WorkerJob) -> Iterator[WorkerJob]:
-    """The job with a file to look for that no folder has but this run's OUTPUT."""
-    if is_remote(str(job.store.folder.root)):
-        yield job
+def _probe(folder: RunFolder) -> Iterator[tuple[Path, ...]]:
+    """A file to look for that no folder has but this run's OUTPUT; none on an object store."""
+    if is_remote(str(folder.root)):
+        yield ()
         return
-    path = job.store.folder.state.resolve() / f"probe-{uuid.uuid4().hex}"
+    path = folder.state.resolve() / f"probe-{uuid.uuid4().hex}"
     path.touch()
     try:
-        yield replace(job, must_see=(*job.must_see, path))
+        yield (path,)
     finally:
         path.unlink(missing_ok=True)

@@ -1,65 +1,54 @@
-"""Student and cluster of a run, each opened when it is sure to be needed.
+"""The cluster of a run, joined when it is sure to be needed.
 
-Both cost seconds of imports and of processes that start. A new run therefore joins the cluster
-first and has a worker, which must import the student's libraries anyway, look at the student: the
-driver never imports them. Knows nothing of what the run is about.
+Joining costs seconds, and so do the imports of whoever looks at a model. A new run therefore joins
+first and lets a worker, which must import those libraries anyway, look: the driver never does.
 """
 
 import os
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from rsr.engine.config import ScorerConfig
-from rsr.engine.facts import StudentFacts
-from rsr.engine.model_folder import require_model_folder
 from rsr.jobs.cluster.options import ClusterOptions
-from rsr.jobs.errors import refusing_values
 from rsr.jobs.interrupt import StopRequest
 
 if TYPE_CHECKING:
     from rsr.jobs.cluster.run import Cluster
 
+T = TypeVar("T")
 
 RAY_TOKEN = Path("~/.ray/auth_token")
 """Where Ray keeps its token unless RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH says otherwise."""
 
 
 class Venue:
-    """Where a run takes place: its student, and the cluster that it joins.
+    """The cluster that a run joins, once and when it is asked for.
 
-    held: leaves the cluster when it is closed. stop: ends the wait for a student.
+    held: leaves the cluster when it is closed. stop: ends the wait for an answer.
     """
 
     def __init__(
         self,
-        scorer: ScorerConfig,
         options: ClusterOptions,
         held: ExitStack,
         stop: StopRequest,
         *,
+        tensor_parallel_size: int = 1,
         verbose: bool = False,
     ) -> None:
-        self._scorer, self._options, self._held, self._stop = scorer, options, held, stop
-        self._verbose = verbose
+        self._options, self._held, self._stop = options, held, stop
+        self._tensor_parallel_size, self._verbose = tensor_parallel_size, verbose
         self._cluster: Cluster | None = None
 
-    def open_student(self, *, with_cluster: bool) -> StudentFacts:
-        """What the student is. with_cluster: there is work for one, so let it have a look.
+    def ask(self, question: Callable[[], T], then: Callable[[], object]) -> T | None:
+        """Join the cluster; what its first worker answers, which then goes on with `then`.
 
-        Raises `UsageError` for what is wrong with either, `Interrupted` when told to stop.
+        None if no worker can be asked yet. Raises `UsageError` where no cluster can be joined or
+        the question raises ValueError, `Interrupted` when told to stop.
         """
-        scorer = self._scorer
-        with refusing_values():
-            require_model_folder(scorer.model)
-        if with_cluster:
-            self._cluster = self._join().with_first_worker()
-            if (facts := self._cluster.open_student(scorer, self._stop)) is not None:
-                return facts
-        from rsr.engine.student import open_student
-
-        with refusing_values():
-            return open_student(scorer).facts
+        self._cluster = self._join().with_first_worker()
+        return self._cluster.ask(question, then, self._stop)
 
     def cluster(self) -> "Cluster":
         """The cluster, joined by now."""
@@ -74,7 +63,7 @@ class Venue:
 
         joining = join_cluster(
             self._options,
-            tensor_parallel_size=self._scorer.tensor_parallel_size,
+            tensor_parallel_size=self._tensor_parallel_size,
             verbose=self._verbose,
         )
         return self._held.enter_context(joining)

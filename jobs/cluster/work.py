@@ -25,8 +25,11 @@ RANGES_LISTED = 20
 
 
 @dataclass(frozen=True, slots=True)
-class ScoreUnit:
-    """may_be_kept: an earlier worker may have kept it and died before it could say so."""
+class RunUnit:
+    """Run the job on a unit.
+
+    may_be_kept: an earlier worker may have kept it and died before it could say so.
+    """
 
     unit: Unit
     may_be_kept: bool = False
@@ -34,7 +37,7 @@ class ScoreUnit:
 
 @dataclass(frozen=True, slots=True)
 class RefuseRow:
-    """Keep a unit of one row without a score, as an engine error."""
+    """Keep a unit of one row, which broke its workers alone, as refused."""
 
     unit: Unit
     reason: str
@@ -47,7 +50,7 @@ class CommitShard:
     shard: Shard
 
 
-Task = ScoreUnit | RefuseRow | CommitShard
+Task = RunUnit | RefuseRow | CommitShard
 
 
 def shard_of(task: Task) -> Shard:
@@ -108,7 +111,7 @@ class WorkQueue:
     def is_empty(self) -> bool:
         return not (self.num_units or self._chores)
 
-    def take(self, now: float, *, num_waiting_needed: int = 0) -> ScoreUnit | None:
+    def take(self, now: float, *, num_waiting_needed: int = 0) -> RunUnit | None:
         """The next unit for a worker whose engine is free, or soon will be.
 
         Suspects come only to a worker with nothing in hand. num_waiting_needed: of units, lest
@@ -117,10 +120,10 @@ class WorkQueue:
         self._resume_paused(now)
         if num_waiting_needed:
             may_queue = not self._suspects and len(self._fresh) >= num_waiting_needed
-            return ScoreUnit(self._fresh.popleft()) if may_queue else None
+            return RunUnit(self._fresh.popleft()) if may_queue else None
         if self._suspects:
-            return ScoreUnit(self._suspects.popleft(), may_be_kept=True)
-        return ScoreUnit(self._fresh.popleft()) if self._fresh else None
+            return RunUnit(self._suspects.popleft(), may_be_kept=True)
+        return RunUnit(self._fresh.popleft()) if self._fresh else None
 
     def take_chore(self, now: float) -> Task | None:
         """The next piece of work that needs no engine."""
@@ -129,7 +132,7 @@ class WorkQueue:
 
     def is_suspect(self, task: Task) -> bool:
         """Whether the task must have its worker to itself."""
-        return isinstance(task, ScoreUnit) and task.unit in self._losses
+        return isinstance(task, RunUnit) and task.unit in self._losses
 
     def finish(self, task: Task) -> None:
         self._attempts.pop(_plain(task), None)
@@ -146,7 +149,7 @@ class WorkQueue:
 
     def put_back(self, task: Task) -> None:
         """Do it again: what happened was not its fault."""
-        if isinstance(task, ScoreUnit):
+        if isinstance(task, RunUnit):
             if task.unit in self._losses:
                 self._suspects.appendleft(task.unit)
             else:
@@ -159,7 +162,7 @@ class WorkQueue:
         if cause is Cause.NODE:
             self.put_back(task)
             return Next.AGAIN, self._attempts.get(task, 0)
-        if isinstance(task, ScoreUnit) and cause not in (Cause.INPUT, Cause.OUTPUT):
+        if isinstance(task, RunUnit) and cause not in (Cause.INPUT, Cause.OUTPUT):
             return self._blame(task.unit, cause, reason)
         task = _plain(task)
         attempts = self._attempts[task] = self._attempts.get(task, 0) + 1
@@ -239,4 +242,4 @@ def _long_first(units: Sequence[Unit]) -> list[Unit]:
 
 def _plain(task: Task) -> Task:
     """The task as a key: the same whichever attempt it is."""
-    return replace(task, may_be_kept=False) if isinstance(task, ScoreUnit) else task
+    return replace(task, may_be_kept=False) if isinstance(task, RunUnit) else task

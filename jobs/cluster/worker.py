@@ -1,90 +1,39 @@
-"""The Ray actor: one student for as long as it lives.
+"""The Ray actor: a process that opens a job once and runs it on the units it is given.
 
 A unit passes three threads, each taking units in the order they came: read, engine, write. So
-one unit is read or written while another is scored. What goes wrong is answered, not raised, with
+one unit is read or written while another is run. What goes wrong is answered, not raised, with
 its cause; only unit descriptions and summaries cross the wire. Knows nothing of other workers.
 """
 
 import asyncio
-import gc
 import logging
 import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, TypeVar
 
-from rsr.engine.config import ScorerConfig, ScorerKind
-from rsr.engine.errors import is_out_of_memory
-from rsr.engine.facts import StudentFacts
-from rsr.engine.metrics import TrajectoryScore
-from rsr.engine.trajectory import Status, Trajectory
 from rsr.jobs.cluster.answers import Done, Failed, Placed, Ready
-from rsr.jobs.cluster.work import CommitShard, RefuseRow, ScoreUnit, Task
-from rsr.jobs.run.events import Cause
-from rsr.jobs.run.store import RunStore
-from rsr.jobs.scoring.commit import commit_scored_shard
-from rsr.jobs.shards import score_columns
-from rsr.jobs.shards.columns import TrajectoryColumns
-from rsr.jobs.shards.reader import TrajectoryReader
-from rsr.jobs.shards.score_columns import Summary
-from rsr.jobs.shards.shard import Unit
+from rsr.jobs.cluster.job import OpenJob, UnitJob
+from rsr.jobs.cluster.work import CommitShard, RefuseRow, RunUnit, Task
+from rsr.jobs.run.events import Cause, Tally
 
 logger = logging.getLogger(__name__)
 
-DETAILS_LOGGED = 20
-"""Refused rows of one unit whose reason is logged; their status is in the output anyway."""
 WRITE_PATIENCE_SECONDS = 30.0
-"""A full disk may have room again soon; scoring again would cost more than waiting."""
+"""A full disk may have room again soon; running the unit again would cost more than waiting."""
 WRITE_PAUSE_SECONDS = 1.0
 T = TypeVar("T")
 
 
-class Engine(Protocol):
-    """What a worker needs of `rsr.engine.Scorer`."""
-
-    @property
-    def kind(self) -> ScorerKind: ...
-
-    @property
-    def max_num_batched_tokens(self) -> int | None: ...
-
-    def score(self, trajectories: Sequence[Trajectory]) -> list[TrajectoryScore]: ...
-
-
-def open_scorer(config: ScorerConfig) -> Engine:
-    # vLLM takes seconds to import, and the driver never needs it.
-    from rsr.engine.allocator import keep_freed_memory
-    from rsr.engine.scorer import Scorer
-
-    # This process opens one model and ends with it.
-    keep_freed_memory()
-    return Scorer(config)
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerJob:
-    """All that a worker must know besides its units; sent once.
-
-    must_see: paths that every machine must have at the same place.
-    """
-
-    scorer: ScorerConfig
-    columns: TrajectoryColumns
-    store: RunStore
-    verbose: bool = False
-    must_see: tuple[Path, ...] = ()
-    open_engine: Callable[[ScorerConfig], Engine] = open_scorer
-
-
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A student that cannot be used, as seen from a machine."""
+    """A value that cannot be used, as seen from a machine."""
 
     node: str
     reason: str
@@ -101,37 +50,40 @@ class _TaskError(Exception):
 class Worker:
     """Methods are coroutines: Ray starts them in the order of the calls, and none blocks.
 
-    `introduce` comes before all but `open_student`.
+    `introduce` comes before all but `ask`, and `load` before `do`.
     """
 
     def __init__(self) -> None:
-        self._job: WorkerJob
-        self._reader: TrajectoryReader
-        self._engine: Engine
+        self._job: UnitJob[Tally]
+        self._opened: OpenJob[Any, Any, Tally]
         # The engine has a thread of its own: CUDA and OpenMP remember which one called them first.
-        self._reading, self._scoring, self._writing, self._committing = (
+        self._reading, self._running, self._writing, self._committing = (
             ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
             for name in ("read", "engine", "write", "commit")
         )
 
-    async def open_student(self, config: ScorerConfig) -> StudentFacts | Refused:
-        """What `config` makes of the model, or why it is refused.
+    async def ask(self, question: Callable[[], T], then: Callable[[], object]) -> T | Refused:
+        """The answer to a question about this machine, or the ValueError that it raises.
 
-        Then goes on to import what `load` will need, while the job is still prepared.
+        Then goes on with `then`, while the job is still prepared.
         """
         loop = asyncio.get_running_loop()
-        facts = await loop.run_in_executor(self._scoring, lambda: _open_student(config))
-        self._scoring.submit(_import_engine)
-        return facts
+        try:
+            return await loop.run_in_executor(self._running, question)
+        except ValueError as error:
+            return Refused(socket.gethostname(), str(error))
+        finally:
+            self._running.submit(then)
 
-    async def introduce(self, job: WorkerJob) -> Placed | Failed:
+    async def introduce(
+        self, job: UnitJob[Tally], must_see: tuple[Path, ...], verbose: bool
+    ) -> Placed | Failed:
         """Take the job on, if this machine has what it needs."""
-        if not job.verbose:
-            _redirect_output(job.store.folder.log_path)
+        if not verbose:
+            _redirect_output(job.folder.log_path)
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
         self._job = job
-        self._reader = TrajectoryReader(job.columns)
-        if missing := [str(path) for path in job.must_see if not path.exists()]:
+        if missing := [str(path) for path in must_see if not path.exists()]:
             reason = (
                 f"the machine {socket.gethostname()} has no {', '.join(missing)}: every machine "
                 "of the cluster must see the same files there"
@@ -140,109 +92,56 @@ class Worker:
         return Placed(node=socket.gethostname(), pid=os.getpid())
 
     async def load(self, max_num_batched_tokens: int | None) -> Ready | Failed:
-        """Load the model; `max_num_batched_tokens` overrides the configured one."""
-        config = self._job.scorer
-        if max_num_batched_tokens is not None:
-            config = replace(config, max_num_batched_tokens=max_num_batched_tokens)
+        """Open the job."""
         try:
-            self._engine, seconds = await _run(
-                self._scoring, _engine_cause, lambda: self._job.open_engine(config)
+            self._opened, seconds = await _run(
+                self._running, self._job.cause_of, lambda: self._job.open(max_num_batched_tokens)
             )
         except _TaskError as error:
             return error.answer
         return Ready(
             seconds=seconds,
-            scorer=self._engine.kind,
-            max_num_batched_tokens=self._engine.max_num_batched_tokens,
+            max_num_batched_tokens=self._opened.max_num_batched_tokens,
+            notice=self._opened.notice,
         )
 
     async def do(self, task: Task) -> Done | Failed:
+        """Run the job on a unit, refuse a row, or write a shard."""
         try:
             match task:
-                case ScoreUnit():
-                    return await self._score(task)
-                case RefuseRow():
-                    return await self._refuse(task)
-                case CommitShard():
-                    summary, seconds = await _run(
-                        self._committing, _output_cause, lambda: self._commit(task)
-                    )
-                    return Done(summary=summary, seconds=seconds)
+                case RunUnit():
+                    return await self._run_unit(task)
+                case RefuseRow(unit, reason):
+                    refuse = partial(self._opened.refuse, unit, reason)
+                    return replace(await self._write(self._writing, refuse), seconds=0.0)
+                case CommitShard(shard):
+                    return await self._write(self._committing, lambda: self._opened.commit(shard))
         except _TaskError as error:
             return error.answer
 
-    async def _score(self, task: ScoreUnit) -> Done:
-        rows, _ = await _run(self._reading, _input_cause, lambda: self._read(task))
-        if isinstance(rows, Summary):
-            return Done(summary=rows, seconds=0.0)
-        scores, seconds = await _run(self._scoring, _engine_cause, lambda: self._engine.score(rows))
-        summary, _ = await _run(self._writing, _output_cause, lambda: self._keep(task.unit, scores))
+    async def _run_unit(self, task: RunUnit) -> Done:
+        unit, opened = task.unit, self._opened
+
+        def read() -> tuple[Tally | None, Any]:
+            kept = opened.find(unit) if task.may_be_kept else None
+            return (kept, None) if kept is not None else (None, opened.read(unit))
+
+        (kept, rows), _ = await _run(self._reading, _input_cause, read)
+        if kept is not None:
+            return Done(summary=kept, seconds=0.0)
+        results, seconds = await _run(
+            self._running, self._job.cause_of, lambda: opened.run(unit, rows)
+        )
+        done = await self._write(self._writing, lambda: opened.keep(unit, results))
+        return replace(done, seconds=seconds)
+
+    async def _write(self, thread: ThreadPoolExecutor, write: Callable[[], Tally]) -> Done:
+        summary, seconds = await _run(thread, _output_cause, lambda: _patiently(write))
         return Done(summary=summary, seconds=seconds)
-
-    def _read(self, task: ScoreUnit) -> list[Trajectory] | Summary:
-        """The unit's rows, or what is known of them if an earlier worker kept them."""
-        if task.may_be_kept and (kept := self._job.store.unit_summary(task.unit)) is not None:
-            return kept
-        return self._reader.read(task.unit)
-
-    async def _refuse(self, task: RefuseRow) -> Done:
-        score = TrajectoryScore(
-            Status.ENGINE_ERROR, rank_clip=self._job.scorer.rank_clip, detail=task.reason
-        )
-        summary, _ = await _run(
-            self._writing, _output_cause, lambda: self._keep(task.unit, [score])
-        )
-        return Done(summary=summary, seconds=0.0)
-
-    def _keep(self, unit: Unit, scores: list[TrajectoryScore]) -> Summary:
-        refused = [(i, s) for i, s in enumerate(scores, unit.start) if not s.status.is_scored]
-        for row, score in refused[:DETAILS_LOGGED]:
-            logger.info("%s row %d: %s: %s", unit.shard.name, row, score.status, score.detail)
-        frame = score_columns.to_frame(scores, token_columns=self._job.scorer.token_scores)
-        summary = Summary.of(frame)
-        _patiently(lambda: self._job.store.commit_unit(unit, frame, summary))
-        return summary
-
-    def _commit(self, task: CommitShard) -> Summary:
-        return _patiently(lambda: commit_scored_shard(self._job.store, task.shard))
-
-
-def _open_student(config: ScorerConfig) -> StudentFacts | Refused:
-    with _quick_imports():
-        from rsr.engine.student import open_student
-
-        try:
-            return open_student(config).facts
-        except ValueError as error:
-            return Refused(socket.gethostname(), str(error))
-
-
-def _import_engine() -> None:
-    # If this raises, so will `open_scorer`, whose caller listens.
-    with suppress(Exception), _quick_imports():
-        from rsr.engine.prefill import import_vllm
-
-        import_vllm()
-        # Whatever vLLM has of models hangs on this.
-        import rsr.engine.pooler  # noqa: F401
-
-
-@contextmanager
-def _quick_imports() -> Iterator[None]:
-    """Without the garbage collector, which finds nothing in modules and takes a fifth of the time.
-
-    What is imported stays: nor is it looked through later.
-    """
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
 
 
 async def _run(
-    thread: ThreadPoolExecutor, cause_of: Callable[[BaseException], Cause], step: Callable[[], T]
+    thread: ThreadPoolExecutor, cause_of: Callable[[Exception], Cause], step: Callable[[], T]
 ) -> tuple[T, float]:
     """The step's result and its seconds; raises `_TaskError` whatever the step raises.
 
@@ -261,16 +160,12 @@ async def _run(
         raise _TaskError(failure) from error
 
 
-def _input_cause(_error: BaseException) -> Cause:
+def _input_cause(_error: Exception) -> Cause:
     return Cause.INPUT
 
 
-def _output_cause(_error: BaseException) -> Cause:
+def _output_cause(_error: Exception) -> Cause:
     return Cause.OUTPUT
-
-
-def _engine_cause(error: BaseException) -> Cause:
-    return Cause.MEMORY if is_out_of_memory(error) else Cause.ENGINE
 
 
 def _patiently(write: Callable[[], T]) -> T:

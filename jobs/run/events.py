@@ -10,16 +10,27 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Self
-
-from rsr.jobs.shards.score_columns import Summary
+from typing import Any, Protocol, Self
 
 logger = logging.getLogger(__name__)
+
+
+class Tally(Protocol):
+    """The counts of a set of finished rows, whatever a run does to its rows; a dataclass."""
+
+    @property
+    def num_rows(self) -> int: ...
+
+    @property
+    def num_tokens(self) -> int: ...
+
+    @property
+    def rows_by_status(self) -> Mapping[str, int]: ...
 
 
 class Cause(StrEnum):
@@ -51,11 +62,11 @@ class Next(StrEnum):
     AGAIN_LATER = "again_later"
     """Queued after a pause."""
     AGAIN_ALONE = "again_alone"
-    """Scored next by a worker that has nothing else in hand, so that a loss is its own."""
+    """Next for a worker that has nothing else in hand, so that a loss is its own."""
     HALVED = "halved"
     """Its halves are tried alone."""
     ROW_REFUSED = "row_refused"
-    """It is one row: kept with `rsr_status` engine_error and no score."""
+    """It is one row: kept as refused, without a result (`rsr_status` engine_error)."""
     GIVEN_UP = "given_up"
     """Listed at the end of the run; the same command tries it again."""
 
@@ -74,13 +85,17 @@ class RunStarted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerStarted:
-    """seconds: from its process's first words to a loaded model. node: host name."""
+    """seconds: from its process's first words to a loaded model. node: host name.
+
+    notice: what the user should know about how this worker works.
+    """
 
     worker: int
     node: str
     pid: int
     seconds: float
     max_num_batched_tokens: int | None
+    notice: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +140,7 @@ class UnitFinished:
     worker: int
     node: str
     seconds: float
-    summary: Summary
+    summary: Tally
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,7 +166,7 @@ class ShardWritten:
     worker: int
     node: str
     seconds: float
-    summary: Summary
+    summary: Tally
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

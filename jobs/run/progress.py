@@ -19,6 +19,7 @@ from rsr.jobs.run.events import (
     Next,
     NoWorkerReady,
     ShardFailed,
+    Tally,
     UnitFailed,
     UnitFinished,
     WorkerLost,
@@ -78,11 +79,10 @@ class Progress:
         )
 
     @contextmanager
-    def scoring(self, num_rows: int, kept: Summary) -> Iterator[None]:
+    def scoring(self, num_rows: int, kept: Tally) -> Iterator[None]:
         """While rows are scored. kept: what an earlier start already finished of them."""
         self._num_rows = num_rows
-        self._finished = Summary()
-        self._finished.merge(kept)
+        self._finished = Summary(num_rows=kept.num_rows, num_tokens=kept.num_tokens)
         self._num_rows_before, self._num_tokens_before = kept.num_rows, kept.num_tokens
         self._started = self._last_line = time.monotonic()
         if not self._console.is_terminal:
@@ -114,7 +114,8 @@ class Progress:
                     f"{format_seconds(event.seconds_left)}, then the run ends"
                 )
             case UnitFinished():
-                self._finished.merge(event.summary)
+                self._finished.num_rows += event.summary.num_rows
+                self._finished.num_tokens += event.summary.num_tokens
                 if event.worker in self._workers:
                     self._workers[event.worker].observe(event, time.monotonic())
             case UnitFailed() if event.next is not Next.AGAIN:

@@ -54,6 +54,13 @@ from rsr.jobs.terminal import Console, Table, complain, fact_table, format_secon
     help="Seconds in the engine after which a unit's worker is killed and the unit given to "
     "another. [default: 20 times what finished units of that length took, at least 120]",
 )
+@click.option(
+    "--start-timeout",
+    "start_timeout_s",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Seconds without a ready or loading worker after which the run ends; a busy cluster or a "
+    "disk that comes back may need them. [default: 1800]",
+)
 @click.option("--overwrite", is_flag=True, help="Discard the earlier run in OUTPUT.")
 @click.option(
     "--same-input",
@@ -74,6 +81,7 @@ def score(
     workers: int | None,
     address: str | None,
     unit_timeout_s: float | None,
+    start_timeout_s: float | None,
     overwrite: bool,
     same_input: bool,
     overwrite_columns: bool,
@@ -102,6 +110,7 @@ def score(
             workers=workers,
             address=address,
             unit_timeout_s=unit_timeout_s,
+            start_timeout_s=start_timeout_s,
             overwrite=overwrite,
             same_input=same_input,
             overwrite_columns=overwrite_columns,

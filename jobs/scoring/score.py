@@ -12,6 +12,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -37,6 +38,7 @@ from rsr.jobs.run.preflight import (
 from rsr.jobs.run.progress import Progress
 from rsr.jobs.run.receipts import Receipt
 from rsr.jobs.run.store import RunStore
+from rsr.jobs.scoring.job import ScoringJob, import_engine, student_facts
 from rsr.jobs.shards import score_columns
 from rsr.jobs.shards.columns import TrajectoryColumns, choose_columns
 from rsr.jobs.shards.inputs import find_inputs
@@ -87,7 +89,8 @@ class ScoreOptions:
     INPUT. workers: engines at a time; None is one for each GPU or tensor-parallel group, one on a
     machine without. address: of a Ray cluster; None is RAY_ADDRESS, or this machine alone.
     unit_timeout_s: in the engine, before a unit's worker is taken to hang; None is learned from
-    finished units. overwrite: discard an earlier run in OUTPUT. same_input: INPUT's files are
+    finished units. start_timeout_s: how long starts are tried while no worker is ready; None is half
+    an hour. overwrite: discard an earlier run in OUTPUT. same_input: INPUT's files are
     copies of those that the earlier run read. overwrite_columns: replace score columns that INPUT
     already has. command: what was typed, for whoever must repeat it.
     """
@@ -100,6 +103,7 @@ class ScoreOptions:
     workers: int | None = None
     address: str | None = None
     unit_timeout_s: float | None = None
+    start_timeout_s: float | None = None
     overwrite: bool = False
     same_input: bool = False
     overwrite_columns: bool = False
@@ -112,6 +116,7 @@ class ScoreOptions:
             address=self.address,
             num_workers=self.workers,
             unit_timeout_s=self.unit_timeout_s,
+            start_timeout_s=self.start_timeout_s,
         )
 
 
@@ -161,7 +166,13 @@ def run_score(options: ScoreOptions, progress: Progress, stop: StopRequest) -> S
             output = opened.enter_context(
                 hold_output(options.output, writer="score", overwrite=options.overwrite)
             )
-            venue = Venue(options.scorer, options.cluster, opened, stop, verbose=options.verbose)
+            venue = Venue(
+                options.cluster,
+                opened,
+                stop,
+                tensor_parallel_size=options.scorer.tensor_parallel_size,
+                verbose=options.verbose,
+            )
             plan = _prepare(options, inputs, output, venue, stop)
         return _execute(options, plan, venue, progress, stop)
 
@@ -176,7 +187,7 @@ def _prepare(
     shards, columns = _describe_input(options, inputs, output, stop)
     if output.is_new:
         _require_disk_space(options, shards)
-    student = venue.open_student(with_cluster=output.is_new)
+    student = _look_at_student(options.scorer, venue, with_cluster=output.is_new)
     if columns.messages and not student.has_chat_template:
         raise UsageError(
             f"{options.scorer.model} has no chat template, and INPUT holds messages: give one "
@@ -343,14 +354,12 @@ def _execute(
     result = ScoreResult(options.output, plan.store.folder.log_path, total)
     if plan.unfinished:
         from rsr.jobs.cluster.run import run_on_cluster
-        from rsr.jobs.cluster.worker import WorkerJob
 
         report = run_on_cluster(
-            WorkerJob(
+            ScoringJob(
                 scorer=plan.student.config,
                 columns=plan.columns,
                 store=plan.store,
-                verbose=options.verbose,
                 must_see=_local_paths(plan),
             ),
             WorkQueue(plan.unfinished, plan.todo),
@@ -361,8 +370,9 @@ def _execute(
             stop=stop,
         )
         _require_still_there(plan.store.folder)
-        total.merge(report.written)
-        result.num_tokens_now = report.finished.num_tokens
+        for summary in report.written:
+            total.merge(summary)
+        result.num_tokens_now = report.num_tokens
         result.seconds = report.seconds
         result.setbacks = dict(report.setbacks)
         result.failures = report.failures + _changed_inputs(plan)
@@ -371,6 +381,15 @@ def _execute(
             result.failures += [Failure(name, 0, 1, reason) for name in report.unwritten]
     _list_engine_errors(result)
     return result
+
+
+def _look_at_student(config: ScorerConfig, venue: Venue, *, with_cluster: bool) -> StudentFacts:
+    """What the student is. with_cluster: there is work for a worker, so let it have a look."""
+    question = partial(student_facts, config)
+    if with_cluster and (facts := venue.ask(question, then=import_engine)) is not None:
+        return facts
+    with refusing_values():
+        return question()
 
 
 def _changed_inputs(plan: Plan) -> list[Failure]:

@@ -25,7 +25,7 @@ from rsr.jobs.cluster.work import (
     RANGES_LISTED,
     CommitShard,
     RefuseRow,
-    ScoreUnit,
+    RunUnit,
     Task,
     WorkQueue,
 )
@@ -96,17 +96,17 @@ class PaperPool:
         if answers is None:
             answers = [
                 Placed(node="paper", pid=worker),
-                Ready(seconds=0.0, scorer="kernel", max_num_batched_tokens=tokens),
+                Ready(seconds=0.0, max_num_batched_tokens=tokens),
             ]
         for answer in answers:
             self._answer_at(self.now, worker, answer)
 
     def send(self, worker: int, task: Task) -> None:
         self.sent.append((worker, task))
-        self.in_hand[worker] += isinstance(task, ScoreUnit)
+        self.in_hand[worker] += isinstance(task, RunUnit)
         self.most_in_hand[worker] = max(self.most_in_hand[worker], self.in_hand[worker])
         hand = self.workers[worker]
-        if not isinstance(task, ScoreUnit):
+        if not isinstance(task, RunUnit):
             if isinstance(task, RefuseRow):
                 self.refused.append(task.unit)
             self._answer_at(self.now, worker, done(task), task)
@@ -127,7 +127,7 @@ class PaperPool:
             due, _, reply = heapq.heappop(self._due)
             if reply.worker in self.workers:
                 self.now = max(self.now, due)
-                if isinstance(reply.answer, Done) and isinstance(reply.task, ScoreUnit):
+                if isinstance(reply.answer, Done) and isinstance(reply.task, RunUnit):
                     self.scored.append(reply.task.unit)
                     self.in_hand[reply.worker] -= 1
                 replies.append(reply)
@@ -240,7 +240,7 @@ def test_suspect_has_its_worker_to_itself():
     pool = PaperPool(num_places=2, misfortune=poison("a", 100))
     run_on_paper(pool, WorkQueue({"a": shard}, cut(shard, 16)))
     for worker in {w for w, _ in pool.sent}:
-        tasks = [t for w, t in pool.sent if w == worker and isinstance(t, ScoreUnit)]
+        tasks = [t for w, t in pool.sent if w == worker and isinstance(t, RunUnit)]
         fatal = [t for t in tasks if t.unit.start <= 100 < t.unit.stop]
         if fatal and fatal[0].may_be_kept:
             assert tasks[-1] == fatal[0], "something was sent to a worker that had a suspect"
@@ -599,7 +599,7 @@ class FatefulPool(PaperPool):
         match fate:
             case "ready":
                 return Ready(
-                    seconds=1.0, scorer="kernel",
+                    seconds=1.0,
                     max_num_batched_tokens=self.reported_tokens,
                 )  # fmt: skip
             case "silent_loading":
@@ -616,7 +616,7 @@ class FatefulPool(PaperPool):
 
     def send(self, worker: int, task: Task) -> None:
         hand = self.workers[worker]
-        fate, seconds = self._next_fate("unit" if isinstance(task, ScoreUnit) else "write")
+        fate, seconds = self._next_fate("unit" if isinstance(task, RunUnit) else "write")
         hand.engine_free_at = max(hand.engine_free_at, self.now) + seconds
         answer: Answer | object = done(task)
         if fate == "silent":

@@ -1,0 +1,170 @@
+"""Scoring as a job of the cluster: trajectories in, score columns out.
+
+Opens one student for each worker. Does not know Ray, nor which worker it runs in.
+"""
+
+import gc
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+from rsr.engine.config import ScorerConfig, ScorerKind
+from rsr.engine.errors import is_out_of_memory
+from rsr.engine.facts import StudentFacts
+from rsr.engine.metrics import TrajectoryScore
+from rsr.engine.trajectory import Status, Trajectory
+from rsr.jobs.run.events import Cause
+from rsr.jobs.run.folder import RunFolder
+from rsr.jobs.run.store import RunStore
+from rsr.jobs.scoring.commit import commit_scored_shard
+from rsr.jobs.shards import score_columns
+from rsr.jobs.shards.columns import TrajectoryColumns
+from rsr.jobs.shards.reader import TrajectoryReader
+from rsr.jobs.shards.score_columns import Summary
+from rsr.jobs.shards.shard import Shard, Unit
+
+logger = logging.getLogger(__name__)
+
+DETAILS_LOGGED = 20
+"""Refused rows of one unit whose reason is logged; their status is in the output anyway."""
+
+
+class Engine(Protocol):
+    """What a worker needs of `rsr.engine.Scorer`."""
+
+    @property
+    def kind(self) -> ScorerKind: ...
+
+    @property
+    def max_num_batched_tokens(self) -> int | None: ...
+
+    def score(self, trajectories: Sequence[Trajectory]) -> list[TrajectoryScore]: ...
+
+
+def open_scorer(config: ScorerConfig) -> Engine:
+    # vLLM takes seconds to import, and the driver never needs it.
+    from rsr.engine.allocator import keep_freed_memory
+    from rsr.engine.scorer import Scorer
+
+    # This process opens one model and ends with it.
+    keep_freed_memory()
+    return Scorer(config)
+
+
+@dataclass(frozen=True, slots=True)
+class ScoringJob:
+    """The `UnitJob` of `rsr score`.
+
+    store: what is kept, and for which settings. must_see: local paths that every machine must have.
+    open_engine: loads the student.
+    """
+
+    scorer: ScorerConfig
+    columns: TrajectoryColumns
+    store: RunStore
+    must_see: tuple[Path, ...] = ()
+    open_engine: Callable[[ScorerConfig], Engine] = open_scorer
+
+    @property
+    def name(self) -> str:
+        return self.scorer.model
+
+    @property
+    def folder(self) -> RunFolder:
+        return self.store.folder
+
+    @property
+    def max_num_batched_tokens(self) -> int | None:
+        return self.scorer.max_num_batched_tokens
+
+    def open(self, max_num_batched_tokens: int | None) -> "ScoringWork":
+        config = replace(self.scorer, max_num_batched_tokens=max_num_batched_tokens)
+        return ScoringWork(self, self.open_engine(config))
+
+    def cause_of(self, error: Exception) -> Cause:
+        return Cause.MEMORY if is_out_of_memory(error) else Cause.ENGINE
+
+
+class ScoringWork:
+    """The `OpenJob` of `rsr score`: a loaded student, and a reader of trajectories."""
+
+    def __init__(self, job: ScoringJob, engine: Engine) -> None:
+        self._job, self._engine = job, engine
+        self._reader = TrajectoryReader(job.columns)
+
+    @property
+    def max_num_batched_tokens(self) -> int | None:
+        return self._engine.max_num_batched_tokens
+
+    @property
+    def notice(self) -> str | None:
+        if self._engine.kind == self._job.scorer.scorer:
+            return None
+        return (
+            f"the LM head of {self._job.name} is not a plain matrix: scoring with vLLM's "
+            "prompt_logprobs, which counts ties against the target and gives no entropy"
+        )
+
+    def find(self, unit: Unit) -> Summary | None:
+        return self._job.store.unit_summary(unit)
+
+    def read(self, unit: Unit) -> list[Trajectory]:
+        return self._reader.read(unit)
+
+    def run(self, unit: Unit, rows: list[Trajectory]) -> list[TrajectoryScore]:
+        scores = self._engine.score(rows)
+        refused = [(i, s) for i, s in enumerate(scores, unit.start) if not s.status.is_scored]
+        for row, score in refused[:DETAILS_LOGGED]:
+            logger.info("%s row %d: %s: %s", unit.shard.name, row, score.status, score.detail)
+        return scores
+
+    def keep(self, unit: Unit, results: list[TrajectoryScore]) -> Summary:
+        frame = score_columns.to_frame(results, token_columns=self._job.scorer.token_scores)
+        summary = Summary.of(frame)
+        self._job.store.commit_unit(unit, frame, summary)
+        return summary
+
+    def refuse(self, unit: Unit, reason: str) -> Summary:
+        logger.info("%s row %d is refused: %s", unit.shard.name, unit.start, reason)
+        rank_clip = self._job.scorer.rank_clip
+        score = TrajectoryScore(Status.ENGINE_ERROR, rank_clip=rank_clip, detail=reason)
+        return self.keep(unit, [score])
+
+    def commit(self, shard: Shard) -> Summary:
+        return commit_scored_shard(self._job.store, shard)
+
+
+def student_facts(config: ScorerConfig) -> StudentFacts:
+    """What `config` makes of the model; raises ValueError for one that cannot be used."""
+    with _quick_imports():
+        from rsr.engine.student import open_student
+
+        return open_student(config).facts
+
+
+def import_engine() -> None:
+    """Import what `open_scorer` will need."""
+    # If this raises, so will `open_scorer`, whose caller listens.
+    with suppress(Exception), _quick_imports():
+        from rsr.engine.prefill import import_vllm
+
+        import_vllm()
+        # Whatever vLLM has of models hangs on this.
+        import rsr.engine.pooler  # noqa: F401
+
+
+@contextmanager
+def _quick_imports() -> Iterator[None]:
+    """Without the garbage collector, which finds nothing in modules and takes a fifth of the time.
+
+    What is imported stays: nor is it looked through later.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
