@@ -89,10 +89,10 @@ class ScoreOptions:
     INPUT. workers: engines at a time; None is one for each GPU or tensor-parallel group, one on a
     machine without. address: of a Ray cluster; None is RAY_ADDRESS, or this machine alone.
     unit_timeout_s: in the engine, before a unit's worker is taken to hang; None is learned from
-    finished units. start_timeout_s: how long starts are tried while no worker is ready; None is half
-    an hour. overwrite: discard an earlier run in OUTPUT. same_input: INPUT's files are
-    copies of those that the earlier run read. overwrite_columns: replace score columns that INPUT
-    already has. command: what was typed, for whoever must repeat it.
+    finished units. start_timeout_s: how long starts are tried while no worker is ready; None is
+    half an hour. overwrite: discard an earlier run in OUTPUT. same_input: INPUT's files are copies
+    of those that the earlier run read. overwrite_columns: replace score columns that INPUT already
+    has. command: what was typed, for whoever must repeat it.
     """
 
     input: str

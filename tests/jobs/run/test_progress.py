@@ -7,6 +7,7 @@ from rsr.jobs.run.events import (
     BatchShrunk,
     Cause,
     Next,
+    NoWorkerReady,
     UnitFailed,
     UnitFinished,
     WorkerLost,
@@ -72,6 +73,12 @@ def test_trouble_gets_a_line_that_says_what_is_done_about_it():
     assert "worker 0 on n lost (crash): [killed]" in text
     assert "a.parquet rows 0 to 9: [killed] → again alone" in text
     assert "out of memory: prefill steps of 4,096 tokens from now on, not 8,192" in text
+
+
+def test_run_that_waits_for_a_worker_says_why_and_how_long():
+    event = NoWorkerReady(seconds=60.0, seconds_left=1740.0, reason="no [such] folder")
+    text = shown(is_terminal=False, events=[event])
+    assert "no worker is ready (no [such] folder); starts are tried again for 29 min" in text
 
 
 def test_endless_trouble_does_not_fill_the_terminal():
