@@ -5,6 +5,7 @@ Knows the order of the steps. What is to be done comes in as a `UnitJob` and a `
 
 import logging
 import os
+import secrets
 import socket
 import time
 import uuid
@@ -280,7 +281,9 @@ def _probe(folder: RunFolder) -> Iterator[tuple[Path, ...]]:
     if is_remote(str(folder.root)):
         yield ()
         return
-    path = folder.state.resolve() / f"probe-{uuid.uuid4().hex}"
+    # Named as a half-written file is: what a killed run leaves of it, the next run removes.
+    name = f".probe-{uuid.uuid4().hex}.{secrets.token_hex(4)}.tmp"
+    path = folder.state.resolve() / name
     path.touch()
     try:
         yield (path,)

@@ -8,16 +8,19 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray._private.services import canonicalize_bootstrap_address
 
 from rsr.jobs import interrupt
-from rsr.jobs.errors import UsageError
+from rsr.jobs.cluster.ray_folder import is_ray_folder, ray_folder, require_token
+from rsr.jobs.errors import UsageError, first_line
 
 OBJECT_STORE_BYTES = 128 << 20
 """A local Ray's shared memory: nothing large crosses it."""
@@ -32,50 +35,88 @@ def ray_session(address: str | None, *, verbose: bool) -> Iterator[None]:
     Raises `UsageError` if no cluster answers there.
     """
     address = address or os.environ.get("RAY_ADDRESS")
-    if address and address != "auto":
+    if address:
         _require_answer(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    local: dict[str, Any] = {}
-    if not address:
-        local = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+    with ExitStack() as held:
+        local: dict[str, Any] = {}
+        if not address:
+            require_token()
+            folder = held.enter_context(ray_folder())
+            local = {
+                "include_dashboard": False,
+                "object_store_memory": OBJECT_STORE_BYTES,
+                "_temp_dir": str(folder),
+            }
+        with _keeping_signals():
+            try:
+                ray.init(
+                    address or "local",
+                    log_to_driver=verbose,
+                    logging_level=logging.INFO if verbose else logging.ERROR,
+                    **local,
+                )
+            except Exception as error:
+                # Of a cluster that is there but broken, Ray raises whatever it stumbles over.
+                if address:
+                    raise _no_cluster(address, error) from error
+                raise
+        # Ray tells of dead workers on stdout, which is for results.
+        held.enter_context(redirect_stdout(sys.stderr))
+        held.callback(ray.shutdown)
+        yield
+
+
+@contextmanager
+def _keeping_signals() -> Iterator[None]:
+    """While Ray starts: it puts a handler of its own in the driver's place.
+
+    The processes that it starts do not listen to a hangup: the driver does, and ends them in order.
+    """
     handlers = {number: signal.getsignal(number) for number in interrupt.SIGNALS}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     try:
-        ray.init(
-            address or "local",
-            log_to_driver=verbose,
-            logging_level=logging.INFO if verbose else logging.ERROR,
-            **local,
-        )
-    except (ConnectionError, RayError) as error:
-        raise _no_cluster(address) from error
+        yield
     finally:
-        # Ray puts a handler of its own in the driver's place, which knows nothing of exit codes.
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    # Ray tells of dead workers on stdout, which is for results.
-    with redirect_stdout(sys.stderr):
-        try:
-            yield
-        finally:
-            ray.shutdown()
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+@contextmanager
+def temporary_files_with_ray() -> Iterator[None]:
+    """In a worker: what is put among temporary files goes when the run's own Ray goes."""
+    node = ray._private.worker.global_worker.node
+    before = tempfile.tempdir
+    if node is not None and is_ray_folder(Path(node.get_temp_dir_path())):
+        tempfile.tempdir = node.get_temp_dir_path()
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
 
 
 def _require_answer(address: str) -> None:
-    """Ray itself would try for minutes."""
-    host, _, port = address.rpartition(":")
+    """Ray itself would try for minutes, at a head that has just ended, say."""
+    try:
+        # What `auto` finds: the last `ray start` of this machine, or any Ray that is running.
+        found = canonicalize_bootstrap_address("auto") if address == "auto" else address
+    except ConnectionError as error:
+        raise _no_cluster(address, error) from error
+    host, _, port = (found or "").rpartition(":")
     if not host or not port.isdigit():
         raise UsageError(f"--address {address}: expected auto, or host:port of the head node")
     try:
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
     except OSError as error:
-        raise _no_cluster(address) from error
+        raise _no_cluster(address, error) from error
 
 
-def _no_cluster(address: str | None) -> UsageError:
+def _no_cluster(address: str, error: Exception) -> UsageError:
     return UsageError(
-        f"no Ray cluster answers at {address}: start one with `ray start`, give another --address "
-        "(RAY_ADDRESS), or, if it wants a token, set RAY_AUTH_TOKEN"
+        f"no Ray cluster answers at {address} ({first_line(error)}): start one with `ray start`, "
+        "give another --address (RAY_ADDRESS), or, if it wants a token, set RAY_AUTH_TOKEN"
     )
 
 

@@ -95,7 +95,7 @@ class Worker:
         """Open the job."""
         try:
             self._opened, seconds = await _run(
-                self._running, self._job.cause_of, lambda: self._job.open(max_num_batched_tokens)
+                self._running, self._job.cause_of, partial(self._open, max_num_batched_tokens)
             )
         except _TaskError as error:
             return error.answer
@@ -104,6 +104,12 @@ class Worker:
             max_num_batched_tokens=self._opened.max_num_batched_tokens,
             notice=self._opened.notice,
         )
+
+    def _open(self, max_num_batched_tokens: int | None) -> Any:
+        from rsr.jobs.cluster.session import temporary_files_with_ray
+
+        with temporary_files_with_ray():
+            return self._job.open(max_num_batched_tokens)
 
     async def do(self, task: Task) -> Done | Failed:
         """Run the job on a unit, refuse a row, or write a shard."""
