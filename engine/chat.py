@@ -15,6 +15,7 @@ import numpy as np
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from rsr.engine.errors import first_line
 from rsr.engine.template import BadMessagesError, ChatTemplate, require_encodable
 from rsr.engine.trajectory import EncodedTrajectory, Status, Trajectory
 
@@ -28,7 +29,7 @@ def load_tokenizer(
             model, revision=revision, trust_remote_code=trust_remote_code
         )
     except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        reason = first_line(error)
         raise ValueError(f"no usable tokenizer in {model!r}: {reason}") from error
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise ValueError(

@@ -13,6 +13,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 from rsr.engine.chat import TrajectoryEncoder, load_tokenizer
 from rsr.engine.config import Dtype, ScorerConfig
+from rsr.engine.errors import first_line
 from rsr.engine.facts import StudentFacts
 from rsr.engine.model_folder import WEIGHT_FILES, require_model_folder
 from rsr.engine.template import resolve_chat_template
@@ -86,7 +87,7 @@ def _load_model_config(config: ScorerConfig) -> PretrainedConfig:
             config.model, revision=config.revision, trust_remote_code=config.trust_remote_code
         )
     except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        reason = first_line(error)
         raise ValueError(f"no usable model {config.model!r}: {reason}") from error
     if not loaded.architectures:
         raise ValueError(f"config.json of {config.model!r} names no architecture")

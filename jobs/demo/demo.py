@@ -16,7 +16,6 @@ import polars as pl
 from rich.panel import Panel
 
 from rsr.engine.config import ScorerConfig
-from rsr.engine.metrics import DatasetRsr
 from rsr.jobs.demo.student import demo_student
 from rsr.jobs.demo.trajectories import DEFAULT_NUM_PROBLEMS, demo_trajectories
 from rsr.jobs.errors import UsageError
@@ -24,6 +23,7 @@ from rsr.jobs.interrupt import StopRequest
 from rsr.jobs.run.folder import RunFolder
 from rsr.jobs.run.progress import Progress
 from rsr.jobs.scoring.score import ScoreOptions, ScoreResult, run_score
+from rsr.jobs.shards.score_columns import dataset_of, dataset_sums
 from rsr.jobs.storage.atomic import atomic_path
 from rsr.jobs.terminal import Console, Table, styled
 
@@ -144,19 +144,17 @@ def report_demo(options: DemoOptions) -> DemoReport:
 def rank_teachers(scored: pl.DataFrame) -> list[TeacherScore]:
     """Teachers by data-set RSR, lowest first; `scored` holds only rows that have a score."""
     groups = scored.group_by("teacher").agg(
-        num=pl.len(),
-        mean_rank_sum=pl.col("rsr_mean_rank").sum(),
-        mean_surprisal_sum=pl.col("rsr_mean_surprisal").sum(),
+        *dataset_sums(),
         mean_num_tokens=pl.col("rsr_num_tokens").mean(),
         share_correct=pl.col("correct").mean(),
     )
     teachers = [
         TeacherScore(
             teacher=row["teacher"],
-            num_trajectories=row["num"],
-            rsr=DatasetRsr(row["num"], row["mean_rank_sum"], row["mean_surprisal_sum"]).rsr,
-            mean_rank=row["mean_rank_sum"] / row["num"],
-            mean_surprisal_nats=row["mean_surprisal_sum"] / row["num"],
+            num_trajectories=row["num_trajectories"],
+            rsr=dataset_of(row).rsr,
+            mean_rank=row["mean_rank_sum"] / row["num_trajectories"],
+            mean_surprisal_nats=row["mean_surprisal_sum_nats"] / row["num_trajectories"],
             mean_num_tokens=row["mean_num_tokens"],
             share_correct=row["share_correct"],
         )

@@ -44,14 +44,14 @@ from rsr.jobs.evidence.teachers import (
 )
 from rsr.jobs.interrupt import StopRequest
 from rsr.jobs.options import rank_clip_option
-from rsr.jobs.shards.scored import open_scored
+from rsr.jobs.shards.scored import USUAL_TEACHER, open_scored
 from rsr.jobs.storage.atomic import write_text_atomically
 from rsr.jobs.terminal import Console, print_json, wide_console
 
 PLOT_SUFFIXES = (".html", ".png", ".svg")
 
 teacher_column_option = click.option(
-    "--teacher-column", default="teacher", show_default=True, help="Who wrote the trajectory."
+    "--teacher-column", default=USUAL_TEACHER, show_default=True, help="Who wrote the trajectory."
 )
 problem_column_option = click.option(
     "--problem-column",

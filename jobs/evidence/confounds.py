@@ -11,8 +11,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from rsr.engine.metrics import DatasetRsr
-from rsr.jobs.evidence.observations import Observations
+from rsr.jobs.evidence.observations import Observations, datasets_by_teacher
 
 LENGTH, SURPRISAL = "length", "surprisal"
 """Names of the confounds that every scored row has: scored tokens, and mean surprisal."""
@@ -174,8 +173,7 @@ def _warn_of_short_responses(observations: Observations) -> list[str]:
 
 def _best_teacher(rows: pl.DataFrame) -> str | None:
     """The one with the lowest data-set RSR; None where there is no row."""
-    groups = rows.group_by("teacher").agg(
-        pl.len(), pl.col("mean_rank").sum(), pl.col("mean_surprisal_nats").sum()
+    by_rsr = sorted(
+        (dataset.rsr or 0.0, name) for name, dataset in datasets_by_teacher(rows).items()
     )
-    by_rsr = sorted((DatasetRsr(*sums).rsr or 0.0, name) for name, *sums in groups.iter_rows())
     return by_rsr[0][1] if by_rsr else None

@@ -14,8 +14,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from rsr.jobs.errors import UsageError
+from rsr.jobs.errors import UsageError, first_line
 from rsr.jobs.evidence.bootstrap import interval, resampling_weights
+from rsr.jobs.selection.midranks import midranks
 
 MIN_ROWS = 3
 """Two points always correlate perfectly."""
@@ -98,7 +99,7 @@ def read_table(path: Path) -> pl.DataFrame:
     try:
         table = reader(path)
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise UsageError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+        raise UsageError(f"{path} cannot be read: {first_line(error)}") from error
     if not len(table):
         raise UsageError(f"{path} has no rows")
     return table
@@ -198,12 +199,6 @@ def pearson(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
 def spearman(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
     """Spearman's coefficient, ties sharing their mean rank; NaN where either is constant."""
     return pearson(midranks(x), midranks(y))
-
-
-def midranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(N,) ranks from 1; equal values share the mean of theirs."""
-    _, codes, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[codes]
 
 
 def _standardised(values: NDArray[np.float64]) -> NDArray[np.float64]:

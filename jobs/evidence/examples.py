@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from rsr.jobs.errors import UsageError
-from rsr.jobs.evidence.observations import ID_COLUMN, Observations
+from rsr.jobs.evidence.observations import Observations
 from rsr.jobs.shards.columns import TrajectoryColumns
 from rsr.jobs.shards.reader import iter_rows, read_trajectories
 from rsr.jobs.shards.score_columns import TOKEN_COLUMNS
-from rsr.jobs.shards.scored import ScoredTable
+from rsr.jobs.shards.scored import USUAL_ID, ScoredTable
 from rsr.jobs.shards.shard import Shard, Unit
 
 if TYPE_CHECKING:
@@ -125,8 +125,8 @@ class _Reader:
         )
 
     def _label(self, shard: Shard, index: int) -> str:
-        if ID_COLUMN in self._names:
-            return str(_value(shard, index, ID_COLUMN))
+        if USUAL_ID in self._names:
+            return str(_value(shard, index, USUAL_ID))
         return f"{shard.name}, row {index:,}"
 
     def _turns(self, shard: Shard, index: int) -> list[Turn]:

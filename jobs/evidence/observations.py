@@ -13,14 +13,19 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from rsr.jobs.errors import UsageError
-from rsr.jobs.shards.scored import ScoredTable, open_scored
+from rsr.engine.metrics import DatasetRsr
+from rsr.jobs.errors import UsageError, first_line
+from rsr.jobs.shards.score_columns import dataset_of, dataset_sums
+from rsr.jobs.shards.scored import (
+    USUAL_CORRECT,
+    USUAL_ID,
+    USUAL_TEACHER,
+    ScoredTable,
+    open_scored,
+)
 
-CORRECT_COLUMN = "correct"
-"""Read where it is there and is a boolean or a number."""
-
-ID_COLUMN = "id"
-"""Where it is there, rows that share an id are counted, and told of."""
+DATASET_COLUMNS = ("mean_rank", "mean_surprisal_nats")
+"""Of `Observations.rows`: what Eq. 9 sums."""
 
 NO_PROBLEMS = "none"
 """The `--problem-column` that says: every row is a problem of its own."""
@@ -30,7 +35,7 @@ NO_PROBLEMS = "none"
 class ObservationColumns:
     """Columns of a scored file, by meaning. problem: None makes every row a problem of its own."""
 
-    teacher: str = "teacher"
+    teacher: str = USUAL_TEACHER
     problem: str | None = "problem_id"
     confounds: Sequence[str] = ()
 
@@ -74,6 +79,12 @@ class Observations:
         return ranks, surprisals
 
 
+def datasets_by_teacher(rows: pl.DataFrame) -> dict[str, DatasetRsr]:
+    """The data set (Eq. 9) of each teacher that has one of these rows of `Observations`."""
+    sums = rows.group_by("teacher").agg(dataset_sums(*DATASET_COLUMNS))
+    return {row["teacher"]: dataset_of(row) for row in sums.iter_rows(named=True)}
+
+
 def observe(
     path: str,
     columns: ObservationColumns,
@@ -95,7 +106,7 @@ def observe(
     )
     schema = table.scan.collect_schema()
     confounds = _confound_columns(schema, columns)
-    has_id = ID_COLUMN in schema and not schema[ID_COLUMN].is_nested()
+    has_id = USUAL_ID in schema and not schema[USUAL_ID].is_nested()
     every = _read(table, columns, confounds, has_id=has_id)
     notes = _notes(every, columns)
     labelled = every.filter(pl.col("teacher").is_not_null())
@@ -128,8 +139,8 @@ def student_label(table: ScoredTable) -> str:
 def _confound_columns(schema: pl.Schema, columns: ObservationColumns) -> dict[str, str]:
     """Column name → alias; `UsageError` for a named one that is not numeric."""
     confounds = {}
-    if CORRECT_COLUMN in schema and _is_numeric(schema[CORRECT_COLUMN]):
-        confounds[CORRECT_COLUMN] = "correct"
+    if USUAL_CORRECT in schema and _is_numeric(schema[USUAL_CORRECT]):
+        confounds[USUAL_CORRECT] = "correct"
     for index, name in enumerate(columns.confounds):
         if not _is_numeric(schema[name]):
             raise UsageError(f"column {name!r} is {schema[name]}; a confound must be numeric")
@@ -156,14 +167,14 @@ def _read(
         is_usable=(table.is_scored & table.mean_rank.is_finite() & surprisal.is_finite()).fill_null(
             False
         ),
-        **({"id": pl.col(ID_COLUMN)} if has_id else {}),
+        **({"id": pl.col(USUAL_ID)} if has_id else {}),
         **{alias: pl.col(name).cast(pl.Float64) for name, alias in confounds.items()},
     )
     try:
         rows = frame.collect(engine="streaming")
         return rows.with_columns(problem=_dense(rows["problem"]))
     except pl.exceptions.PolarsError as error:
-        raise UsageError(f"{table.path}: {str(error).splitlines()[0]}") from error
+        raise UsageError(f"{table.path}: {first_line(error)}") from error
 
 
 def _dense(problems: pl.Series) -> pl.Series:
@@ -184,7 +195,5 @@ def _notes(every: pl.DataFrame, columns: ObservationColumns) -> list[str]:
     if "id" in every.columns:
         ids = every["id"].drop_nulls()
         if repeated := len(ids) - ids.n_unique():
-            notes.append(
-                f"{repeated:,} rows repeat the {ID_COLUMN!r} of another; all of them count"
-            )
+            notes.append(f"{repeated:,} rows repeat the {USUAL_ID!r} of another; all of them count")
     return notes

@@ -15,12 +15,12 @@ import jinja2
 import polars as pl
 import vl_convert
 
-from rsr.engine.metrics import DEFAULT_RANK_CLIP, STORED_RANK_CLIPS, DatasetRsr
+from rsr.engine.metrics import DEFAULT_RANK_CLIP, STORED_RANK_CLIPS
 from rsr.jobs.errors import UsageError
 from rsr.jobs.evidence import report_charts
 from rsr.jobs.evidence.confounds import SHORT_TOKENS
 from rsr.jobs.evidence.examples import Examples, find_examples, rows_by_status
-from rsr.jobs.evidence.observations import CORRECT_COLUMN, Observations
+from rsr.jobs.evidence.observations import DATASET_COLUMNS, Observations
 from rsr.jobs.evidence.teachers import (
     AGREEMENT,
     CompareOptions,
@@ -28,7 +28,8 @@ from rsr.jobs.evidence.teachers import (
     compare_teachers,
 )
 from rsr.jobs.selection.composition import Composition, DescribingColumns, Part, parts_of
-from rsr.jobs.shards.scored import ScoredTable
+from rsr.jobs.shards.score_columns import dataset_of, dataset_sums
+from rsr.jobs.shards.scored import USUAL_CORRECT, ScoredTable
 from rsr.jobs.storage.atomic import write_text_atomically
 
 ASSETS = Path(__file__).parent / "assets"
@@ -127,11 +128,10 @@ def _render(
 def _pool(observations: Observations) -> Part:
     """All usable rows together."""
     rows = observations.rows
-    ranks, surprisals = rows.select(pl.col("mean_rank", "mean_surprisal_nats").sum()).row(0)
     return Part(
         num_rows=len(rows),
         num_tokens=int(rows["num_tokens"].cast(pl.Int64).sum()),
-        dataset=DatasetRsr(len(rows), ranks, surprisals),
+        dataset=dataset_of(rows.select(dataset_sums(*DATASET_COLUMNS)).row(0, named=True)),
     )
 
 
@@ -187,7 +187,7 @@ def _compose(observations: Observations, selection: ScoredTable | None) -> Compo
         return None
     by = DescribingColumns(
         teacher=observations.columns.teacher,
-        correct=CORRECT_COLUMN if "correct" in observations.rows.columns else None,
+        correct=USUAL_CORRECT if "correct" in observations.rows.columns else None,
     )
     selection.require([name for name in (by.teacher, by.correct) if name])
     composition = Composition(by.teacher, parts_of(selection, by), parts_of(observations.table, by))

@@ -15,11 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from rsr.jobs.errors import UsageError
+from rsr.jobs.errors import UsageError, first_line
 from rsr.jobs.selection.ranking import ReadIds
-from rsr.jobs.shards.scored import ScoredTable
-
-DEFAULT_ID_COLUMN = "id"
+from rsr.jobs.shards.scored import USUAL_ID, ScoredTable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,8 +59,7 @@ def _where(text: str, table: ScoredTable) -> pl.Expr:
         kind = table.scan.select(expression).collect_schema().dtypes()
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         raise UsageError(
-            f"--where {text!r}: {str(error).splitlines()[0]}; columns: "
-            f"{', '.join(table.schema.names)}"
+            f"--where {text!r}: {first_line(error)}; columns: {', '.join(table.schema.names)}"
         ) from error
     if kind != [pl.Boolean]:
         raise UsageError(f"--where {text!r} is {kind[0]}; expected a condition, true or false")
@@ -172,9 +169,7 @@ def _collect(table: ScoredTable, wanted: dict[str, pl.Expr]) -> pl.DataFrame:
     try:
         return table.scan.select(**wanted).collect(engine="streaming")
     except pl.exceptions.PolarsError as error:
-        raise UsageError(
-            f"{table.path} cannot be read: {str(error).strip().splitlines()[0]}"
-        ) from error
+        raise UsageError(f"{table.path} cannot be read: {first_line(error)}") from error
 
 
 def _require_some(
@@ -233,9 +228,9 @@ def choose_id_column(table: ScoredTable, named: str | None) -> str | None:
 
     Raises `UsageError` if the named column is unfit.
     """
-    if named is None and table.schema.names.count(DEFAULT_ID_COLUMN) != 1:
+    if named is None and table.schema.names.count(USUAL_ID) != 1:
         return None
-    column = named or DEFAULT_ID_COLUMN
+    column = named or USUAL_ID
     if (kind := table.scan.collect_schema()[column]).is_nested():
         if named is None:
             return None

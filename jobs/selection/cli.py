@@ -10,8 +10,7 @@ import click
 from rsr.jobs.command import Place, guarded, json_option, typed_command
 from rsr.jobs.options import rank_clip_option
 from rsr.jobs.run.folder import RunFolder
-from rsr.jobs.selection.candidates import DEFAULT_ID_COLUMN, Conditions
-from rsr.jobs.selection.composition import DEFAULT_CORRECT_COLUMN, DEFAULT_TEACHER_COLUMN
+from rsr.jobs.selection.candidates import Conditions
 from rsr.jobs.selection.filter import FilterOptions, run_filter
 from rsr.jobs.selection.result import SelectionResult
 from rsr.jobs.selection.select import (
@@ -21,6 +20,7 @@ from rsr.jobs.selection.select import (
     run_select,
 )
 from rsr.jobs.selection.selection import SubsetOptions
+from rsr.jobs.shards.scored import USUAL_CORRECT, USUAL_ID, USUAL_TEACHER
 from rsr.jobs.terminal import Console, print_json
 
 
@@ -79,18 +79,17 @@ def _common_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--id-column",
             help="Orders rows of equal RSR, so that the result does not depend on the order of "
-            f"the input. [default: {DEFAULT_ID_COLUMN}, if there is one; else the earlier row "
+            f"the input. [default: {USUAL_ID}, if there is one; else the earlier row "
             "wins]",
         ),
         click.option(
             "--teacher-column",
-            help="Column to tell the composition by. "
-            f"[default: {DEFAULT_TEACHER_COLUMN}, if there is one]",
+            help=f"Column to tell the composition by. [default: {USUAL_TEACHER}, if there is one]",
         ),
         click.option(
             "--correct-column",
             help="Boolean column of verdicts, for the composition. "
-            f"[default: {DEFAULT_CORRECT_COLUMN}, if there is one]",
+            f"[default: {USUAL_CORRECT}, if there is one]",
         ),
         click.option(
             "--allow-mixed-students",

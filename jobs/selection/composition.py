@@ -12,10 +12,10 @@ import polars as pl
 
 from rsr.engine.metrics import DatasetRsr
 from rsr.jobs.errors import UsageError
-from rsr.jobs.shards.scored import ScoredTable
+from rsr.jobs.shards.score_columns import dataset_of, dataset_sums
+from rsr.jobs.shards.scored import USUAL_CORRECT, USUAL_TEACHER, ScoredTable
 from rsr.jobs.terminal import Table
 
-DEFAULT_TEACHER_COLUMN, DEFAULT_CORRECT_COLUMN = "teacher", "correct"
 MAX_PRINTED_ROWS = 30
 
 
@@ -41,11 +41,11 @@ class DescribingColumns:
             raise UsageError(
                 f"column {teacher!r} of {table.path} is {types[teacher]}; expected one value a row"
             )
-        usual_teacher = types.get(DEFAULT_TEACHER_COLUMN, pl.List)
+        usual_teacher = types.get(USUAL_TEACHER, pl.List)
         if teacher is None and not usual_teacher.is_nested():
-            teacher = DEFAULT_TEACHER_COLUMN
-        if correct is None and types.get(DEFAULT_CORRECT_COLUMN) == pl.Boolean:
-            correct = DEFAULT_CORRECT_COLUMN
+            teacher = USUAL_TEACHER
+        if correct is None and types.get(USUAL_CORRECT) == pl.Boolean:
+            correct = USUAL_CORRECT
         return cls(teacher, correct)
 
 
@@ -164,17 +164,22 @@ def parts_of(table: ScoredTable, by: DescribingColumns) -> dict[Any, Part]:
         mean_surprisal=pl.col("rsr_mean_surprisal"),
     ).filter(pl.col("rsr").is_not_null())
     sums = rows.group_by("teacher").agg(
-        pl.len(),
         pl.col("num_tokens").sum(),
-        pl.col("verdict").sum(),
+        pl.col("verdict").sum().alias("num_correct"),
         pl.col("verdict").count().alias("num_verdicts"),
-        pl.col("rsr", "mean_rank", "mean_surprisal").sum(),
+        pl.col("rsr").sum().alias("rsr_sum"),
+        *dataset_sums("mean_rank", "mean_surprisal"),
     )
     return {
-        value: Part(num_rows, num_tokens, correct, verdicts, rsr, DatasetRsr(num_rows, rank, nats))
-        for value, num_rows, num_tokens, correct, verdicts, rsr, rank, nats in sums.collect(
-            engine="streaming"
-        ).iter_rows()
+        row["teacher"]: Part(
+            num_rows=row["num_trajectories"],
+            num_tokens=row["num_tokens"],
+            num_correct=row["num_correct"],
+            num_verdicts=row["num_verdicts"],
+            rsr_sum=row["rsr_sum"],
+            dataset=dataset_of(row),
+        )
+        for row in sums.collect(engine="streaming").iter_rows(named=True)
     }
 
 

@@ -9,6 +9,8 @@ within a group, by rank, because neither has a scale of its own. Knows arrays on
 import numpy as np
 from numpy.typing import NDArray
 
+from rsr.jobs.selection.midranks import midranks
+
 Floats = NDArray[np.float64]
 
 
@@ -17,21 +19,8 @@ def standardised_ranks(values: Floats, groups: NDArray[np.int32]) -> Floats:
 
     A group of one row has rank 0.
     """
-    order = np.lexsort((values, groups))
-    ordered_groups, ordered = groups[order], values[order]
-    places = np.arange(len(order))
-    new_group = np.ones(len(order), bool)
-    new_group[1:] = ordered_groups[1:] != ordered_groups[:-1]
-    new_run = new_group.copy()
-    new_run[1:] |= ordered[1:] != ordered[:-1]
-    starts = np.flatnonzero(new_run)
-    lengths = np.diff(starts, append=len(order))
-    middle = np.repeat(starts + (lengths - 1) / 2, lengths)
-    in_group = middle - np.maximum.accumulate(np.where(new_group, places, 0))
-    sizes = np.bincount(groups)[ordered_groups]
-    ranks = np.empty(len(order))
-    ranks[order] = in_group / np.maximum(1, sizes - 1)
-    return ranks
+    sizes = np.bincount(groups)[groups]
+    return (midranks(values, groups) - 1) / np.maximum(1, sizes - 1)
 
 
 def weighted(

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from rich.progress import Progress
 
-from rsr.jobs.errors import ShardsFailed
+from rsr.jobs.errors import ShardsFailed, first_line
 from rsr.jobs.interrupt import StopRequest
 from rsr.jobs.run.folder import RunFolder
 from rsr.jobs.run.manifest import Identity, InputShard, JsonObject, Manifest
@@ -165,7 +165,7 @@ def _failure(shard: Shard, future: Future[None]) -> list[str]:
     try:
         future.result()
     except (OSError, pa.ArrowException, ChangedInputError) as error:
-        return [f"{shard.name}: {(str(error).strip() or repr(error)).splitlines()[0]}"]
+        return [f"{shard.name}: {first_line(error)}"]
     return []
 
 

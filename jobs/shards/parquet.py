@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rsr.jobs.errors import UsageError
+from rsr.jobs.errors import UsageError, first_line
 from rsr.jobs.storage import Storage, StoredFile, locate
 from rsr.jobs.storage.hashing import hash_bytes
 
@@ -45,7 +45,7 @@ def open_parquet(path: str | Path, read_dictionary: Sequence[str] = ()) -> pq.Pa
         _ = file.schema_arrow
         is_signed = _footer_is_signed(opened, file.metadata)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise UsageError(f"{path} cannot be read as Parquet: {reason}") from error
     if is_signed:
         file.close()

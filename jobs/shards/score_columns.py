@@ -1,11 +1,11 @@
-"""The columns a run adds to each row: their names, types and meaning, said once.
+"""The columns a run adds to each row: their names and types, said once, and their sums.
 
 Builds them with Polars from trajectory scores and sums them up again. Knows nothing of files:
 where the columns go is `writer.py`'s.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import polars as pl
@@ -19,44 +19,31 @@ PREFIX = "rsr"
 
 @dataclass(frozen=True, slots=True)
 class ScoreColumn:
+    """A column that a run adds; README says what it means."""
+
     name: str
     polars_type: Any
     arrow_type: pa.DataType
-    meaning: str
 
 
 ROW_COLUMNS = (
-    ScoreColumn(
-        "rsr", pl.Float64, pa.float64(), "Rank-Surprisal Ratio (Eq. 7); null if nothing was scored"
-    ),
-    ScoreColumn("rsr_num_tokens", pl.Int32, pa.int32(), "scored tokens"),
-    ScoreColumn("rsr_mean_rank", pl.Float64, pa.float64(), "mean rank, clipped at the run's r_max"),
-    ScoreColumn("rsr_mean_surprisal", pl.Float64, pa.float64(), "mean surprisal, nats"),
-    ScoreColumn("rsr_mean_entropy", pl.Float64, pa.float64(), "mean predictive entropy, nats"),
+    ScoreColumn("rsr", pl.Float64, pa.float64()),
+    ScoreColumn("rsr_num_tokens", pl.Int32, pa.int32()),
+    ScoreColumn("rsr_mean_rank", pl.Float64, pa.float64()),
+    ScoreColumn("rsr_mean_surprisal", pl.Float64, pa.float64()),
+    ScoreColumn("rsr_mean_entropy", pl.Float64, pa.float64()),
     ScoreColumn(
         "rsr_rank_sums",
         pl.Struct(dict.fromkeys(STORED_RANK_CLIPS, pl.Float64)),
         pa.struct([(name, pa.float64()) for name in STORED_RANK_CLIPS]),
-        "sum of ranks clipped at 50, 100, 200, 500 and unclipped",
     ),
-    ScoreColumn(
-        "rsr_status", pl.String, pa.string(), "`ok`, `truncated`, or why there is no score"
-    ),
+    ScoreColumn("rsr_status", pl.String, pa.string()),
 )
 
 TOKEN_COLUMNS = (
-    ScoreColumn(
-        "rsr_token_ids", pl.List(pl.Int32), pa.list_(pa.int32()), "scored tokens' vocabulary ids"
-    ),
-    ScoreColumn(
-        "rsr_token_ranks", pl.List(pl.Int32), pa.list_(pa.int32()), "their ranks, unclipped, from 1"
-    ),
-    ScoreColumn(
-        "rsr_token_logprobs",
-        pl.List(pl.Float32),
-        pa.list_(pa.float32()),
-        "their log-probabilities, nats",
-    ),
+    ScoreColumn("rsr_token_ids", pl.List(pl.Int32), pa.list_(pa.int32())),
+    ScoreColumn("rsr_token_ranks", pl.List(pl.Int32), pa.list_(pa.int32())),
+    ScoreColumn("rsr_token_logprobs", pl.List(pl.Float32), pa.list_(pa.float32())),
 )
 
 
@@ -101,6 +88,22 @@ def to_arrow(frame: pl.DataFrame) -> pa.Table:
     return frame.to_arrow().cast(schema)
 
 
+def dataset_sums(
+    mean_rank: str = "rsr_mean_rank", mean_surprisal: str = "rsr_mean_surprisal"
+) -> list[pl.Expr]:
+    """What Eq. 9 sums over scored rows, for `select` or for `agg` of a group; see `dataset_of`."""
+    return [
+        pl.len().alias("num_trajectories"),
+        pl.col(mean_rank).sum().alias("mean_rank_sum"),
+        pl.col(mean_surprisal).sum().alias("mean_surprisal_sum_nats"),
+    ]
+
+
+def dataset_of(sums: Mapping[str, Any]) -> DatasetRsr:
+    """The data set of a row of `dataset_sums`, whatever else the row holds."""
+    return DatasetRsr(**{part.name: sums[part.name] for part in fields(DatasetRsr)})
+
+
 @dataclass(slots=True)
 class Summary:
     """What a run says of any set of scored rows; summaries of two sets add up."""
@@ -118,11 +121,7 @@ class Summary:
             num_rows=len(frame),
             num_tokens=int(frame["rsr_num_tokens"].sum()),
             rows_by_status=dict(by_status.iter_rows()),
-            dataset=DatasetRsr(
-                num_trajectories=len(scored),
-                mean_rank_sum=float(scored["rsr_mean_rank"].sum()),
-                mean_surprisal_sum_nats=float(scored["rsr_mean_surprisal"].sum()),
-            ),
+            dataset=dataset_of(scored.select(dataset_sums()).row(0, named=True)),
         )
 
     def merge(self, other: "Summary") -> None:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from rsr.engine.metrics import MIN_SURPRISAL_SUM_NATS, STORED_RANK_CLIPS
 from rsr.engine.trajectory import Status
-from rsr.jobs.errors import UsageError
+from rsr.jobs.errors import UsageError, first_line
 from rsr.jobs.shards import score_columns
 from rsr.jobs.shards.columns import TrajectoryColumns
 from rsr.jobs.shards.inputs import find_inputs
@@ -29,6 +29,9 @@ from rsr.jobs.shards.writer import METADATA_KEY
 from rsr.jobs.storage.concurrency import in_parallel
 
 SCORED_STATUSES = [status.value for status in Status if status.is_scored]
+
+USUAL_ID, USUAL_TEACHER, USUAL_CORRECT = "id", "teacher", "correct"
+"""Columns of the input that are looked for where no other is named."""
 
 SETTINGS_OF_NO_STUDENT = ("model", "rank_clip", "entropy", "token_scores", "trust_remote_code")
 """Settings that may differ between scores of one student: where it lay, and what else was kept."""
@@ -243,9 +246,7 @@ def _require_readable(table: ScoredTable) -> None:
     try:
         types = table.scan.collect_schema()
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
-        raise UsageError(
-            f"{table.path} cannot be read by Polars: {str(error).splitlines()[0]}"
-        ) from error
+        raise UsageError(f"{table.path} cannot be read by Polars: {first_line(error)}") from error
     for column in score_columns.ROW_COLUMNS:
         if types[column.name] != column.polars_type:
             raise UsageError(

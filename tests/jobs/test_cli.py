@@ -7,13 +7,16 @@ import sys
 import tempfile
 from pathlib import Path
 
+import click
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
+from rsr.engine.config import ScorerConfig
 from rsr.jobs.cli import COMMANDS, main
-from rsr.jobs.options import scorer_config
+from rsr.jobs.errors import first_line
+from rsr.jobs.options import scorer_config, scorer_options
 from rsr.jobs.run.folder import RunFolder
 
 ROW = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
@@ -126,6 +129,30 @@ def test_chat_templates_as_transformers_takes_them():
             file.write(text)
             file.flush()
             scorer_config({"model": "hub/name", "chat_template": file.name})
+
+
+def test_every_field_of_the_scorer_is_an_option_with_its_default():
+    @click.command()
+    @scorer_options()
+    def command(**options):
+        assert options.keys() == ScorerConfig.__dataclass_fields__.keys()
+        click.echo(scorer_config(options) == ScorerConfig(model="hub/name", **expected))
+
+    expected = {}
+    result = CliRunner().invoke(command, ["--model", "hub/name"])
+    assert result.output == "True\n"
+    expected = {"token_scores": True, "rank_clip": None, "entropy": False, "max_model_len": 2}
+    typed = ["--token-columns", "--rank-clip", "none", "--no-entropy", "--max-model-len", "2"]
+    result = CliRunner().invoke(command, ["--model", "hub/name", *typed])
+    assert result.output == "True\n"
+
+
+@pytest.mark.parametrize(
+    ("message", "line"),
+    [("", "ValueError"), ("\n \n", "ValueError"), ("\n first \nsecond", "first")],
+)
+def test_first_line_of_an_error(message, line):
+    assert first_line(ValueError(message)) == line
 
 
 @pytest.mark.ray

@@ -14,7 +14,6 @@ from rsr.jobs.errors import UsageError
 from rsr.jobs.evidence.correlate import (
     CorrelateOptions,
     correlate,
-    midranks,
     pearson,
     read_table,
     spearman,
@@ -43,11 +42,6 @@ def test_published_coefficients(shared_data):
 
 def naive_midranks(column):
     return [sum(o < v for o in column) + (sum(o == v for o in column) + 1) / 2 for v in column]
-
-
-@given(values)
-def test_midranks_by_counting(column):
-    assert midranks(np.array(column, float)).tolist() == naive_midranks(column)
 
 
 @given(st.lists(st.tuples(st.integers(-3, 3), st.floats(-9, 9)), min_size=2, max_size=12))
