@@ -81,7 +81,8 @@ def _peak_memory_mib() -> float:
 
 
 def _open_limit(workload: Workload) -> Run:
-    from rsr.engine.prefill import PrefillRequest, StockPrefill
+    from rsr.engine.prefill import StockPrefill
+    from rsr.engine.wire import PrefillRequest
     from rsr.engine.student import open_student
 
     student = open_student(workload.config)

@@ -24,7 +24,6 @@ from rsr.engine.head import HeadNotPlainError, HeadReader
 from rsr.engine.scored_rows import Chunk, StepScorer
 from rsr.engine.wire import POOLING_TASK, ScoredTokens, WorkerSettings
 
-
 class ScoringPooler(Pooler):
     """Scores each scheduled chunk at once; hidden states are never kept between chunks."""
 
@@ -52,7 +51,7 @@ class ScoringPooler(Pooler):
         cursor = pooling_metadata.get_pooling_cursor()
         chunks = [
             Chunk.of(
-                _scored_tokens(params.extra_kwargs),
+                _scored_tokens(params.extra_kwargs, seq_len),
                 seq_len - num_scheduled,
                 num_scheduled,
                 is_last=is_last,
@@ -67,12 +66,22 @@ class ScoringPooler(Pooler):
         ]
         # vLLM's place for what a request keeps between its steps; it empties it with the request.
         kept: list[Any] = [state.hidden_states_cache for state in pooling_metadata.pooling_states]
-        return self._scorer.score(hidden_states, chunks, kept)
+        try:
+            return self._scorer.score(hidden_states, chunks, kept)
+        except HeadNotPlainError:
+            if any(params.extra_kwargs for params in pooling_metadata.pooling_params):
+                raise
+            # While vLLM warms up; `ScoringWorker.describe_scoring` is asked next, and says it.
+            return [None] * len(chunks)
 
 
-def _scored_tokens(extra_kwargs: dict[str, Any] | None) -> ScoredTokens:
-    """What a request brings along; nothing where vLLM made it up to warm up."""
-    return ScoredTokens.unpack(extra_kwargs) if extra_kwargs else ScoredTokens.nothing()
+def _scored_tokens(extra_kwargs: dict[str, Any] | None, seq_len: int) -> ScoredTokens:
+    """What a request brings along; all its tokens where vLLM made it up.
+
+    Of such requests vLLM measures the memory that a step takes, and warms up: to score all of them
+    counts the head pass at its largest, and compiles the rank kernel before the first real step.
+    """
+    return ScoredTokens.unpack(extra_kwargs) if extra_kwargs else ScoredTokens.all_of(seq_len)
 
 
 class ScoringModelMixin:

@@ -113,10 +113,10 @@ class ScoredTokens:
         )
 
     @classmethod
-    def nothing(cls) -> Self:
-        """Of a request in which no token is to be scored."""
-        none = np.empty(0, dtype=np.int32)
-        return cls(none, none, 0)
+    def all_of(cls, num_tokens: int) -> Self:
+        """Of a made-up request: each of its tokens predicts a token 0."""
+        positions = np.arange(1, num_tokens + 1, dtype=np.int32)
+        return cls(positions, np.zeros_like(positions), 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -223,15 +223,26 @@ def test_a_step_copies_once_each_way_and_waits_for_nothing(detail_end):
 
 
 def test_requests_that_score_nothing_are_answered_too():
-    """As many as vLLM warms up with, alone and beside one that is ours."""
+    """Alone, and beside one that scores something."""
     ours = PrefillRequest([3, 1, 4], [(1, 3)], 0)
-    empty = [Chunk(0, 2, True, ScoredTokens.nothing()) for _ in range(1024)]
+    later = ScoredTokens.unpack(PrefillRequest([0] * 9, [(5, 9)]).pack())
+    empty = [Chunk.of(later, 0, 2, is_last=True) for _ in range(1024)]
     outputs = step_scorer().score(torch.zeros(2048, HIDDEN_SIZE), empty, [[] for _ in empty])
     assert all(PrefillScores.unpack(o.numpy()).num_rest == 0 for o in outputs)
     chunks = [*empty, Chunk.of(ScoredTokens.unpack(ours.pack()), 0, 2, is_last=True)]
     states = torch.cat([torch.zeros(2048, HIDDEN_SIZE), hidden_states([3, 1])])
     *_, last = step_scorer().score(states, chunks, [[] for _ in chunks])
     assert_same(PrefillScores.unpack(last.numpy()), expected_of(ours))
+
+
+def test_made_up_requests_send_every_row_through_the_head():
+    """As vLLM measures memory and warms up: many short ones, and one of the longest step."""
+    lengths = [1] * 1024 + [3000]
+    chunks = [Chunk.of(ScoredTokens.all_of(length), 0, length, is_last=True) for length in lengths]
+    states = torch.zeros(sum(lengths), HIDDEN_SIZE)
+    outputs = step_scorer().score(states, chunks, [[] for _ in chunks])
+    scores = [PrefillScores.unpack(output.numpy()) for output in outputs]
+    assert [s.num_rest for s in scores] == lengths
 
 
 def test_entropy_is_nan_where_it_is_not_asked_for():
