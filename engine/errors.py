@@ -9,7 +9,6 @@ SIGNS = (
     "cannot allocate memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "No available memory for the cache blocks",
-    "is larger than the available KV cache memory",
 )
 """Of allocators that raise a plain RuntimeError, and of vLLM when its KV cache does not fit."""
 

@@ -7,6 +7,7 @@ trajectories: a request is token ids and the spans to score, an answer is number
 
 import logging
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,7 +17,6 @@ from numpy.typing import NDArray
 
 from rsr.engine import vllm_plugin
 from rsr.engine.config import ScorerConfig
-from rsr.engine.prefix_reuse import BLOCK_SIZE
 from rsr.engine.student import Student
 from rsr.engine.wire import POOLING_TASK, PrefillRequest, PrefillScores, WorkerSettings
 
@@ -30,6 +30,17 @@ these two files import, call, override or set is there, with the same parameters
 processor, pooler base class, pooling metadata and vLLM's second model runner's pooling are
 unchanged.
 """
+
+CPU_BLOCK_SIZE = 32
+"""Tokens of a KV block on a CPU: the fewest that vLLM's attention takes there. Its default, 128, is
+longer than most shared prompts."""
+
+TOO_LONG_FOR_CACHE = re.compile(
+    r"max seq len \((?P<length>\d+)\), \((?P<needed>[\d.]+) GiB KV cache is needed, which is "
+    r"larger than the available KV cache memory \((?P<available>[\d.]+) GiB\)"
+)
+FITTING_LENGTH = re.compile(r"estimated maximum model length is (\d+)")
+"""What vLLM says when its KV cache cannot hold one request of the model's maximum length."""
 
 CPU_KV_CACHE_BYTES = 2 << 30
 """Holds 16k tokens of an 8B model. Pages never written cost nothing, but vLLM wants them free."""
@@ -63,11 +74,10 @@ class Prefill:
                 max_model_len=student.max_model_len,
                 additional_config=WorkerSettings.of(config).pack(),
                 worker_extension_cls="rsr.engine.pooler.ScoringWorker",
-                **_prefix_cache_settings(config),
             )
         except ValueError as error:
             # Only of a model that it is to embed with, so not of ours, vLLM wants the tokenizer.
-            if "skip_tokenizer_init" in str(error):
+            if "Tokenizer not available" in str(error):
                 raise RuntimeError(NOT_OUR_CLASS) from error
             raise
         try:
@@ -96,6 +106,12 @@ class Prefill:
             use_tqdm=False,
         )
         return [PrefillScores.unpack(output.outputs.data.numpy()) for output in outputs]
+
+    @property
+    def shared_block_size(self) -> int | None:
+        """Tokens of the blocks in which requests can share a prefix; None where they cannot."""
+        cache = self._llm.llm_engine.vllm_config.cache_config
+        return cache.block_size if cache.enable_prefix_caching else None
 
     def forget_prefixes(self) -> None:
         """Empty the prefix cache, so that what comes next does not depend on what came before."""
@@ -140,14 +156,10 @@ class StockPrefill:
             scoring_architectures=[],
             runner="generate",
             max_model_len=student.max_model_len + 1,
-            enable_prefix_caching=False,
         )
 
     def score(self, requests: Sequence[PrefillRequest]) -> list[PrefillScores]:
-        """As `Prefill.score`; the entropy column is NaN, and no position is ever missing.
-
-        vLLM takes no prompt token from a prefix cache that it has to score.
-        """
+        """As `Prefill.score`; the entropy column is NaN, and no position is ever missing."""
         # To vLLM a token is scored only if it is part of the prompt.
         prompts = [r.token_ids[: r.spans[-1][1]] for r in requests]
         outputs = self._generate(prompts, prompt_logprobs=0)
@@ -182,6 +194,10 @@ class StockPrefill:
             ),
             use_tqdm=False,
         )
+
+    @property
+    def shared_block_size(self) -> None:
+        """vLLM takes no token from a prefix cache that it has to score."""
 
     def forget_prefixes(self) -> None:
         """Nothing is remembered."""
@@ -228,7 +244,13 @@ def _open_vllm(student: Student, *, scoring_architectures: Sequence[str], **sett
     config = student.config
     vllm = import_vllm()
     vllm_plugin.choose(scoring_architectures)
-    with _cores_divided_among(config.tensor_parallel_size):
+    if config.tensor_parallel_size > 1:
+        # Within a Ray placement group vLLM would take Ray, of which our workers know nothing.
+        settings["distributed_executor_backend"] = "mp"
+    if config.compile:
+        # Of a GPU's graphs, recorded for up to 512 tokens, prefill replays none.
+        settings["compilation_config"] = {"cudagraph_mode": "NONE"}
+    with _cores_divided_among(config.tensor_parallel_size), _naming_the_length_that_fits():
         return vllm.LLM(
             model=config.model,
             revision=config.revision,
@@ -238,10 +260,13 @@ def _open_vllm(student: Student, *, scoring_architectures: Sequence[str], **sett
             trust_remote_code=config.trust_remote_code,
             # It gets token ids; to open a tokenizer, several times over, would take it seconds.
             skip_tokenizer_init=True,
+            # Nor does it get images, whose processor would want that tokenizer.
+            language_model_only=True,
             enable_chunked_prefill=True,
             enforce_eager=not config.compile,
             disable_log_stats=True,
             **_memory_settings(config),
+            **_prefix_cache_settings(config, scoring_architectures),
             **settings,
         )
 
@@ -269,10 +294,55 @@ def _memory_settings(config: ScorerConfig) -> dict[str, Any]:
     return {"kv_cache_memory_bytes": CPU_KV_CACHE_BYTES}
 
 
-def _prefix_cache_settings(config: ScorerConfig) -> dict[str, Any]:
-    if config.prefix_reuse == "off":
+def _prefix_cache_settings(
+    config: ScorerConfig, scoring_architectures: Sequence[str]
+) -> dict[str, Any]:
+    """Whether vLLM keeps prefixes, and in blocks of how many tokens.
+
+    It takes no token from its cache that it has to score itself. Layers that keep a state instead
+    of keys and values (Mamba, linear attention) make it cut prefill at the edges of blocks of
+    hundreds of tokens, so that little is shared, and only on demand.
+    """
+    from vllm.platforms import current_platform
+
+    wanted = config.prefix_reuse == "on" or (
+        config.prefix_reuse == "auto" and not _keeps_states(scoring_architectures)
+    )
+    if not (wanted and scoring_architectures):
         return {"enable_prefix_caching": False}
-    return {"enable_prefix_caching": True, "block_size": BLOCK_SIZE}
+    if not current_platform.is_cpu() or _keeps_states(scoring_architectures):
+        return {"enable_prefix_caching": True}
+    return {"enable_prefix_caching": True, "block_size": CPU_BLOCK_SIZE}
+
+
+def _keeps_states(architectures: Sequence[str]) -> bool:
+    """Whether vLLM counts one of `architectures` among its hybrid models."""
+    from vllm.model_executor.models.registry import ModelRegistry
+
+    entries = (ModelRegistry.models.get(architecture) for architecture in architectures)
+    return any(entry.inspect_model_cls().is_hybrid for entry in entries if entry is not None)
+
+
+@contextmanager
+def _naming_the_length_that_fits() -> Iterator[None]:
+    """Say in our words that the KV cache cannot hold one row of the longest length allowed.
+
+    A smaller prefill step would hardly enlarge the cache, so this is no lack of memory that one
+    cures.
+    """
+    try:
+        yield
+    except ValueError as error:
+        refusal = TOO_LONG_FOR_CACHE.search(str(error))
+        if refusal is None:
+            raise
+        length, needed, available = refusal.group("length", "needed", "available")
+        fitting = FITTING_LENGTH.search(str(error))
+        advice = f"max_model_len={fitting.group(1)} fits" if fitting else "no length fits"
+        raise RuntimeError(
+            f"max_model_len={length} needs {needed} GiB of KV cache, and {available} GiB are left "
+            f"for it: {advice}; a larger gpu_memory_utilization leaves more"
+        ) from error
 
 
 def _set_environment() -> None:

@@ -20,10 +20,6 @@ from numpy.typing import NDArray
 
 from rsr.engine.trajectory import EncodedTrajectory
 
-BLOCK_SIZE = 32
-"""Tokens of a KV block: the fewest that vLLM's CPU attention takes. Its default there, 128, is
-longer than most shared prompts."""
-
 MIN_SHARED_FRACTION = 0.02
 """`auto` reuses prefixes from here on: below it, ordering in waves only spreads siblings."""
 
@@ -33,13 +29,13 @@ def context(encoded: EncodedTrajectory) -> tuple[int, ...]:
     return tuple(encoded.token_ids[: encoded.spans[0][0]])
 
 
-def shared_fraction(batch: Sequence[EncodedTrajectory]) -> float:
-    """The share of `batch`'s tokens that reuse could save, counted in whole blocks.
+def shared_fraction(batch: Sequence[EncodedTrajectory], block_size: int) -> float:
+    """The share of `batch`'s tokens that reuse could save, in whole blocks of `block_size` tokens.
 
     Prompts that siblings share, and whole conversations that others continue.
     """
     saved = sum(
-        num_shared // BLOCK_SIZE * BLOCK_SIZE for _, _, num_shared in _shared_by_neighbours(batch)
+        num_shared // block_size * block_size for _, _, num_shared in _shared_by_neighbours(batch)
     )
     return saved / max(1, sum(len(e.token_ids) for e in batch))
 

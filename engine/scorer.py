@@ -86,8 +86,10 @@ class Scorer:
 
     def _prefill_all(self, batch: list[EncodedTrajectory]) -> list[TrajectoryScore]:
         """The score of each, every scored position present."""
-        reuse = self.config.prefix_reuse == "on" or (
-            self.config.prefix_reuse == "auto" and shared_fraction(batch) >= MIN_SHARED_FRACTION
+        block_size = self._prefill.shared_block_size
+        reuse = block_size is not None and (
+            self.config.prefix_reuse == "on"
+            or shared_fraction(batch, block_size) >= MIN_SHARED_FRACTION
         )
         order = wave_order(batch) if reuse else list(range(len(batch)))
         detail_ends = self._detail_ends(batch, reuse)

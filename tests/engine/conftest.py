@@ -10,6 +10,7 @@ import torch
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoTokenizer,
     PretrainedConfig,
 )
@@ -32,7 +33,7 @@ def save_student(make_tokenizer: Callable[..., Any]) -> SaveStudent:
 
     def save(config: PretrainedConfig, folder: Path) -> Path:
         torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model = _auto_class(config).from_config(config, dtype=torch.float32)
         for parameter in model.parameters():
             # As made, norms are all ones and biases all zeros: forgetting them would not show.
             if parameter.ndim == 1:
@@ -53,11 +54,13 @@ def assert_like_transformers() -> AssertLikeTransformers:
     ) -> None:
         # The eager implementation forms all attention scores, 8 GiB for a 32k row; the other leaves
         # out Gemma 2's soft cap on them, and does not exist for GPT-J.
-        model_type = AutoConfig.from_pretrained(folder).model_type
-        attention = "eager" if model_type in ("gemma2", "gptj") else "sdpa"
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, attn_implementation=attention
-        ).eval()
+        config = AutoConfig.from_pretrained(folder)
+        attention = "eager" if config.model_type in ("gemma2", "gptj") else "sdpa"
+        model = (
+            _auto_class(config)
+            .from_pretrained(folder, dtype=torch.float32, attn_implementation=attention)
+            .eval()
+        )
         tokenizer = AutoTokenizer.from_pretrained(folder)
         decided = []
         for trajectory, score in zip(trajectories, scores, strict=True):
@@ -70,6 +73,12 @@ def assert_like_transformers() -> AssertLikeTransformers:
         assert np.mean(decided) > MIN_DECIDED
 
     return check
+
+
+def _auto_class(config: PretrainedConfig) -> Any:
+    """What makes a model of `config`: a text model, or one that also takes images."""
+    is_text = type(config) in AutoModelForCausalLM._model_mapping
+    return AutoModelForCausalLM if is_text else AutoModelForImageTextToText
 
 
 def assert_scores_match_logits(

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rsr.engine import Scorer, ScorerConfig, Trajectory, prefill, vllm_plugin
+from rsr.engine.errors import is_out_of_memory
 
 MAX_MODEL_LEN = 128
 ROWS = (
@@ -125,6 +127,23 @@ def test_a_class_that_is_not_ours_is_noticed(tiny_student, monkeypatch):
     monkeypatch.setattr(vllm_plugin, "choose", lambda architectures: None)
     with pytest.raises(RuntimeError, match="does not run the scoring model class"):
         Scorer(config(tiny_student))
+
+
+@pytest.mark.vllm
+def test_a_length_that_the_cache_cannot_hold_is_refused_with_the_one_that_fits(
+    tiny_student, monkeypatch
+):
+    # Of two layers with two heads of 32 float32 each: 512 tokens would need twice as much.
+    monkeypatch.setattr(prefill, "CPU_KV_CACHE_BYTES", 256 * 2 * 2 * 2 * 32 * 4)
+    with pytest.raises(RuntimeError, match=r"max_model_len=512 needs .* GiB") as refusal:
+        Scorer(ScorerConfig(model=str(tiny_student), dtype="float32"))
+    assert "\n" not in str(refusal.value)
+    assert not is_out_of_memory(refusal.value)
+    (fitting,) = re.findall(r"max_model_len=(\d+) fits", str(refusal.value))
+    assert 0 < int(fitting) < 512
+    length = int(fitting)
+    with Scorer(ScorerConfig(model=str(tiny_student), dtype="float32", max_model_len=length)):
+        pass
 
 
 @pytest.mark.parametrize("version", ["0.32.0", "0.33.0", "0.33.1rc1", "0.32.1.dev7+gabc"])

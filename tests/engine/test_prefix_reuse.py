@@ -5,7 +5,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rsr.engine.prefix_reuse import (
-    BLOCK_SIZE,
     fill_from_siblings,
     merge_rows,
     scored_positions,
@@ -14,6 +13,8 @@ from rsr.engine.prefix_reuse import (
     wave_order,
 )
 from rsr.engine.trajectory import EncodedTrajectory
+
+BLOCK_SIZE = 32
 
 
 def trajectory(prompt: list[int], response: list[int]) -> EncodedTrajectory:
@@ -38,8 +39,8 @@ def test_siblings_never_run_side_by_side_while_there_are_others():
 def test_shared_fraction_counts_whole_blocks_of_later_siblings():
     prompt = [1] * (2 * BLOCK_SIZE + 5)
     batch = [trajectory(prompt, [2] * 27), trajectory(prompt, [3] * 27)]
-    assert shared_fraction(batch) == 2 * BLOCK_SIZE / (2 * (len(prompt) + 27))
-    assert shared_fraction([trajectory([1], [2]), trajectory([2], [2])]) == 0.0
+    assert shared_fraction(batch, BLOCK_SIZE) == 2 * BLOCK_SIZE / (2 * (len(prompt) + 27))
+    assert shared_fraction([trajectory([1], [2]), trajectory([2], [2])], BLOCK_SIZE) == 0.0
 
 
 def test_shared_fraction_counts_conversations_that_others_continue():
@@ -47,7 +48,7 @@ def test_shared_fraction_counts_conversations_that_others_continue():
     longer = EncodedTrajectory(
         [*first.token_ids, *[3] * BLOCK_SIZE], [*first.spans, (2 * BLOCK_SIZE, 3 * BLOCK_SIZE)]
     )
-    assert shared_fraction([longer, first]) == 2 / 5
+    assert shared_fraction([longer, first], BLOCK_SIZE) == 2 / 5
 
 
 def test_shared_ends_reach_one_token_beyond_the_longest_common_prefix():

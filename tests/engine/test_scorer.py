@@ -5,13 +5,13 @@ import pytest
 
 from rsr.engine import Scorer, ScorerConfig, Trajectory
 from rsr.engine.metrics import score_tokens
-from rsr.engine.prefix_reuse import BLOCK_SIZE
+from rsr.engine.prefill import CPU_BLOCK_SIZE
 
 # One byte is one token here. Responses share whole blocks with their siblings', and two of them
 # part at the very end of a block, where no sibling has the score that is missing.
 PROMPT = "A crate holds twelve jars, and a shelf holds nine crates. How many jars? " * 2
 SHARED = "Nine crates of twelve jars each: " * 4
-AT_BLOCK_END = SHARED[: -((len(PROMPT) + len(SHARED)) % BLOCK_SIZE)]
+AT_BLOCK_END = SHARED[: -((len(PROMPT) + len(SHARED)) % CPU_BLOCK_SIZE)]
 ROWS = [
     Trajectory(prompt=PROMPT, response=response)
     for response in (
