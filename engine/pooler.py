@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 from vllm.config import VllmConfig
 from vllm.model_executor.layers.pooler import PoolingParamsUpdate
 from vllm.model_executor.layers.pooler.abstract import Pooler
@@ -23,6 +24,10 @@ from vllm.v1.pool.metadata import PoolingMetadata
 from rsr.engine.head import HeadNotPlainError, HeadReader
 from rsr.engine.scored_rows import Chunk, StepScorer
 from rsr.engine.wire import POOLING_TASK, ScoredTokens, WorkerSettings
+
+CLEANED_ELEMENTS = 1 << 22
+"""Of a KV cache at a time."""
+
 
 class ScoringPooler(Pooler):
     """Scores each scheduled chunk at once; hidden states are never kept between chunks."""
@@ -124,6 +129,17 @@ def _scoring_class(original: type[nn.Module]) -> type[nn.Module]:
 
 class ScoringWorker:
     """Methods that vLLM adds to its worker class; `LLM.collective_rpc` calls them by name."""
+
+    @torch.inference_mode()
+    def clean_kv_cache(self) -> None:
+        """Zero what is not finite in the KV cache, of which no request may be using anything."""
+        worker: Any = self
+        for tensor in tree_leaves(worker.model_runner.kv_caches):
+            flat = tensor.new_empty(0).set_(tensor.untyped_storage())
+            # In parts: no copy of gigabytes, and pages that nobody wrote stay unwritten.
+            for part in flat.split(CLEANED_ELEMENTS):
+                if not part.isfinite().all():
+                    part.zero_()
 
     def describe_scoring(self) -> dict[str, str | None]:
         """The model's class, None where it is not ours; and what is wrong with its head."""

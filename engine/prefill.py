@@ -73,7 +73,6 @@ class Prefill:
                 runner="pooling",
                 max_model_len=student.max_model_len,
                 additional_config=WorkerSettings.of(config).pack(),
-                worker_extension_cls="rsr.engine.pooler.ScoringWorker",
             )
         except ValueError as error:
             # Only of a model that it is to embed with, so not of ours, vLLM wants the tokenizer.
@@ -121,6 +120,10 @@ class Prefill:
     def max_num_batched_tokens(self) -> int:
         """Tokens of one prefill step."""
         return _max_num_batched_tokens(self._llm)
+
+    def clean_cache(self) -> None:
+        """Rid the KV cache of what rows that are not finite left in it, and forget prefixes."""
+        _clean_cache(self._llm)
 
     def close(self) -> None:
         """Free the model; another may be opened in this process."""
@@ -202,6 +205,10 @@ class StockPrefill:
     def forget_prefixes(self) -> None:
         """Nothing is remembered."""
 
+    def clean_cache(self) -> None:
+        """As `Prefill.clean_cache`."""
+        _clean_cache(self._llm)
+
     @property
     def max_num_batched_tokens(self) -> int:
         """Tokens of one prefill step."""
@@ -265,6 +272,7 @@ def _open_vllm(student: Student, *, scoring_architectures: Sequence[str], **sett
             enable_chunked_prefill=True,
             enforce_eager=not config.compile,
             disable_log_stats=True,
+            worker_extension_cls="rsr.engine.pooler.ScoringWorker",
             **_memory_settings(config),
             **_prefix_cache_settings(config, scoring_architectures),
             **settings,
@@ -273,6 +281,11 @@ def _open_vllm(student: Student, *, scoring_architectures: Sequence[str], **sett
 
 def _max_num_batched_tokens(llm: Any) -> int:
     return llm.llm_engine.vllm_config.scheduler_config.max_num_batched_tokens
+
+
+def _clean_cache(llm: Any) -> None:
+    llm.reset_prefix_cache()
+    llm.collective_rpc("clean_kv_cache")
 
 
 def _close_vllm(llm: Any) -> None:

@@ -110,10 +110,36 @@ class Scorer:
             if not gaps:
                 break
             self._fill_gaps(batch, arrays, gaps, reuse_prefix=reuse_prefix)
-        return [
+        reduced = [
             self._reduce(encoded, replace(score, tokens=tokens), end)
             for encoded, score, tokens, end in zip(batch, scores, arrays, detail_ends, strict=True)
         ]
+        self._tell_culprits_from_victims(batch, reduced, detail_ends)
+        return reduced
+
+    def _tell_culprits_from_victims(
+        self,
+        batch: list[EncodedTrajectory],
+        scores: list[TrajectoryScore],
+        detail_ends: list[int],
+    ) -> None:
+        """Score again in `scores`, alone, each row that is not finite.
+
+        Attention multiplies what it masks by 0, and 0 × NaN is NaN: a row may suffer from what
+        another has left in a block of the KV cache. Between calls the cache has no such blocks, so
+        that a single row is itself to blame.
+        """
+        suspects = [i for i, score in enumerate(scores) if score.status is Status.NOT_FINITE]
+        if suspects:
+            self._prefill.clean_cache()
+        if len(suspects) == 1:
+            return
+        for index in suspects:
+            encoded, end = batch[index], detail_ends[index]
+            (result,) = self._prefill.score([PrefillRequest(encoded.token_ids, encoded.spans, end)])
+            scores[index] = self._reduce(encoded, result, end)
+            if scores[index].status is Status.NOT_FINITE:
+                self._prefill.clean_cache()
 
     def _fill_gaps(
         self,
