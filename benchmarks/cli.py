@@ -4,9 +4,11 @@ What is timed, and how, is in `kernel.py` and `harness.py`.
 """
 
 import csv
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from rsr.benchmarks.kernel import BenchRow
 
 PLOT_SUFFIXES = (".html", ".png")
+COLUMNS = ("ms p50", "p20–p80", "tokens/s", "TFLOP/s", "of GEMM", "slow-down", "extra MiB")
 
 
 @click.group()
@@ -61,6 +64,12 @@ bench.add_command(engine)
 @click.option(
     "--repeat", type=click.IntRange(1), default=5, show_default=True, help="Timed calls of each."
 )
+@click.option(
+    "--busy-cores",
+    type=click.IntRange(0),
+    default=0,
+    help="Time everything once more while a busy loop is pinned to each of so many cores.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 @click.option("--csv", "csv_path", type=click.Path(path_type=Path), help="Also write a CSV file.")
 @click.option(
@@ -74,6 +83,7 @@ def kernel(
     device: str | None,
     tokens: int | None,
     repeat: int,
+    busy_cores: int,
     as_json: bool,
     csv_path: Path | None,
     plot_path: Path | None,
@@ -85,6 +95,11 @@ def kernel(
     """
     if plot_path is not None and plot_path.suffix not in PLOT_SUFFIXES:
         raise click.UsageError(f"--plot must end in {' or '.join(PLOT_SUFFIXES)}, got {plot_path}")
+    if busy_cores and busy_cores > len(os.sched_getaffinity(0)):
+        raise click.UsageError(
+            f"--busy-cores must be at most this process's {len(os.sched_getaffinity(0))} cores, "
+            f"got {busy_cores}"
+        )
     # torch takes seconds to import: `rsr --help` should not wait for it.
     from rsr.benchmarks.kernel import bench_kernel
 
@@ -97,7 +112,7 @@ def kernel(
             shape = type(shape)(tokens, shape.hidden_size, shape.vocab_size)
         for dtype in dtypes:
             with console.status(f"{preset}, {dtype}"):
-                rows += bench_kernel(preset, shape, dtype, chosen, repeat)
+                rows += bench_kernel(preset, shape, dtype, chosen, repeat, busy_cores)
     if as_json:
         print_json({"rows": [asdict(row) for row in rows]})
     else:
@@ -131,13 +146,24 @@ def _device(name: str | None) -> "torch.device":
 
 def _tables(rows: Sequence["BenchRow"]) -> Iterator[Table]:
     """One table per head: what is compared stands together."""
-    for (preset, dtype), group in groupby(rows, key=lambda row: (row.preset, row.dtype)):
+    same_conditions = attrgetter("preset", "dtype", "busy_cores")
+    for (preset, dtype, busy_cores), group in groupby(rows, key=same_conditions):
         of_head = list(group)
         first = of_head[0]
         shape = f"{first.num_tokens:,} × {first.hidden_size:,} × {first.vocab_size:,}"
-        table = Table(title=f"{preset}, {dtype}, {shape}", title_justify="left", pad_edge=True)
+        busy = f", {busy_cores} cores busy" if busy_cores else ""
+        title = f"{preset}, {dtype}, {shape}{busy}"
+        table = Table(title=title, title_justify="left", pad_edge=True)
         table.add_column("operation", no_wrap=True)
-        for column in ("ms p50", "p20–p80", "tokens/s", "TFLOP/s", "of GEMM", "extra MiB"):
+        for column in (
+            "ms p50",
+            "p20–p80",
+            "tokens/s",
+            "TFLOP/s",
+            "of GEMM",
+            "slow-down",
+            "extra MiB",
+        ):
             table.add_column(column, justify="right")
         for row in of_head:
             table.add_row(row.operation, *_cells(row))
@@ -153,6 +179,7 @@ def _cells(row: "BenchRow") -> list[Any]:
         f"{row.tokens_per_s:,.0f}",
         f"{row.tflop_per_s:.3f}",
         f"{row.share_of_gemm:.0%}",
+        f"{row.slow_down:.2f} ×",
         f"{row.peak_extra_mib:,.0f}",
     ]
 

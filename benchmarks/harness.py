@@ -6,9 +6,13 @@ repetition, so that what disturbs one disturbs all, and ratios mean something wh
 
 import ctypes
 import gc
+import os
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,6 +54,29 @@ def _time_ms(call: Callable[[], object], device: torch.device) -> float:
     end.record()
     end.synchronize()
     return begin.elapsed_time(end)
+
+
+@contextmanager
+def busy_loops(num_cores: int) -> Iterator[None]:
+    """Other programs that use the last of this process's cores meanwhile, one pinned to each."""
+    cores = sorted(os.sched_getaffinity(0))[-num_cores:] if num_cores else []
+    loops = [subprocess.Popen([sys.executable, "-c", _BUSY_LOOP, str(core)]) for core in cores]
+    try:
+        yield
+    finally:
+        for loop in loops:
+            loop.kill()
+            loop.wait()
+
+
+# Ends with its parent, however that ends.
+_BUSY_LOOP = """
+import os, sys
+os.sched_setaffinity(0, [int(sys.argv[1])])
+parent = os.getppid()
+while os.getppid() == parent:
+    sum(range(100_000))
+"""
 
 
 def keep_no_freed_memory() -> None:

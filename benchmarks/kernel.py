@@ -7,7 +7,7 @@ Knows nothing of the command line. Shapes are (N tokens, D hidden, V vocabulary)
 import logging
 import platform
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from rsr.benchmarks.child import ChildProcess
-from rsr.benchmarks.harness import keep_no_freed_memory, peak_extra_mib, time_calls
+from rsr.benchmarks.harness import busy_loops, keep_no_freed_memory, peak_extra_mib, time_calls
 from rsr.benchmarks.shapes import HeadShape
 from rsr.kernels import RankLogprob, rank_logprob, tiled
 
@@ -40,6 +40,8 @@ class BenchRow:
     device: str
     num_threads: int
     torch_version: str
+    busy_cores: int = 0
+    """On how many cores a busy loop ran meanwhile."""
     failed_check: str | None = None
     time_ms_p20: float | None = None
     time_ms_p50: float | None = None
@@ -47,6 +49,8 @@ class BenchRow:
     tokens_per_s: float | None = None
     tflop_per_s: float | None = None
     share_of_gemm: float | None = None
+    slow_down: float | None = None
+    """Time as a multiple of the same operation's with no busy core."""
     peak_extra_mib: float | None = None
 
 
@@ -80,9 +84,17 @@ class _Operation:
 
 
 def bench_kernel(
-    preset: str, shape: HeadShape, dtype: str, device: torch.device, num_repetitions: int
+    preset: str,
+    shape: HeadShape,
+    dtype: str,
+    device: torch.device,
+    num_repetitions: int,
+    busy_cores: int = 0,
 ) -> Iterator[BenchRow]:
-    """Every operation that this machine has, on one head; `dtype` is a key of `DTYPES`."""
+    """Every operation that this machine has, on one head; `dtype` is a key of `DTYPES`.
+
+    With `busy_cores`, once more while busy loops take part of as many of this process's cores.
+    """
     operands, truth = _draw(shape, DTYPES[dtype], device)
     facts = (preset, shape.num_tokens, shape.hidden_size, shape.vocab_size, dtype)
     machine = (_device_name(device), torch.get_num_threads(), version("torch"))
@@ -91,24 +103,28 @@ def bench_kernel(
     sound = {name: op for name, op in operations.items() if failures[name] is None}
     logger.info("%s %s: timing %s", preset, dtype, ", ".join(sound))
     calls = {name: (lambda op=op: op.run(operands)) for name, op in sound.items()}
-    timings = time_calls(calls, device, num_repetitions)
+    timings = {}
+    for num_busy in sorted({0, busy_cores}):
+        with busy_loops(num_busy):
+            timings[num_busy] = time_calls(calls, device, num_repetitions)
     with ChildProcess() as child:
         memory = child.call(_peak_extra_mib, shape, dtype, str(device), list(sound))
-    for name in operations:
-        if name not in timings:
-            yield BenchRow(*facts, name, *machine, failed_check=failures[name])
-            continue
-        seconds = timings[name].time_ms_p50 / 1e3
-        yield BenchRow(
-            *facts,
-            name,
-            *machine,
-            tokens_per_s=shape.num_tokens / seconds,
-            tflop_per_s=shape.gemm_flops / seconds / 1e12,
-            share_of_gemm=timings["gemm"].time_ms_p50 / timings[name].time_ms_p50,
-            peak_extra_mib=memory[name],
-            **asdict(timings[name]),
-        )
+    for num_busy, timing_of in timings.items():
+        for name in operations:
+            common = BenchRow(*facts, name, *machine, num_busy, failures[name])
+            if name not in timing_of:
+                yield common
+                continue
+            time_ms = timing_of[name].time_ms_p50
+            yield replace(
+                common,
+                tokens_per_s=shape.num_tokens / time_ms * 1e3,
+                tflop_per_s=shape.gemm_flops / time_ms / 1e9,
+                share_of_gemm=timing_of["gemm"].time_ms_p50 / time_ms,
+                slow_down=time_ms / timings[0][name].time_ms_p50,
+                peak_extra_mib=memory[name],
+                **asdict(timing_of[name]),
+            )
 
 
 def _peak_extra_mib(

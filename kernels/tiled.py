@@ -1,6 +1,10 @@
 """One pass over vocabulary tiles in torch, for machines without a GPU.
 
 A tile of logits lives in a buffer that stays in the cache: GEMM into it, reduce it in place, next.
+Each thread does whole tiles by itself. A tile's numbers do not depend on the thread that makes
+them, and tiles are merged in their order: the same bits come out whatever the number of threads
+and however fast each of them is.
+
 Knows nothing of devices beyond whether the CPU multiplies bf16 natively, and compiles nothing:
 the in-place passes below cost what a `torch.compile`d epilogue costs, without its 5 to 20 s start.
 
@@ -9,19 +13,25 @@ N is tokens, V the columns at hand, D the hidden size.
 
 import functools
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 
+from rsr.kernels.cores import share_out
 from rsr.kernels.logits import LogitTransform
 from rsr.kernels.stats import VocabStats, merge_stacked
 
-# 512 × 2,048 logits in fp32 are 4 MiB: with two threads, the fastest of ten sizes tried, level
-# with one GEMM over the whole vocabulary. The other buffers are bounded so that all of them,
-# with torch's temporaries, stay below 64 MiB whatever the shape.
+# A thread works on 512 × 1,024 logits at a time: 2 MiB in fp32, as much again for a second buffer,
+# and at most 4 MiB of weights. Together with what all threads share and torch's temporaries two
+# threads stay below 64 MiB whatever the shape.
 TILE_ROWS = 512
-MAX_TILE_COLUMNS = 2048
+MAX_TILE_COLUMNS = 1024
+WEIGHT_BUFFER_BYTES = 4 << 20
 MAX_BLOCK_ROWS = 2048
-OPERAND_BUFFER_BYTES = 16 << 20
+HIDDEN_BUFFER_BYTES = 16 << 20
+# A thread takes one tile of the head against all rows of a block, so as to copy the weights once.
+# Towards the end pieces are smaller, so that all threads finish at about the same time.
+SMALL_PIECES_PER_THREAD = 8
 
 # Below this, Σ exp has lost digits of what it exceeds 1 by; rows there are summed in fp64.
 DOMINATED_SUM = 1.02
@@ -38,7 +48,7 @@ def target_raw(
     """h·w + b of one column per row, (N,) float32; 0 where `columns` (N,) is outside [0, V)."""
     num_columns, depth = weight.shape
     raw = torch.zeros(len(columns), dtype=torch.float32, device=hidden.device)
-    for rows in _slices(len(columns), max(1, OPERAND_BUFFER_BYTES // (16 * depth))):
+    for rows in _slices(len(columns), max(1, HIDDEN_BUFFER_BYTES // (16 * depth))):
         owned = (columns[rows] >= 0) & (columns[rows] < num_columns)
         safe = columns[rows].clamp(0, num_columns - 1)
         dots = torch.linalg.vecdot(hidden[rows].float(), weight[safe].float())
@@ -73,13 +83,11 @@ def vocab_stats(
     """
     if native_bf16 is None:
         native_bf16 = hidden.device.type == "cpu" and cpu_multiplies_bf16()
-    block_rows = OPERAND_BUFFER_BYTES // (4 * weight.shape[1]) // TILE_ROWS * TILE_ROWS
+    block_rows = HIDDEN_BUFFER_BYTES // (4 * weight.shape[1]) // TILE_ROWS * TILE_ROWS
     blocks = []
     for rows in _slices(hidden.shape[0], min(MAX_BLOCK_ROWS, max(TILE_ROWS, block_rows))):
-        block = _block(
-            hidden[rows], weight, columns[rows], target_raw[rows], bias, transform, native_bf16
-        )
-        blocks.append(block.stats(entropy))
+        own = hidden[rows], weight, columns[rows], target_raw[rows], bias, transform, native_bf16
+        blocks.append(_block_stats(*own, entropy=entropy))
     if not blocks:
         none = target_raw.new_empty(0)
         return VocabStats(none, none, none, none.to(torch.int32))
@@ -110,20 +118,32 @@ class _Fp32Product:
         self.weight, self.bias = weight, bias
         self.hidden = hidden.float()
         self.tile_columns = _tile_columns(weight, bytes_per_element=4)
-        if weight.dtype != torch.float32:
-            self._buffer = self.hidden.new_empty(self.tile_columns, weight.shape[1])
+
+    def for_thread(self) -> "_Fp32Tiles":
+        """Buffers of a thread's own; the operands are everybody's."""
+        return _Fp32Tiles(self)
+
+
+class _Fp32Tiles:
+    """One thread's tiles of an `_Fp32Product`."""
+
+    def __init__(self, product: _Fp32Product) -> None:
+        self._product = product
+        if product.weight.dtype != torch.float32:
+            self._buffer = product.hidden.new_empty(product.tile_columns, product.weight.shape[1])
 
     def load(self, columns: slice) -> None:
         """Take the tile of the head that `multiply` will use."""
-        tile = self.weight[columns]
+        weight, bias = self._product.weight, self._product.bias
+        tile = weight[columns]
         if tile.dtype != torch.float32:
             tile = self._buffer[: tile.shape[0]].copy_(tile)
         self._tile = tile
-        self._tile_bias = None if self.bias is None else self.bias[columns].float()
+        self._tile_bias = None if bias is None else bias[columns].float()
 
     def multiply(self, rows: slice, out: torch.Tensor) -> None:
         """Write `rows` × tile to `out`, float32."""
-        torch.mm(self.hidden[rows], self._tile.T, out=out)
+        torch.mm(self._product.hidden[rows], self._tile.T, out=out)
         if self._tile_bias is not None:
             out += self._tile_bias
 
@@ -150,34 +170,76 @@ class _Bf16Product:
         end_of_shift = depth + (0 if shift is None else NUM_BF16_PARTS)
         end_of_bias = end_of_shift + (0 if bias is None else NUM_BF16_PARTS)
         padded = -(-end_of_bias // NATIVE_DEPTH_STEP) * NATIVE_DEPTH_STEP
-        self._bias_at = slice(end_of_shift, end_of_bias)
+        self.shift_at = slice(depth, end_of_shift)
+        self.bias_at = slice(end_of_shift, end_of_bias)
 
         self.tile_columns = _tile_columns(weight, bytes_per_element=2)
-        self._buffer = weight.new_zeros(self.tile_columns, padded)
-        self._rounded = weight.new_empty(TILE_ROWS * self.tile_columns)
         self.hidden = hidden.new_zeros(hidden.shape[0], padded)
         self.hidden[:, :depth] = hidden
-        self.hidden[:, self._bias_at] = 1
+        self.hidden[:, self.bias_at] = 1
         if shift is not None:
-            self.hidden[:, depth:end_of_shift] = _bf16_parts(-shift)
-            self._buffer[:, depth:end_of_shift] = 1
+            self.hidden[:, self.shift_at] = _bf16_parts(-shift)
+
+    def for_thread(self) -> "_Bf16Tiles":
+        """Buffers of a thread's own; the operands are everybody's."""
+        return _Bf16Tiles(self)
+
+
+class _Bf16Tiles:
+    """One thread's tiles of a `_Bf16Product`."""
+
+    def __init__(self, product: _Bf16Product) -> None:
+        self._product = product
+        weight, columns = product.weight, product.tile_columns
+        self._buffer = weight.new_zeros(columns, product.hidden.shape[1])
+        self._buffer[:, product.shift_at] = 1
+        self._rounded = weight.new_empty(TILE_ROWS * columns)
 
     def load(self, columns: slice) -> None:
         """Take the tile of the head that `multiply` will use."""
-        tile = self.weight[columns]
+        product = self._product
+        tile = product.weight[columns]
         self._tile = self._buffer[: tile.shape[0]]
         self._tile[:, : tile.shape[1]] = tile
-        if self.bias is not None:
-            self._tile[:, self._bias_at] = _bf16_parts(self.bias[columns].float())
+        if product.bias is not None:
+            self._tile[:, product.bias_at] = _bf16_parts(product.bias[columns].float())
 
     def multiply(self, rows: slice, out: torch.Tensor) -> None:
         """Write `rows` × tile to `out`, float32."""
         rounded = self._rounded[: out.numel()].view_as(out)
-        torch.mm(self.hidden[rows], self._tile.T, out=rounded)
+        torch.mm(self._product.hidden[rows], self._tile.T, out=rounded)
         out.copy_(rounded)
 
 
 _Product = _Fp32Product | _Bf16Product
+
+
+def _block_stats(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    columns: torch.Tensor,
+    target_raw: torch.Tensor,
+    bias: torch.Tensor | None,
+    transform: LogitTransform,
+    native_bf16: bool,
+    entropy: bool,
+) -> VocabStats:
+    """`vocab_stats` of one block of rows."""
+
+    def stats_of(rows: slice | torch.Tensor, around_max: bool) -> VocabStats:
+        own = hidden[rows], weight, columns[rows], target_raw[rows], bias, transform, native_bf16
+        return _block(*own).stats(around_max)
+
+    stats = stats_of(slice(None), around_max=entropy)
+    if not entropy:
+        # Around the target's logit, sums overflow where a rival is 88 nats above it and vanish
+        # where all are 100 below. A target that is not finite gains nothing from better sums.
+        again = ~stats.anchor.isfinite() & transform(target_raw).isfinite()
+        rows = again.nonzero().squeeze(1)
+        if len(rows):
+            for field, better in zip(stats, stats_of(rows, around_max=True), strict=True):
+                field[rows] = better
+    return stats
 
 
 def _block(
@@ -203,6 +265,14 @@ def _block(
     return _Block(product, columns, target_raw, transform)
 
 
+class _Piece(NamedTuple):
+    """What one thread does in one go: a tile of the head against some slices of a block's rows."""
+
+    tile_index: int
+    columns: slice
+    rows: list[slice]
+
+
 class _Block:
     """One block of rows against all vocabulary tiles.
 
@@ -225,58 +295,78 @@ class _Block:
         self.target_logit = transform(target_raw) - self.base
         # A tile that is relative to the target's logit already needs no second subtraction.
         self.sum_anchor = None if self.base is product.shift else self.target_logit
-        self.tile, self.scratch = target_raw.new_empty(2, TILE_ROWS * product.tile_columns)
 
-    def stats(self, entropy: bool) -> VocabStats:
-        """Merged over all tiles."""
-        if not entropy:
-            stats = self._stats(around_max=False)
-            # Around the target's logit, sums overflow where a rival is 88 nats above it and vanish
-            # where all are 100 below.
-            if stats.anchor.isfinite().all():
-                return stats
-        return self._stats(around_max=True)
+    def stats(self, around_max: bool) -> VocabStats:
+        """Merged over all tiles.
 
-    def _stats(self, around_max: bool) -> VocabStats:
-        """`around_max` finds each tile's largest logit first, which the entropy needs."""
-        num_columns = self.product.weight.shape[0]
-        tiles = []
-        for tile in _slices(num_columns, self.product.tile_columns):
-            self.product.load(tile)
-            row_tiles = []
-            for rows in _slices(len(self.columns), TILE_ROWS):
-                logits, scratch, num_greater = self._rank_tile(tile, rows)
-                if around_max:
-                    anchor, rest, weighted = _sums_around_max(logits, scratch)
-                else:
-                    around = None if self.sum_anchor is None else self.sum_anchor[rows]
-                    anchor, rest, weighted = _sums_around(around, logits, scratch)
-                row_tiles.append((anchor + self.base[rows], rest, weighted, num_greater))
-            tiles.append([torch.cat(field) for field in zip(*row_tiles, strict=True)])
-        return merge_stacked(VocabStats(*map(torch.stack, zip(*tiles, strict=True))))
+        `around_max` finds each tile's largest logit first, which the entropy needs.
+        """
+        tiles = list(_slices(self.product.weight.shape[0], self.product.tile_columns))
+        floats = self.target_raw.new_empty(3, len(tiles), len(self.columns))
+        parts = VocabStats(*floats, torch.empty_like(floats[0], dtype=torch.int32))
+        share_out(self._pieces(tiles), lambda: _Tiles(self, parts, around_max))
+        return merge_stacked(parts)
 
-    def _rank_tile(
-        self, tile: slice, rows: slice
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _pieces(self, tiles: list[slice]) -> Iterator[_Piece]:
+        """Every tile of the head against every slice of rows."""
+        rows = list(_slices(len(self.columns), TILE_ROWS))
+        num_small = -(-SMALL_PIECES_PER_THREAD * torch.get_num_threads() // len(rows))
+        for i, tile in enumerate(tiles):
+            if i < len(tiles) - num_small:
+                yield _Piece(i, tile, rows)
+            else:
+                yield from (_Piece(i, tile, [part]) for part in rows)
+
+
+class _Tiles:
+    """One thread's part of a block: does what pieces it is called with, in buffers of its own."""
+
+    def __init__(self, block: _Block, parts: VocabStats, around_max: bool) -> None:
+        self._block, self._parts, self._around_max = block, parts, around_max
+        self._product = block.product.for_thread()
+        num_rows = min(TILE_ROWS, len(block.columns))
+        size = num_rows * block.product.tile_columns
+        self._logits, self._scratch = block.target_raw.new_empty(2, size)
+        self._loaded: slice | None = None
+
+    def __call__(self, piece: _Piece) -> None:
+        """Write the piece's statistics to `parts`, relative to nothing."""
+        block = self._block
+        if piece.columns != self._loaded:
+            self._product.load(piece.columns)
+            self._loaded = piece.columns
+        for rows in piece.rows:
+            logits, scratch, num_greater = self._rank(piece.columns, rows)
+            if self._around_max:
+                anchor, rest, weighted = _sums_around_max(logits, scratch)
+            else:
+                around = None if block.sum_anchor is None else block.sum_anchor[rows]
+                anchor, rest, weighted = _sums_around(around, logits, scratch)
+            found = VocabStats(anchor + block.base[rows], rest, weighted, num_greater)
+            for field, value in zip(self._parts, found, strict=True):
+                field[piece.tile_index, rows] = value
+
+    def _rank(self, columns: slice, rows: slice) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The tile's logits less `base`, scratch space of the same shape, and greater counts."""
-        shape = (rows.stop - rows.start, tile.stop - tile.start)
-        logits = self.tile[: shape[0] * shape[1]].view(shape)
-        scratch = self.scratch[: logits.numel()].view(shape)
-        self.product.multiply(rows, logits)
+        block, transform = self._block, self._block.transform
+        shape = (rows.stop - rows.start, columns.stop - columns.start)
+        logits = self._logits[: shape[0] * shape[1]].view(shape)
+        scratch = self._scratch[: logits.numel()].view(shape)
+        self._product.multiply(rows, logits)
         # The target's own column: in a tile it can differ from `target_raw` in the last bit.
-        own = self.columns[rows] - tile.start
+        own = block.columns[rows] - columns.start
         own_row = ((own >= 0) & (own < shape[1])).nonzero().squeeze(1)
         own = own[own_row]
         logits[own_row, own] = -torch.inf
-        if self.transform.round_to is None:
-            num_greater = _count_greater(logits, self.target_raw[rows], scratch)
-        if not self.transform.is_identity:
-            if self.product.shift is not None:
-                logits += self.product.shift[rows, None]
-            logits = self.transform(logits)
+        if transform.round_to is None:
+            num_greater = _count_greater(logits, block.target_raw[rows], scratch)
+        if not transform.is_identity:
+            if block.product.shift is not None:
+                logits += block.product.shift[rows, None]
+            logits = transform(logits)
             logits[own_row, own] = -torch.inf  # a cap has lifted it
-        if self.transform.round_to is not None:
-            num_greater = _count_greater(logits, self.target_logit[rows], scratch)
+        if transform.round_to is not None:
+            num_greater = _count_greater(logits, block.target_logit[rows], scratch)
         return logits, scratch, num_greater
 
 
@@ -326,7 +416,7 @@ def _bf16_parts(values: torch.Tensor) -> torch.Tensor:
 def _tile_columns(weight: torch.Tensor, bytes_per_element: int) -> int:
     """Columns per tile, such that a tile's copy of the weights stays within its buffer."""
     num_columns, depth = weight.shape
-    fit = OPERAND_BUFFER_BYTES // (bytes_per_element * depth) // 64 * 64
+    fit = WEIGHT_BUFFER_BYTES // (bytes_per_element * depth) // 64 * 64
     return min(num_columns, MAX_TILE_COLUMNS, max(64, fit))
 
 

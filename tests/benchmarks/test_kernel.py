@@ -57,6 +57,26 @@ def test_table_and_page(tmp_path, two_operations):
     assert "time_ms_p50" in page.read_text()
 
 
+def test_busy_cores_are_a_second_set_of_rows(tmp_path, two_operations):
+    two_operations("authors", bench._Operation(bench._authors, rounds_logits=True, clip=100))
+    path = tmp_path / "rows.csv"
+    result = CliRunner().invoke(main, [*SMALL, "--busy-cores", "1", "--csv", str(path)])
+    assert result.exit_code == 0, result.output
+    assert "smollm2-135m, float32, 64 × 576 × 49,152, 1 cores busy" in result.stdout
+    with path.open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["busy_cores"], row["operation"]) for row in rows] == [
+        ("0", "gemm"),
+        ("0", "authors"),
+        ("1", "gemm"),
+        ("1", "authors"),
+    ]
+    for quiet, busy in zip(rows[:2], rows[2:], strict=True):
+        assert float(quiet["slow_down"]) == 1
+        ratio = float(busy["time_ms_p50"]) / float(quiet["time_ms_p50"])
+        assert float(busy["slow_down"]) == pytest.approx(ratio, rel=1e-4)
+
+
 def test_a_wrong_operation_is_listed_not_timed_and_exits_with_1(two_operations):
     def off_by_one(operands):
         right = bench._authors(operands)
@@ -75,6 +95,7 @@ def test_a_wrong_operation_is_listed_not_timed_and_exits_with_1(two_operations):
     ("option", "message"),
     [
         (["--plot", "rows.pdf"], "--plot must end in .html or .png, got rows.pdf"),
+        (["--busy-cores", "4096"], "--busy-cores must be at most this process's"),
         (["--device", "meta"], "--device must be cpu or cuda, got meta"),
         (["--device", "nonsense"], "--device nonsense: "),
     ],
