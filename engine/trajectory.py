@@ -38,16 +38,28 @@ class Status(StrEnum):
 class Trajectory:
     """One problem with one worked answer, in exactly one of three forms.
 
-    messages: conversation turns, each a mapping with `role` and `content`; every assistant
-        turn is a response.
-    prompt, response: text before the scored text, and the scored text.
+    messages: conversation turns, each a mapping with `role` and `content` (or `from` and `value`);
+        every assistant turn is a response.
+    prompt, response: text before the scored text, and the scored text; or messages, of which the
+        prompt's are context, its assistant turns too, and the response's are as in `messages`.
     text: scored as a whole.
+
+    With the first two may come, of which a plain text has no use:
+
+    system: a system prompt that is not among the messages.
+    reasoning: the chain of thought of the last assistant turn, where it stands apart.
+    tools: JSON schemas of the tools that the student may call, or their JSON text.
+    chat_template_kwargs: further arguments of the chat template, or their JSON text.
     """
 
     messages: Sequence[Mapping[str, Any]] | None = None
-    prompt: str | None = None
-    response: str | None = None
+    prompt: str | Sequence[Mapping[str, Any]] | None = None
+    response: str | Sequence[Mapping[str, Any]] | None = None
     text: str | None = None
+    system: str | None = None
+    reasoning: str | None = None
+    tools: str | Sequence[Mapping[str, Any]] | None = None
+    chat_template_kwargs: str | Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)

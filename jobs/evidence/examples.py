@@ -4,7 +4,7 @@ Reads only the row groups that hold them. Token ids become text where the studen
 hand, and stay numbers where it is not. Knows nothing of pages.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -133,15 +133,13 @@ class _Reader:
         if self._columns is None:
             return []
         (trajectory,) = read_trajectories(Unit(shard, index, index + 1), self._columns)
-        if trajectory.messages is not None:
-            pairs = [(str(m.get("role")), m.get("content")) for m in trajectory.messages]
-        else:
-            parts = {
-                "prompt": trajectory.prompt,
-                "response": trajectory.response,
-                "text": trajectory.text,
-            }
-            pairs = [(role, text) for role, text in parts.items() if text is not None]
+        parts = {
+            "messages": trajectory.messages,
+            "prompt": trajectory.prompt,
+            "response": trajectory.response,
+            "text": trajectory.text,
+        }
+        pairs = [turn for kind, said in parts.items() for turn in _said(kind, said)]
         return [
             Turn(role, str(text)[:MAX_TURN_CHARS], len(str(text)))
             for role, text in pairs
@@ -158,6 +156,13 @@ class _Reader:
             Token(token_id, text, rank, 0.0 - logprob)
             for token_id, text, rank, logprob in zip(ids, texts, ranks, logprobs, strict=True)
         ]
+
+
+def _said(kind: str, said: str | Sequence[Mapping[str, Any]] | None) -> list[tuple[str, Any]]:
+    """Who said what: the messages, or the one text of this `kind`."""
+    if said is None or isinstance(said, str):
+        return [(kind, said)]
+    return [(str(m.get("role", m.get("from"))), m.get("content", m.get("value"))) for m in said]
 
 
 def _trajectory_columns(table: ScoredTable) -> TrajectoryColumns | None:

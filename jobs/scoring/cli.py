@@ -30,10 +30,22 @@ from rsr.jobs.terminal import Console, Table, complain, fact_table, format_secon
 @click.argument("input", metavar="INPUT")
 @click.argument("output", metavar="OUTPUT", type=Place())
 @scorer_options()
-@click.option("--messages-column", help="Column of {role, content} lists. [default: messages]")
-@click.option("--prompt-column", help="Column of prompts. [default: prompt]")
-@click.option("--response-column", help="Column of responses. [default: response]")
+@click.option(
+    "--messages-column",
+    help="Column of {role, content} or {from, value} lists. [default: messages, conversations]",
+)
+@click.option("--prompt-column", help="Column of prompts, texts or messages. [default: prompt]")
+@click.option(
+    "--response-column",
+    help="Column of responses, texts or messages. [default: response, completion]",
+)
 @click.option("--text-column", help="Column of texts, scored as a whole. [default: text]")
+@click.option("--system-column", help="Column of system prompts that are not among the messages.")
+@click.option("--reasoning-column", help="Column of reasoning that comes before the response.")
+@click.option("--tools-column", help="Column of the tools that the student may call, JSON schemas.")
+@click.option(
+    "--chat-template-kwargs-column", help="Column of further arguments of the chat template."
+)
 @click.option(
     "--limit", type=click.IntRange(min=1), help="Take only the first rows of INPUT: for a trial."
 )
@@ -77,6 +89,10 @@ def score(
     prompt_column: str | None,
     response_column: str | None,
     text_column: str | None,
+    system_column: str | None,
+    reasoning_column: str | None,
+    tools_column: str | None,
+    chat_template_kwargs_column: str | None,
     limit: int | None,
     workers: int | None,
     address: str | None,
@@ -100,7 +116,17 @@ def score(
     configure_logging(verbose)
 
     def run(stop: StopRequest) -> ScoreResult:
-        columns = _trajectory_columns(messages_column, prompt_column, response_column, text_column)
+        columns = TrajectoryColumns(
+            messages=messages_column,
+            prompt=prompt_column,
+            response=response_column,
+            text=text_column,
+            system=system_column,
+            reasoning=reasoning_column,
+            tools=tools_column,
+            chat_template_kwargs=chat_template_kwargs_column,
+        )
+        _require_one_form(columns)
         options = ScoreOptions(
             input=input,
             output=output,
@@ -139,17 +165,12 @@ def exit_code(result: ScoreResult) -> int:
     return EXIT_FAILURES if result.failures else 0
 
 
-def _trajectory_columns(
-    messages: str | None, prompt: str | None, response: str | None, text: str | None
-) -> TrajectoryColumns:
-    forms = [bool(messages), bool(prompt or response), bool(text)]
-    if sum(forms) > 1:
+def _require_one_form(columns: TrajectoryColumns) -> None:
+    forms = [columns.messages, columns.prompt or columns.response, columns.text]
+    if sum(map(bool, forms)) > 1:
         raise UsageError(
             "give --messages-column, or --prompt-column and --response-column, or --text-column"
         )
-    if prompt or response:
-        return TrajectoryColumns(prompt=prompt or "prompt", response=response or "response")
-    return TrajectoryColumns(messages=messages, text=text)
 
 
 def score_result_json(result: ScoreResult) -> dict[str, Any]:

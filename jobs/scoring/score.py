@@ -40,7 +40,7 @@ from rsr.jobs.run.receipts import Receipt
 from rsr.jobs.run.store import RunStore
 from rsr.jobs.scoring.job import ScoringJob, import_engine, student_facts
 from rsr.jobs.shards import score_columns
-from rsr.jobs.shards.columns import TrajectoryColumns, choose_columns
+from rsr.jobs.shards.columns import TrajectoryColumns, choose_columns, warn_of_unused_columns
 from rsr.jobs.shards.inputs import find_inputs
 from rsr.jobs.shards.json_file import is_json
 from rsr.jobs.shards.json_input import stage_json
@@ -286,6 +286,8 @@ def _describe_input(
         for (file, name), (path, schema) in zip(inputs, tables, strict=False):
             stop.check()
             columns = choose_columns(schema, columns, file)
+            if not shards:
+                warn_of_unused_columns(schema, columns, file)
             scored = [n for n in schema.names if score_columns.is_score_column(n)]
             if scored and not options.overwrite_columns:
                 raise UsageError(

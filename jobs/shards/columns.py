@@ -1,27 +1,48 @@
 """Which columns of a table hold trajectories."""
 
-from dataclasses import asdict, dataclass
+import logging
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 
 import pyarrow as pa
 
 from rsr.jobs.errors import UsageError
 
+logger = logging.getLogger(__name__)
+
+USUAL_MESSAGES = ("messages", "conversations")
+USUAL_RESPONSES = ("response", "completion")
+
 
 @dataclass(frozen=True, slots=True)
 class TrajectoryColumns:
-    """Which columns hold the trajectory: `messages`, or `prompt` and `response`, or `text`."""
+    """The names of the columns that hold a table's trajectories.
+
+    messages, or prompt and response, or text: the form, as `Trajectory` has it. system, reasoning,
+    tools, chat_template_kwargs: what may stand beside messages, or beside prompt and response.
+    """
 
     messages: str | None = None
     prompt: str | None = None
     response: str | None = None
     text: str | None = None
+    system: str | None = None
+    reasoning: str | None = None
+    tools: str | None = None
+    chat_template_kwargs: str | None = None
+
+    @property
+    def by_kind(self) -> dict[str, str]:
+        """The names that there are, by the field of `Trajectory` that each column fills."""
+        return {kind: name for kind, name in asdict(self).items() if name}
 
     @property
     def names(self) -> list[str]:
-        return [name for name in asdict(self).values() if name]
+        """Each column once."""
+        return list(dict.fromkeys(self.by_kind.values()))
 
     def describe(self) -> str:
-        return " + ".join(f"{kind}={name!r}" for kind, name in asdict(self).items() if name)
+        return " + ".join(f"{kind}={name!r}" for kind, name in self.by_kind.items())
 
 
 def choose_columns(schema: pa.Schema, wanted: TrajectoryColumns, path: str) -> TrajectoryColumns:
@@ -29,34 +50,62 @@ def choose_columns(schema: pa.Schema, wanted: TrajectoryColumns, path: str) -> T
 
     Raises `UsageError` naming the columns that exist, or the type that was expected.
     """
-    chosen = wanted if wanted.names else _usual_columns(schema)
+    chosen = _with_form(schema, wanted)
     there = ", ".join(schema.names) or "none"
     if chosen is None:
         raise UsageError(
-            f"{path} has no 'messages', 'prompt' and 'response', or 'text' column; it has: "
-            f"{there}. Name yours with --messages-column, --prompt-column and "
-            "--response-column, or --text-column"
+            f"{path} has no 'messages' (or 'conversations'), 'prompt' and 'response' (or "
+            f"'completion'), or 'text' column; it has: {there}. Name yours with --messages-column, "
+            "--prompt-column and --response-column, or --text-column"
+        )
+    if chosen.text and chosen.names != [chosen.text]:
+        beside = next(name for name in chosen.names if name != chosen.text)
+        raise UsageError(
+            f"column {beside!r} beside the text column {chosen.text!r}: a text is scored as it "
+            "stands; expected messages, or a prompt and a response"
         )
     for name in chosen.names:
         if schema.names.count(name) != 1:
             problem = "more than one" if name in schema.names else "no"
             raise UsageError(f"{path} has {problem} column {name!r}; it has: {there}")
-    for name in chosen.names:
-        kind = schema.field(name).type
-        is_chat = name == chosen.messages and _is_message_list(kind)
-        if not (is_chat or _is_text(kind)):
-            expected = "a list of {role, content}" if name == chosen.messages else "a string"
-            raise UsageError(f"column {name!r} of {path} is {kind}; expected {expected}")
+    for kind, name in chosen.by_kind.items():
+        expected, is_one = EXPECTED[kind]
+        if not is_one(schema.field(name).type):
+            found = schema.field(name).type
+            raise UsageError(f"column {name!r} of {path} is {found}; expected {expected}")
     return chosen
 
 
-def _usual_columns(schema: pa.Schema) -> TrajectoryColumns | None:
+def warn_of_unused_columns(schema: pa.Schema, columns: TrajectoryColumns, path: str) -> None:
+    """Name what a trainer would put into the context and this run does not."""
+    if columns.text:
+        return
+    for kind in ("system", "tools", "chat_template_kwargs"):
+        if kind in schema.names and kind not in columns.names and kind not in columns.by_kind:
+            logger.warning(
+                "%s has a column %r, which is not used; to render rows with it: --%s-column %s",
+                path,
+                kind,
+                kind.replace("_", "-"),
+                kind,
+            )
+
+
+def _with_form(schema: pa.Schema, wanted: TrajectoryColumns) -> TrajectoryColumns | None:
+    """`wanted`, with usual names for what it leaves open; None if there are none."""
     names = set(schema.names)
-    if "messages" in names:
-        return TrajectoryColumns(messages="messages")
-    if {"prompt", "response"} <= names:
-        return TrajectoryColumns(prompt="prompt", response="response")
-    return TrajectoryColumns(text="text") if "text" in names else None
+    responses = [name for name in USUAL_RESPONSES if name in names]
+    if wanted.messages or wanted.text:
+        return wanted
+    if wanted.prompt or wanted.response:
+        response = wanted.response or next(iter(responses), USUAL_RESPONSES[0])
+        return replace(wanted, prompt=wanted.prompt or "prompt", response=response)
+    for name in USUAL_MESSAGES:
+        if name in names:
+            return replace(wanted, messages=name)
+    if "prompt" in names and responses:
+        return replace(wanted, prompt="prompt", response=responses[0])
+    return replace(wanted, text="text") if "text" in names else None
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -70,9 +119,46 @@ def _is_text(kind: pa.DataType) -> bool:
     )
 
 
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
+
+
 def _is_message_list(kind: pa.DataType) -> bool:
-    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+    if not _is_list(kind):
         return False
     item = kind.value_type
-    # A list of strings holds messages as JSON text; an empty list may have any item type.
-    return pa.types.is_struct(item) or pa.types.is_null(item) or _is_text(item)
+    if pa.types.is_struct(item):
+        return any(field.name in ("role", "from") for field in item)
+    # An empty list may have any item type.
+    return bool(pa.types.is_null(item))
+
+
+def _is_conversation(kind: pa.DataType) -> bool:
+    # Messages may also be JSON text, as a whole or each.
+    is_texts = _is_list(kind) and _is_text(kind.value_type)
+    return _is_message_list(kind) or _is_text(kind) or is_texts
+
+
+def _is_text_or_messages(kind: pa.DataType) -> bool:
+    return _is_text(kind) or _is_message_list(kind)
+
+
+def _is_object(kind: pa.DataType) -> bool:
+    return _is_text(kind) or bool(pa.types.is_struct(kind))
+
+
+def _is_object_list(kind: pa.DataType) -> bool:
+    return _is_text(kind) or (_is_list(kind) and _is_object(kind.value_type))
+
+
+EXPECTED: dict[str, tuple[str, Callable[[pa.DataType], bool]]] = {
+    "messages": ("a list of {role, content} or {from, value}", _is_conversation),
+    "prompt": ("a string or a list of {role, content}", _is_text_or_messages),
+    "response": ("a string or a list of {role, content}", _is_text_or_messages),
+    "text": ("a string", _is_text),
+    "system": ("a string", _is_text),
+    "reasoning": ("a string", _is_text),
+    "tools": ("a list of JSON schemas, or its JSON text", _is_object_list),
+    "chat_template_kwargs": ("an object, or its JSON text", _is_object),
+}
+"""By the field of `Trajectory` that it fills: what a column must be, in words and as a check."""

@@ -25,6 +25,9 @@ JSON_NAME = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 
+JSON_TEXT_KEY = b"rsr_json_text"
+"""In the metadata of a staged column: it holds each value's JSON text, strings in their quotes."""
+
 BAD_ENTRIES_NAMED = 3
 PEEK_BYTES = 512
 SHOWN_CHARACTERS = 60

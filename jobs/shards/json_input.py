@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rsr.jobs.errors import UsageError
-from rsr.jobs.shards.json_file import JsonFile, Row, Tally
+from rsr.jobs.shards.json_file import JSON_TEXT_KEY, JsonFile, Row, Tally
 from rsr.jobs.shards.parquet import open_parquet
 from rsr.jobs.storage import locate
 from rsr.jobs.storage.hashing import hash_file
@@ -87,10 +87,8 @@ def _write(
 ) -> None:
     # A table needs a column to have rows.
     names = {_column_name(key): key for key in types} or {"text": "text"}
-    schema = pa.schema(
-        [(name, types.get(key) or pa.string()) for name, key in names.items()],
-        metadata={SOURCE_KEY: content_blake2b},
-    )
+    fields = [_field(name, types.get(key, pa.string())) for name, key in names.items()]
+    schema = pa.schema(fields, metadata={SOURCE_KEY: content_blake2b})
     tally = Tally()
     with pq.ParquetWriter(target, schema, compression="zstd") as writer:
         for chunk in _chunks(file, tally):
@@ -132,6 +130,12 @@ def _common_type(first: ColumnType, second: ColumnType) -> ColumnType:
         return pa.unify_schemas(schemas, promote_options="permissive").field(0).type
     except pa.ArrowException:
         return None
+
+
+def _field(name: str, kind: ColumnType) -> pa.Field:
+    if kind is None:
+        return pa.field(name, pa.string(), metadata={JSON_TEXT_KEY: b"1"})
+    return pa.field(name, kind)
 
 
 def _column(values: list[Any], kind: ColumnType, name: str) -> pa.Array:

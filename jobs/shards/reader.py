@@ -1,16 +1,29 @@
 """Reading a shard's rows, a bounded piece at a time, and making trajectories of them."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from types import NoneType
 from typing import Any
 
 import pyarrow as pa
 
 from rsr.engine.trajectory import Trajectory
 from rsr.jobs.shards.columns import TrajectoryColumns
-from rsr.jobs.shards.json_file import parse_json
+from rsr.jobs.shards.json_file import JSON_TEXT_KEY, parse_json
 from rsr.jobs.shards.parquet import open_parquet, row_groups
 from rsr.jobs.shards.shard import Unit
+
+TEXT = (str, NoneType)
+ALLOWED: dict[str, tuple[type, ...]] = {
+    "prompt": (str, list, NoneType),
+    "response": (str, list, NoneType),
+    "text": TEXT,
+    "system": TEXT,
+    "reasoning": TEXT,
+    "tools": (str, list, NoneType),
+    "chat_template_kwargs": (str, dict, NoneType),
+}
+"""By the field of `Trajectory` that a column fills, what its values may be. A column's type sees to
+that, except where it holds the JSON text of values without a common type."""
 
 READ_BATCH_ROWS = 256
 READ_BATCH_BYTES = 8 << 20
@@ -92,14 +105,12 @@ class TrajectoryReader:
             self._reader = ShardReader(unit.shard.path, self._columns.names)
         rows: list[Trajectory] = []
         for batch in self._reader.rows(unit.start, unit.stop):
-            decoded = {name: _decode(batch.column(name)) for name in self._columns.names}
+            values = {
+                kind: _decode(batch.column(name), batch.schema.field(name))
+                for kind, name in self._columns.by_kind.items()
+            }
             for index in range(batch.num_rows):
-                values = {
-                    kind: decoded[name][index]
-                    for kind, name in asdict(self._columns).items()
-                    if name
-                }
-                rows.append(_trajectory(values))
+                rows.append(_trajectory({kind: column[index] for kind, column in values.items()}))
         return rows
 
 
@@ -108,11 +119,14 @@ def read_trajectories(unit: Unit, columns: TrajectoryColumns) -> list[Trajectory
     return TrajectoryReader(columns).read(unit)
 
 
-def _decode(column: pa.Array) -> list[Any]:
+def _decode(column: pa.Array, field: pa.Field) -> list[Any]:
     try:
-        return column.to_pylist()
+        values = column.to_pylist()
     except UnicodeDecodeError:
-        return [_decode_value(value) for value in column]
+        values = [_decode_value(value) for value in column]
+    if JSON_TEXT_KEY in (field.metadata or {}):
+        return [parse_json(value) if isinstance(value, str) else value for value in values]
+    return values
 
 
 def _decode_value(value: pa.Scalar) -> Any:
@@ -123,12 +137,18 @@ def _decode_value(value: pa.Scalar) -> Any:
 
 
 def _trajectory(values: dict[str, Any]) -> Trajectory:
-    messages = values.get("messages")
-    if isinstance(messages, str):
-        messages = parse_json(messages)
-    elif isinstance(messages, list):
-        messages = [parse_json(m) if isinstance(m, str) else m for m in messages]
-    if messages is not None and not isinstance(messages, list):
-        messages = [messages]
-    prompt, response = values.get("prompt"), values.get("response")
-    return Trajectory(messages=messages, prompt=prompt, response=response, text=values.get("text"))
+    for kind, value in values.items():
+        if kind != "messages" and not isinstance(value, ALLOWED[kind]):
+            # No conversation: the encoder refuses it, where a row without this value might pass.
+            return Trajectory(messages=[value])
+    if "messages" in values:
+        values = values | {"messages": _messages(values["messages"])}
+    return Trajectory(**values)
+
+
+def _messages(value: Any) -> Any:
+    if isinstance(value, str):
+        value = parse_json(value)
+    elif isinstance(value, list):
+        value = [parse_json(m) if isinstance(m, str) else m for m in value]
+    return [value] if value is not None and not isinstance(value, list) else value
