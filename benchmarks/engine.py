@@ -82,9 +82,8 @@ def join_rows(trajectories: Sequence[Trajectory], min_characters: int) -> list[T
     parts: list[str] = []
     for trajectory in trajectories:
         parts += [str(message["content"]) for message in trajectory.messages or ()]
-        parts += [
-            part for part in (trajectory.prompt, trajectory.response, trajectory.text) if part
-        ]
+        texts = (trajectory.prompt, trajectory.response, trajectory.text)
+        parts += [text for text in texts if isinstance(text, str) and text]
         if sum(map(len, parts)) >= min_characters:
             joined.append(Trajectory(text="\n".join(parts)))
             parts = []

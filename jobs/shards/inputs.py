@@ -1,6 +1,6 @@
 """Which files stand behind INPUT, and what their outputs are called.
 
-INPUT is a file, a folder or a glob, on a disk or an object store.
+INPUT is a file, a folder or a glob, on a disk, an object store or the Hugging Face hub.
 """
 
 import glob
@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from rsr.jobs.errors import UsageError
 from rsr.jobs.shards.json_file import COMPRESSIONS, JSON_NAME, JSON_SUFFIXES, is_json
 from rsr.jobs.storage import is_remote, locate, open_storage
+from rsr.jobs.storage.hub import HUB_SCHEME, pin_revision
 from rsr.jobs.storage.walk import leads_nowhere, walk
 
 logger = logging.getLogger(__name__)
@@ -112,6 +113,8 @@ def _each_once(files: list[Path], root: Path) -> list[Path]:
 
 
 def _find_remote(url: str) -> list[tuple[str, str]]:
+    if url.startswith(f"{HUB_SCHEME}://"):
+        url = pin_revision(url)
     storage, name = locate(url.rstrip("/"))
     if not glob.has_magic(url):
         if storage.find(name) is not None:

@@ -2,6 +2,7 @@
 
 base.py          what every storage offers
 local.py         a folder            bucket.py       s3://, gs://, az://
+hub.py           hf://datasets/…     ranged.py       a remote file, read by ranges
 open.py          from a path or URL to its storage
 walk.py          the files below a folder, by way of links too
 atomic.py        files that appear whole or not at all

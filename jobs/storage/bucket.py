@@ -4,7 +4,6 @@ Reached through obstore: typed, no Python dependencies, conditional puts (which 
 pyarrow's and fsspec's file systems lack), and 500s, timeouts and dropped connections tried again.
 """
 
-import io
 import os
 import tempfile
 import time
@@ -21,6 +20,7 @@ import pyarrow as pa
 from rsr.jobs.errors import UsageError
 from rsr.jobs.storage.base import StorageError, StoredFile
 from rsr.jobs.storage.locks import Holder
+from rsr.jobs.storage.ranged import RangedFile
 
 if TYPE_CHECKING:
     from obstore import GetOptions, ObjectMeta
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 MAX_RETRIES = 10
 RETRY_FOR = timedelta(minutes=3)
-END_BYTES = 64 << 10
-"""Of an object's end are kept at most; pyarrow asks for as much in search of a footer."""
 PAUSES_S = (0.2, 1.0, 5.0)
 """How often and how long obstore tries a request again, and the pauses between our own tries;
 longer outages are the dispatcher's."""
@@ -97,7 +95,7 @@ class ObjectStorage:
         found = self.find(name)
         if found is None:
             raise FileNotFoundError(self.describe(name))
-        return pa.PythonFile(_ObjectFile(self, found), mode="r")
+        return pa.PythonFile(RangedFile(self, found), mode="r")
 
     @contextmanager
     def writing(self, name: str) -> Iterator[Path]:
@@ -178,47 +176,6 @@ class ObjectStorage:
                     raise StorageError(f"{self.describe(name)}: {_reason(error)}") from error
                 time.sleep(pause_s)
         raise AssertionError("the last try returns or raises")
-
-
-class _ObjectFile(io.RawIOBase):
-    """An object as a file: every read is one request, so read in large pieces.
-
-    Keeps the end once it was read: that is where Parquet's footer is, which is looked at twice.
-    """
-
-    def __init__(self, storage: ObjectStorage, file: StoredFile) -> None:
-        self._storage = storage
-        self._file = file
-        self._position = 0
-        self._end = b""
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._file.num_bytes}
-        self._position = max(0, base[whence] + offset)
-        return self._position
-
-    def read(self, size: int | None = -1) -> bytes:
-        left = max(0, self._file.num_bytes - self._position)
-        num_bytes = left if size is None or size < 0 else min(size, left)
-        if not num_bytes:
-            return b""
-        if num_bytes == left <= len(self._end):
-            content = self._end[-num_bytes:]
-        else:
-            content = self._storage.read_range(self._file.name, self._position, num_bytes)
-        if num_bytes == left <= END_BYTES:
-            self._end = content
-        self._position += len(content)
-        return content
 
 
 def _reason(error: Exception) -> str:

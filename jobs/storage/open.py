@@ -5,6 +5,7 @@ from pathlib import Path
 from rsr.jobs.errors import UsageError
 from rsr.jobs.storage.base import Storage
 from rsr.jobs.storage.bucket import ObjectStorage
+from rsr.jobs.storage.hub import HUB_FORM, HUB_SCHEME, HubStorage
 from rsr.jobs.storage.local import LocalStorage
 
 REMOTE_SCHEMES = ("s3", "gs", "az")
@@ -20,8 +21,10 @@ def open_storage(root: str | Path) -> Storage:
         return LocalStorage(Path(root))
     scheme, _, rest = str(root).partition("://")
     bucket, _, prefix = rest.partition("/")
+    if scheme == HUB_SCHEME:
+        return HubStorage(rest.strip("/"))
     if scheme not in REMOTE_SCHEMES or not bucket:
-        expected = ", ".join(f"{s}://bucket/…" for s in REMOTE_SCHEMES)
+        expected = ", ".join([*(f"{s}://bucket/…" for s in REMOTE_SCHEMES), HUB_FORM])
         raise UsageError(f"{root}: expected a local path or one of {expected}")
     return ObjectStorage(scheme, bucket, prefix.strip("/"))
 
