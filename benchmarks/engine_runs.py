@@ -82,8 +82,8 @@ def _peak_memory_mib() -> float:
 
 def _open_limit(workload: Workload) -> Run:
     from rsr.engine.prefill import StockPrefill
-    from rsr.engine.wire import PrefillRequest
     from rsr.engine.student import open_student
+    from rsr.engine.wire import PrefillRequest
 
     student = open_student(workload.config)
     encoder = student.encoder()

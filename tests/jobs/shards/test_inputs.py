@@ -30,6 +30,7 @@ def zstd(content):
     return sink.getvalue().to_pybytes()
 
 
+GZIPPED = gzip.compress(LINES, mtime=0)
 COMPRESSED = {".gz": gzip.compress, ".bz2": bz2.compress, ".zst": zstd, "": bytes}
 
 
@@ -173,10 +174,10 @@ def test_name_that_is_not_utf8_is_refused_in_one_line(tmp_path, tiny_student):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.jsonl", gzip.compress(LINES), "compressed with gzip; add .gz"),
+        ("a.jsonl", GZIPPED, "compressed with gzip; add .gz"),
         ("a.jsonl", bz2.compress(LINES), "compressed with bzip2; add .bz2"),
         ("a.jsonl", zstd(LINES), "compressed with zstd; add .zst"),
-        ("a.jsonl.gz", gzip.compress(gzip.compress(LINES)), "compressed with gzip; add .gz"),
+        ("a.jsonl.gz", gzip.compress(GZIPPED, mtime=0), "compressed with gzip; add .gz"),
         ("a.jsonl", LINES.decode().encode("utf-16"), "UTF-16.*iconv"),
         ("a.jsonl", LINES.decode().encode("utf-16-le"), "UTF-16.*iconv"),
         ("a.json", json.dumps(ROWS).encode("utf-16"), "UTF-16.*iconv"),
@@ -216,7 +217,7 @@ def test_json_without_entries_has_no_rows(tmp_path):
 
 def test_object_store_follows_the_same_rules(s3_url, caplog):
     storage = open_storage(s3_url)
-    storage.write("logs/a.JSONL.gz", gzip.compress(LINES))
+    storage.write("logs/a.JSONL.gz", GZIPPED)
     storage.write("logs/b.csv", b"x")
     with caplog.at_level(logging.WARNING):
         assert names(f"{s3_url}/logs") == ["a.parquet"]
