@@ -628,23 +628,9 @@ class FatefulPool(PaperPool):
         self._answer_at(hand.engine_free_at, worker, answer, task)
 
 
-@settings(max_examples=120, deadline=None)
-@given(
-    starts=fates(START_FATES),
-    units=fates(TASK_FATES),
-    writes=fates(WRITE_FATES),
-    places=st.lists(st.integers(0, 4), min_size=1, max_size=8),
-    num_workers=st.sampled_from([None, None, 1, 3]),
-    num_rows=st.lists(st.integers(0, 9), min_size=1, max_size=3),
-    unit_rows=st.integers(1, 5),
-    reported_tokens=st.sampled_from([None, 256, 8192]),
-)
-def test_every_run_ends_and_every_row_is_finished_or_listed(
-    starts, units, writes, places, num_workers, num_rows, unit_rows, reported_tokens
-):
+def check_that_it_ends(pool, num_rows, unit_rows, num_workers):
     shards = [make_shard(f"s{n}", rows) for n, rows in enumerate(num_rows)]
     queue = WorkQueue({s.name: s for s in shards}, [u for s in shards for u in cut(s, unit_rows)])
-    pool = FatefulPool(starts, units, writes, places, reported_tokens)
     try:
         _, events = run_on_paper(
             pool, queue, num_workers=num_workers, deadlines=Deadlines(100.0), start_timeout_s=900.0
@@ -670,6 +656,33 @@ def test_every_run_ends_and_every_row_is_finished_or_listed(
     num_finished = 1 + sum(num_rows) + len(shards)
     num_losses = MAX_SETBACKS * num_finished
     assert pool.now <= num_losses * (500.0 + 900.0 + 4 * LOAD_SECONDS)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    starts=fates(START_FATES),
+    units=fates(TASK_FATES),
+    writes=fates(WRITE_FATES),
+    places=st.lists(st.integers(0, 4), min_size=1, max_size=8),
+    num_workers=st.sampled_from([None, None, 1, 3]),
+    num_rows=st.lists(st.integers(0, 9), min_size=1, max_size=3),
+    unit_rows=st.integers(1, 5),
+    reported_tokens=st.sampled_from([None, 256, 8192]),
+)
+def test_every_run_ends_and_every_row_is_finished_or_listed(
+    starts, units, writes, places, num_workers, num_rows, unit_rows, reported_tokens
+):
+    pool = FatefulPool(starts, units, writes, places, reported_tokens)
+    check_that_it_ends(pool, num_rows, unit_rows, num_workers)
+
+
+@pytest.mark.parametrize("later_start", START_FATES)
+@pytest.mark.parametrize("unit", TASK_FATES)
+@pytest.mark.parametrize("write", ["done", "node", "silent"])
+def test_run_ends_that_goes_the_same_way_for_ever(later_start, unit, write):
+    starts = [("ready", 0.5), (later_start, 0.5)]
+    pool = FatefulPool(starts, [(unit, 0.5)], [(write, 0.5)], [1], 8192)
+    check_that_it_ends(pool, [1, 3], 2, None)
 
 
 def test_shard_that_cannot_be_written_is_tried_a_few_times_and_listed():
