@@ -13,7 +13,6 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from rich.console import Console
 
 from rsr.jobs.cluster.options import ClusterOptions
 from rsr.jobs.cluster.run import RunReport, join_cluster, run_on_cluster
@@ -29,6 +28,7 @@ from rsr.jobs.shards.columns import TrajectoryColumns
 from rsr.jobs.shards.score_columns import Summary
 from rsr.jobs.shards.shard import Shard, Unit, cut_units, describe_shard
 from rsr.jobs.storage.hashing import HashingFile
+from rsr.jobs.terminal import Console
 
 pytestmark = pytest.mark.ray
 
