@@ -7,11 +7,11 @@ score. Run as a module, it draws a finished demonstration again:
     python -m rsr.jobs.demo.picture demo docs/demo.svg
 """
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import altair as alt
-import click
 import polars as pl
 
 from rsr.jobs.storage.atomic import atomic_path
@@ -183,13 +183,6 @@ def _scale(end: float, *, step: int) -> dict[str, Any]:
     }
 
 
-@click.command()
-@click.argument("demo", type=click.Path(path_type=Path, exists=True, file_okay=False))
-@click.argument("picture", type=click.Path(path_type=Path))
-def main(demo: Path, picture: Path) -> None:
-    """Draw the finished demonstration in the folder DEMO to PICTURE (.svg or .png)."""
-    draw(pl.read_parquet(demo / "scored" / "trajectories.parquet"), picture)
-
-
 if __name__ == "__main__":
-    main()
+    folder, picture = map(Path, sys.argv[1:])
+    draw(pl.read_parquet(folder / "scored" / "trajectories.parquet"), picture)
