@@ -68,7 +68,11 @@ def assert_like_transformers() -> AssertLikeTransformers:
             ids = tokenizer.encode(prompt + response)
             first = max(1, len(tokenizer.encode(prompt)))
             with torch.inference_mode():
-                logits = model(torch.tensor([ids])).logits[0, first - 1 : -1]
+                tokens = {"input_ids": torch.tensor([ids])}
+                if config.model_type == "paligemma":
+                    # Of no other type of tokens is its attention causal.
+                    tokens["token_type_ids"] = torch.ones_like(tokens["input_ids"])
+                logits = model(**tokens).logits[0, first - 1 : -1]
             decided += assert_scores_match_logits(score, logits, torch.tensor(ids[first:]))
         assert np.mean(decided) > MIN_DECIDED
 

@@ -18,30 +18,21 @@ VOCAB_SIZE = 261
 SMALL = SMALL_SHAPE | {"vocab_size": VOCAB_SIZE, "pad_token_id": None}
 
 # A text model inside of one that also takes images, of which a row has none.
-QWEN2_VL = {
-    "text_config": SMALL
-    | {"rope_parameters": {"rope_type": "default", "mrope_section": [4, 6, 6]}},
+PALIGEMMA = {
+    "text_config": {"model_type": "gemma", "head_dim": 32, **SMALL},
     "vision_config": {
-        "depth": 1,
-        "embed_dim": 32,
-        "hidden_size": 64,
-        "num_heads": 2,
+        "model_type": "siglip_vision_model",
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 28,
         "patch_size": 14,
+        "projection_dim": 64,
     },
-    "vision_start_token_id": 1,
-    "vision_end_token_id": 2,
-    "image_token_id": 3,
-    "video_token_id": 4,
-}
-# Mamba layers with one of attention between them.
-BAMBA = {
-    "num_hidden_layers": 3,
-    "attn_layer_indices": [1],
-    "mamba_n_heads": 4,
-    "mamba_d_head": 32,
-    "mamba_d_state": 16,
-    "mamba_n_groups": 1,
-    "mamba_expand": 2,
+    "image_token_index": VOCAB_SIZE - 1,
+    "projection_dim": 64,
+    "hidden_size": 64,
 }
 
 # The name of a transformers configuration class, and what its model's head is about.
@@ -75,8 +66,11 @@ STUDENTS: dict[str, tuple[str, dict]] = {
             "attention_multiplier": 0.2,
         },
     ),
-    "qwen2-vl, text of a multimodal model": ("Qwen2VLConfig", QWEN2_VL),
-    "bamba, states instead of keys": ("BambaConfig", BAMBA),
+    "paligemma, text of a multimodal model": ("PaliGemmaConfig", PALIGEMMA),
+    "lfm2, convolutions beside attention": (
+        "Lfm2Config",
+        {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},
+    ),
     "mixtral, experts": ("MixtralConfig", {"num_local_experts": 4, "num_experts_per_tok": 2}),
 }
 
