@@ -1,12 +1,14 @@
 """A student that gives NaN: the rows it spoils have no score, and all others have theirs."""
 
 import math
+import re
 
 import pytest
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from rsr.engine import DatasetRsr, Scorer, ScorerConfig, Status, Trajectory
+from rsr.engine.prefill import CPU_BLOCK_SIZE
 
 pytestmark = pytest.mark.vllm
 
@@ -81,9 +83,10 @@ def test_rows_that_overflow_have_no_score_and_spoil_no_other(spoilt, settings):
                 assert scores[id(row)].status is Status.OK
                 assert scores[id(row)].rsr == pytest.approx(truth.rsr, rel=1e-4)
             assert DatasetRsr.of(scores.values()).num_trajectories == len(GOOD)
-    # The token after the Z is the first to suffer.
-    text = (BAD[0].prompt or "") + (BAD[0].response or "")
-    assert f"position {text.index('Z') + 1} of {len(text)}" in scores[id(BAD[0])].detail
+    text = f"{BAD[0].prompt}{BAD[0].response}"
+    found = re.search(rf"position (\d+) of {len(text)}", scores[id(BAD[0])].detail)
+    # At the latest the token after the Z; on a CPU the tokens before it in its KV block suffer too.
+    assert text.index("Z") + 1 - CPU_BLOCK_SIZE < int(found[1]) <= text.index("Z") + 1
 
 
 def test_head_with_a_row_that_is_no_number_scores_nothing(folder):

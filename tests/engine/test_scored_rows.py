@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from stand_in_device import StandInDevice
 
@@ -109,6 +109,7 @@ def requests(draw) -> PrefillRequest:
     return PrefillRequest(token_ids, spans, draw(st.integers(0, 25)))
 
 
+@settings(deadline=None)
 @given(st.lists(requests(), min_size=1, max_size=5), st.data())
 def test_any_steps_give_what_whole_requests_give(batch, data):
     """Requests join and leave as a scheduler pleases, and some are preempted and start over."""
