@@ -1,0 +1,104 @@
+"""Nights of `rsr filter` and `rsr select`: faults by the dice, and every row as without them."""
+
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from soak_night import RSR, Night, Report
+
+NUM_SHARDS, ROWS_PER_SHARD = 10, 20_000
+TEXT_BYTES = 500
+CODEC = "brotli"
+"""Copies keep their input's codec, and this one takes its time: a copy is to last some seconds."""
+ROWS_PER_GROUP = 4_000
+LONG_SECONDS, SHORT_SECONDS = 900, 240
+
+ARGUMENTS = {
+    "filter": ["--keep-fraction", "1/2", "--min-tokens", "5"],
+    "select": ["--group-by", "problem", "--keep", "2"],
+}
+REFUSED_ARGUMENTS = {
+    "filter": ["--max-rsr", "-1"],
+    "select": ["--group-by", "problem", "--max-share-per", "teacher=0.1"],
+}
+"""Found out when the scores have been read: nothing would be kept."""
+
+SHARE = 0.25
+"""Of all faults of a long soak, for each of the two commands."""
+SHORT_FAULTS = 6
+"""Together the two short nights see almost every kind of fault: the second goes on where the
+first has ended."""
+
+pytestmark = pytest.mark.slow
+
+
+class SelectionNight(Night):
+    """A night of one of the two commands."""
+
+    def __init__(self, command: str, source: Path, *more: object) -> None:
+        self.command = command
+        super().__init__(source, *more)
+
+    def arguments(self, output: Path) -> list[str]:
+        return [str(self.source), str(output), "--json", *ARGUMENTS[self.command]]
+
+    def refused_arguments(self, output: Path) -> list[str]:
+        return [str(self.source), str(output), "--json", *REFUSED_ARGUMENTS[self.command]]
+
+
+@pytest.fixture(scope="module")
+def scored_corpus(
+    tmp_path_factory: pytest.TempPathFactory, write_scored: Callable[..., Path]
+) -> Path:
+    """Some hundred thousand scored rows: four of each problem, by three teachers."""
+    folder = tmp_path_factory.mktemp("corpus")
+    random = np.random.default_rng(0)
+    for shard in range(NUM_SHARDS):
+        ids = np.arange(shard * ROWS_PER_SHARD, (shard + 1) * ROWS_PER_SHARD)
+        rsr = random.uniform(1, 9, len(ids)).tolist()
+        columns = {
+            "id": ids,
+            "problem": ids // 4,
+            "teacher": pa.array(random.choice(["A", "B", "C"], len(ids))),
+            "text": random_digits(random, len(ids)),
+        }
+        write_scored(
+            folder / f"shard-{shard:02d}.parquet",
+            # Every eleventh row could not be scored.
+            [None if row % 11 == 0 else value for row, value in enumerate(rsr)],
+            columns=columns,
+            num_tokens=random.integers(1, 99, len(ids)).tolist(),
+            compression=CODEC,
+            compression_level=1,
+            row_group_size=ROWS_PER_GROUP,
+        )
+    return folder
+
+
+def random_digits(random: np.random.Generator, num_rows: int) -> pa.Array:
+    digits = random.integers(ord("0"), ord("9") + 1, num_rows * TEXT_BYTES, dtype=np.uint8)
+    offsets = np.arange(num_rows + 1, dtype=np.int32) * TEXT_BYTES
+    return pa.Array.from_buffers(
+        pa.string(), num_rows, [None, pa.py_buffer(offsets), pa.py_buffer(digits)]
+    )
+
+
+@pytest.mark.timeout(LONG_SECONDS + 300)
+@pytest.mark.parametrize("command", ["filter", "select"])
+def test_nights_cost_no_row(command, tmp_path, scored_corpus, soak_disk, soak_length, telling):
+    quiet = tmp_path / "quiet"
+    report = Report(soak_length.seed, NUM_SHARDS * ROWS_PER_SHARD)
+    night = SelectionNight(command, scored_corpus, quiet, soak_disk, tmp_path / "log", report)
+    subprocess.run([*RSR, command, *night.arguments(quiet)], check=True, capture_output=True)
+    num_faults = soak_length.num_faults(SHARE, SHORT_FAULTS)
+    seconds = LONG_SECONDS if soak_length.is_long else SHORT_SECONDS
+    with telling(night):
+        first = SHORT_FAULTS if command == "select" else 0
+        night.run(num_faults, time.monotonic() + seconds, first=first)
+    assert report.faults.total() == num_faults
+    assert report.rows_lost == report.rows_duplicated == report.rows_with_other_bits == 0
+    assert report.files_of_others_touched == 0
