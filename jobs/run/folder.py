@@ -23,12 +23,13 @@ import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from rsr.jobs.errors import UsageError
 from rsr.jobs.run.manifest import STATE_FOLDER, Manifest, ManifestError, require_inside
 from rsr.jobs.run.receipts import Receipt
 from rsr.jobs.storage import Storage, is_remote, open_storage
+from rsr.jobs.storage.atomic import TEMPORARY_NAME
 from rsr.jobs.storage.hashing import hash_bytes
 from rsr.jobs.storage.locks import HeldError, Holder
 
@@ -158,7 +159,9 @@ class RunFolder:
         strangers = [
             name
             for name in files
-            if not name.startswith(f"{STATE_FOLDER}/") and name not in outputs
+            if not name.startswith(f"{STATE_FOLDER}/")
+            and name not in outputs
+            and not TEMPORARY_NAME.fullmatch(PurePosixPath(name).name)
         ]
         if strangers:
             raise UsageError(

@@ -198,6 +198,8 @@ def test_damaged_manifest_is_one_line_with_a_way_out_that_works(root, tiny_stude
     out = root / "new" / "out"
     good = {p: p.read_bytes() for p in out.glob("*.parquet")}
     (out / ".rsr" / "manifest.json").write_bytes(text.encode("latin-1"))
+    # What a process that was killed while it wrote leaves is nobody else's file.
+    (out / ".scored.parquet.0123abcd.rsr-tmp").touch()
     for other in (["status", str(out)], ["verify", str(out)], line):
         result = CliRunner().invoke(main, other)
         assert result.exit_code == 2, result.output
