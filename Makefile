@@ -47,8 +47,8 @@ test-gpu: setup  ## only the tests that need an NVIDIA GPU
 fuzz: setup  ## look for input that breaks reading, for some minutes
 	RSR_FUZZ_CASES=20000 $(BIN)/pytest --timeout 3600 tests/jobs/test_fuzz.py
 
-soak: setup  ## 60 random faults while a three-node Ray cluster scores; keeps the report
-	RSR_SOAK_FAULTS=60 RSR_SOAK_REPORT=benchmarks/results/soak.json $(BIN)/pytest -s tests/jobs/test_soak.py
+soak: setup  ## 120 random faults while score, filter and select run; keeps the report
+	RSR_SOAK_FAULTS=120 RSR_SOAK_REPORT=benchmarks/results/soak.json $(BIN)/pytest -s tests/jobs/soak
 
 lint: setup  ## ruff, and mypy over the package as it would be installed
 	$(BIN)/ruff check .

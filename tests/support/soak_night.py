@@ -351,10 +351,26 @@ class Night:
         self.be_without_driver()
         # The last two bytes are the closing brace and a line's end, which is not missed.
         os.truncate(self.manifest, self.dice.randrange(self.manifest.stat().st_size - 2))
+        before = self._run_files()
         self.start_driver()
-        code = self.wait_for_driver()
+        code, told = self.wait_for_driver(), self.last_words()
         assert code == REFUSED, f"a torn manifest ended the driver with {code}"
-        assert "--overwrite" in self.last_words(), self.last_words()
+        assert self._run_files() == before, "a refused run has changed OUTPUT"
+        if "--overwrite" in told:
+            self._overwrite()
+        else:
+            # Nothing says any more whose such an output is.
+            assert "move what is there" in told, told
+            assert not all(map(self._has_receipt, self.files("*.parquet"))), told
+            self.discard()
+            self.driver = None
+        return True
+
+    def _has_receipt(self, output: Path) -> bool:
+        return is_json(self.output / ".rsr" / "receipts" / f"{output.name}.json")
+
+    def _overwrite(self) -> None:
+        """Begin the run anew in its place."""
         self.num_finished_before = 0
         self.start_driver("--overwrite")
         end = time.monotonic() + 90
@@ -362,7 +378,6 @@ class Night:
             assert self.is_driver_running(), self.last_words()
             assert time.monotonic() < end, "--overwrite begins no run"
             time.sleep(0.1)
-        return True
 
     def leave_temporary_files(self) -> bool:
         """What a process killed while it wrote leaves: gone with the next start, at the latest."""
