@@ -40,6 +40,8 @@ class TrajectoryScore:
     entropy_sum_nats: Σ H, or None where entropy was not asked for.
     rank_sums: Σ min(rank, r) for each of STORED_RANK_CLIPS.
     tokens: per-token values where they were asked for.
+    detail: why there is no score. reason: the same without what is this row's alone, or "".
+    hint: the option that may help, or "".
     """
 
     status: Status
@@ -51,6 +53,8 @@ class TrajectoryScore:
     rank_sums: dict[str, float] = field(default_factory=dict)
     tokens: TokenScores | None = None
     detail: str = ""
+    reason: str = ""
+    hint: str = ""
 
     @property
     def rsr(self) -> float | None:

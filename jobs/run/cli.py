@@ -14,6 +14,7 @@ from rsr.jobs.run.folder import RunFolder
 from rsr.jobs.run.preflight import refusing_what_cannot_be_reached
 from rsr.jobs.run.status import RunStatus, read_status
 from rsr.jobs.run.verify import Verification, verify_output
+from rsr.jobs.shards.score_columns import told_reasons
 from rsr.jobs.terminal import (
     Console,
     Table,
@@ -81,6 +82,8 @@ def _table(found: RunStatus) -> Table:
         if found.num_tokens:
             told.append(f"{found.num_tokens:,} scored tokens")
         table.add_row("in them", ", ".join(told))
+    for number, line in enumerate(told_reasons(found.reasons)):
+        table.add_row("" if number else "without a score", line)
     if found.dataset_rsr is not None:
         table.add_row("data-set RSR", f"{found.dataset_rsr:.4f}")
     if found.rows_per_s is not None:

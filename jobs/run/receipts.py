@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from rsr.engine.metrics import DatasetRsr
-from rsr.jobs.shards.score_columns import Summary
+from rsr.jobs.shards.score_columns import Reason, Summary
 from rsr.jobs.shards.shard import Shard
 from rsr.jobs.storage.hashing import hash_bytes
 
@@ -47,7 +47,9 @@ class Receipt:
                 return None
             summary = values.pop("summary")
             dataset = DatasetRsr(**summary.pop("dataset"))
-            return cls(**values, summary=Summary(**summary, dataset=dataset))
+            reasons = {name: Reason(**r) for name, r in summary.pop("reasons").items()}
+            whole = Summary(**summary, dataset=dataset, reasons=reasons)
+            return cls(**values, summary=whole)
         except (ValueError, KeyError, TypeError, AttributeError):
             return None
 

@@ -13,7 +13,7 @@ from rsr.jobs.run.folder import RunFolder
 from rsr.jobs.run.manifest import InputShard
 from rsr.jobs.run.receipts import Receipt
 from rsr.jobs.run.store import range_of_unit, stored_receipt
-from rsr.jobs.shards.score_columns import Summary
+from rsr.jobs.shards.score_columns import Reason, Summary
 from rsr.jobs.storage.concurrency import in_parallel
 from rsr.jobs.storage.locks import Holder
 
@@ -37,9 +37,9 @@ class RunStatus:
 
     writer: the `rsr` command whose run it is. subject: what it is about. num_rows: of the input.
     num_rows_done: of these, in finished shards and in finished units of the others.
-    num_units_kept: those units. num_rows_written, num_tokens, rows_by_status, dataset_rsr: of
-    finished shards. holder: who writes now. rows_per_s: over the last ten minutes in which
-    anything finished; None before two units have.
+    num_units_kept: those units. num_rows_written, num_tokens, rows_by_status, dataset_rsr,
+    reasons: of finished shards. holder: who writes now. rows_per_s: over the last ten minutes in
+    which anything finished; None before two units have.
     """
 
     output: str
@@ -56,6 +56,7 @@ class RunStatus:
     num_tokens: int
     rows_by_status: dict[str, int]
     dataset_rsr: float | None
+    reasons: dict[str, Reason]
     rows_per_s: float | None
 
     @property
@@ -106,6 +107,7 @@ def read_status(folder: RunFolder) -> RunStatus:
         num_tokens=done.num_tokens,
         rows_by_status=done.rows_by_status,
         dataset_rsr=done.dataset.rsr,
+        reasons=done.reasons,
         rows_per_s=rate(spans, now_s=time.time() if holder else None),
     )
 

@@ -1,6 +1,7 @@
 """`rsr score`: parse, build a config, call one function, print what it returns."""
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from rsr.jobs.run.folder import RunFolder
 from rsr.jobs.run.progress import Progress
 from rsr.jobs.scoring.score import ScoreOptions, ScoreResult, run_score
 from rsr.jobs.shards.columns import TrajectoryColumns
-from rsr.jobs.shards.score_columns import Summary
+from rsr.jobs.shards.score_columns import Summary, told_reasons
 from rsr.jobs.terminal import Console, Table, complain, fact_table, format_seconds, print_json
 
 
@@ -158,8 +159,8 @@ def exit_code(result: ScoreResult) -> int:
     summary = result.summary
     if summary.num_rows and not summary.dataset.num_trajectories:
         complain(
-            f"no row has a score: {_by_status(summary)}; rsr_status in {result.output} tells it of "
-            f"each row, and {result.log} has what the workers said"
+            f"no row has a score: {_by_status(summary)}; rsr_status and rsr_detail in "
+            f"{result.output} tell it of each row"
         )
         return EXIT_FAILURES
     return EXIT_FAILURES if result.failures else 0
@@ -180,6 +181,7 @@ def score_result_json(result: ScoreResult) -> dict[str, Any]:
         "log": str(result.log),
         "num_rows": result.summary.num_rows,
         "rows_by_status": result.summary.rows_by_status,
+        "reasons": {name: asdict(reason) for name, reason in result.summary.reasons.items()},
         "num_tokens": result.summary.num_tokens,
         "num_tokens_now": result.num_tokens_now,
         "seconds": result.seconds,
@@ -205,6 +207,8 @@ def print_score_result(result: ScoreResult) -> None:
     table.add_row("scored tokens", f"{summary.num_tokens:,}{speed}")
     rsr = summary.dataset.rsr
     table.add_row("data-set RSR", "nothing was scored" if rsr is None else f"{rsr:.4f}")
+    for number, line in enumerate(told_reasons(summary.reasons)):
+        table.add_row("" if number else "without a score", line)
     if result.setbacks:
         told = ", ".join(f"{count:,} {cause}" for cause, count in sorted(result.setbacks.items()))
         table.add_row("setbacks", told)

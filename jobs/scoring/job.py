@@ -124,6 +124,7 @@ class ScoringWork:
     def keep(self, unit: Unit, results: list[TrajectoryScore]) -> Summary:
         frame = score_columns.to_frame(results, token_columns=self._job.scorer.token_scores)
         summary = Summary.of(frame)
+        summary.count_reasons(results, unit.shard.name, unit.start)
         self._job.store.commit_unit(unit, frame, summary)
         return summary
 

@@ -4,8 +4,9 @@ Builds them with Polars from trajectory scores and sums them up again. Knows not
 where the columns go is `writer.py`'s.
 """
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import polars as pl
@@ -15,6 +16,11 @@ from rsr.engine.metrics import STORED_RANK_CLIPS, DatasetRsr, TrajectoryScore
 
 PREFIX = "rsr"
 """Every added column is `rsr` or begins with `rsr_`."""
+
+MAX_REASONS = 20
+OTHER_REASONS = "other reasons"
+NUMBER = re.compile(r"\d[\d,.]*")
+"""What differs from row to row in the same reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +44,11 @@ ROW_COLUMNS = (
         pa.struct([(name, pa.float64()) for name in STORED_RANK_CLIPS]),
     ),
     ScoreColumn("rsr_status", pl.String, pa.string()),
+    ScoreColumn("rsr_detail", pl.String, pa.string()),
 )
+
+QUESTIONED_COLUMNS = ROW_COLUMNS[:-1]
+"""Those that `filter`, `select`, `teachers` and the like need; they ask nothing of `rsr_detail`."""
 
 TOKEN_COLUMNS = (
     ScoreColumn("rsr_token_ids", pl.List(pl.Int32), pa.list_(pa.int32())),
@@ -70,6 +80,7 @@ def to_frame(scores: Sequence[TrajectoryScore], *, token_columns: bool) -> pl.Da
         "rsr_mean_entropy": [s.mean_entropy_nats for s in scores],
         "rsr_rank_sums": [s.rank_sums or None for s in scores],
         "rsr_status": [s.status.value for s in scores],
+        "rsr_detail": [s.detail or None for s in scores],
     }
     if token_columns:
         values |= {
@@ -105,13 +116,38 @@ def dataset_of(sums: Mapping[str, Any]) -> DatasetRsr:
 
 
 @dataclass(slots=True)
+class Reason:
+    """Why some rows have no score. example: one of them. hint: what may help, or ""."""
+
+    num_rows: int
+    example: str
+    hint: str = ""
+
+    def told(self, name: str) -> str:
+        """One line of it. name: as in `Summary.reasons`."""
+        line = f"{self.num_rows:,} {name} (as {self.example})"
+        return f"{line}: {self.hint}" if self.hint else line
+
+
+def told_reasons(reasons: Mapping[str, Reason]) -> list[str]:
+    """Lines on why rows have no score, the most frequent reason first."""
+    by_count = sorted(reasons.items(), key=lambda item: -item[1].num_rows)
+    return [reason.told(name) for name, reason in by_count]
+
+
+@dataclass(slots=True)
 class Summary:
-    """What a run says of any set of scored rows; summaries of two sets add up."""
+    """What a run says of any set of scored rows; summaries of two sets add up.
+
+    reasons: why rows have no score, by status and reason in words; no more than `MAX_REASONS`, and
+    the rest under `OTHER_REASONS`.
+    """
 
     num_rows: int = 0
     num_tokens: int = 0
     rows_by_status: dict[str, int] = field(default_factory=dict)
     dataset: DatasetRsr = field(default_factory=DatasetRsr)
+    reasons: dict[str, Reason] = field(default_factory=dict)
 
     @classmethod
     def of(cls, frame: pl.DataFrame) -> "Summary":
@@ -130,3 +166,21 @@ class Summary:
         for status, count in other.rows_by_status.items():
             self.rows_by_status[status] = self.rows_by_status.get(status, 0) + count
         self.dataset.merge(other.dataset)
+        for name, reason in other.reasons.items():
+            self._count(name, reason)
+
+    def count_reasons(self, scores: Sequence[TrajectoryScore], shard: str, first_row: int) -> None:
+        """Count why rows have no score. scores: of consecutive rows of a shard."""
+        for row, score in enumerate(scores, first_row):
+            if not score.status.is_scored:
+                reason = score.reason or NUMBER.sub("N", score.detail)
+                name = f"{score.status}: {reason}" if reason else str(score.status)
+                self._count(name, Reason(1, f"{shard} row {row}", score.hint))
+
+    def _count(self, name: str, reason: Reason) -> None:
+        if name not in self.reasons and len(self.reasons) >= MAX_REASONS:
+            name = OTHER_REASONS
+        if (known := self.reasons.get(name)) is None:
+            self.reasons[name] = replace(reason)
+        else:
+            known.num_rows += reason.num_rows

@@ -169,7 +169,7 @@ def open_scored(
             shards.append(shard)
     assert schema is not None, "find_inputs finds at least one file"
     table = ScoredTable(path, tuple(shards), schema, tuple(identities), rank_clip)
-    table.require([c.name for c in score_columns.ROW_COLUMNS])
+    table.require([c.name for c in score_columns.QUESTIONED_COLUMNS])
     table.require(columns)
     _require_readable(table)
     if not allow_mixed_students:
@@ -198,7 +198,7 @@ def _never_scored(file: str) -> UsageError:
 def _require_score_columns(schema: pa.Schema, file: str) -> None:
     if not any(score_columns.is_score_column(name) for name in schema.names):
         raise _never_scored(file)
-    wanted = [c.name for c in score_columns.ROW_COLUMNS]
+    wanted = [c.name for c in score_columns.QUESTIONED_COLUMNS]
     if missing := [name for name in wanted if name not in schema.names]:
         raise UsageError(
             f"{file} has rsr columns but not {', '.join(missing)}; expected a file as rsr score "
@@ -247,7 +247,7 @@ def _require_readable(table: ScoredTable) -> None:
         types = table.scan.collect_schema()
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         raise UsageError(f"{table.path} cannot be read by Polars: {first_line(error)}") from error
-    for column in score_columns.ROW_COLUMNS:
+    for column in score_columns.QUESTIONED_COLUMNS:
         if types[column.name] != column.polars_type:
             raise UsageError(
                 f"column {column.name!r} of {table.path} is {types[column.name]}; "

@@ -32,7 +32,8 @@ TEXT = TrajectoryColumns(text="text")
 def made_up_score(row: int) -> TrajectoryScore:
     """Another score for each row; every fifth row has nothing to score."""
     if row % 5 == 4:
-        return TrajectoryScore(Status.NO_RESPONSE)
+        detail = f"row {row} has no response"
+        return TrajectoryScore(Status.NO_RESPONSE, detail=detail, hint="write one")
     tokens = TokenScores(
         token_ids=np.array([5, 6], np.int32),
         ranks=np.array([1, 2 + row], np.int32),
@@ -56,7 +57,9 @@ class MadeUpRun:
     def keep(self, unit: Unit) -> None:
         scores = [made_up_score(row) for row in range(unit.start, unit.stop)]
         frame = score_columns.to_frame(scores, token_columns=False)
-        self.store.commit_unit(unit, frame, Summary.of(frame))
+        summary = Summary.of(frame)
+        summary.count_reasons(scores, unit.shard.name, unit.start)
+        self.store.commit_unit(unit, frame, summary)
 
     def finish(self, shard: Shard) -> None:
         kept = [unit for unit, _ in self.store.kept_units(shard)]
@@ -159,6 +162,7 @@ def write_scored() -> Callable[..., Path]:
                 for r, n in zip(rsr, tokens, strict=True)
             ],
             "rsr_status": ["no_response" if r is None else "ok" for r in rsr],
+            "rsr_detail": ["empty response" if r is None else None for r in rsr],
         }
         fields = score_columns.arrow_fields(token_columns=False)
         arrays = [pa.array(values[f.name], f.type) for f in fields]

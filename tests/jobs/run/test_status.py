@@ -94,3 +94,16 @@ def test_rate_is_that_of_the_last_minutes():
     assert rate([Span(now - 7200, now - 3600, 9), Span(now, now, 60)]) == pytest.approx(0.1)
     # Who has not finished anything for ten minutes is not fast.
     assert rate([Span(now - 7200, now - 3600, 9)], now_s=now) == 0
+
+
+def test_reasons_are_counted_with_an_example(make_run):
+    run = make_run({"a.parquet": table(10)})
+    run.finish(run.shards[0])
+    (found,) = status_json(run.output)
+    assert found["reasons"] == {
+        "no_response: row N has no response": {
+            "num_rows": 2, "example": "a.parquet row 4", "hint": "write one",
+        }
+    }  # fmt: skip
+    text = CliRunner().invoke(main, ["status", str(run.output.root)]).stdout
+    assert "2 no_response: row N has no response (as a.parquet row 4): write one" in text
