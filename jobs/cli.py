@@ -4,6 +4,7 @@ What all of them share is in `command.py`.
 """
 
 import sys
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
@@ -32,9 +33,9 @@ class _Commands(click.Group):
 
     def main(self, *arguments: Any, standalone_mode: bool = True, **options: Any) -> Any:
         """Run a command line; ends the process unless `standalone_mode` is off, as click does."""
+        run: Callable[..., Any] = super().main
         if not standalone_mode:
-            return super().main(*arguments, standalone_mode=False, **options)
-        run = super().main
+            return run(*arguments, standalone_mode=False, **options)
         sys.exit(run_program(lambda: run(*arguments, standalone_mode=False, **options)))
 
     def list_commands(self, ctx: click.Context) -> list[str]:

@@ -13,6 +13,7 @@ A reader that leaves early (`| head -1`) changes no exit code. Results go to std
 else to stderr. Logging is configured here and nowhere else. Knows no command.
 """
 
+import io
 import logging
 import os
 import sys
@@ -118,8 +119,9 @@ def run_program(run: Callable[[], Any]) -> int:
         try:
             outcome = run()
         except click.ClickException as error:
-            error.message = terminal.printable(error.message, multiline=True)
-            error.show()
+            told = io.StringIO()
+            error.show(told)
+            sys.stderr.write(terminal.printable(told.getvalue(), multiline=True))
             outcome = error.exit_code
         except (click.Abort, KeyboardInterrupt):
             terminal.complain("interrupted")

@@ -142,10 +142,8 @@ def _coefficient_cells(c: Coefficient) -> tuple[str, str, str]:
 
 def print_simulation(simulation: Simulation, console: Console) -> None:
     """Our values, each beside the published one in parentheses."""
-    heading = styled(
-        ("Four texts under one student", "bold"), ", each beside (the paper's Table 3)"
-    )
-    console.say(heading)
+    title = styled(("Four texts under one student", "bold"), ", each beside (the paper's Table 3)")
+    console.say(title)
     table = Table()
     table.add_column("text sampled from")
     for heading in ("mean surprisal (nats)", "mean rank", "mean token ratio", "RSR"):
