@@ -11,12 +11,12 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeVar, cast
 from urllib.parse import quote, unquote
 
 import pyarrow as pa
 
-from rsr.jobs.errors import UsageError
+from rsr.jobs.errors import UsageError, first_line
 from rsr.jobs.storage.base import StorageError, StoredFile
 from rsr.jobs.storage.locks import Holder
 from rsr.jobs.storage.ranged import RangedFile
@@ -54,7 +54,8 @@ class HubStorage:
 
     def list(self, folder: str = "") -> list[StoredFile]:
         def find() -> dict[str, dict[str, Any]]:
-            return dict(_file_system().find(self._path(folder), detail=True))
+            found = _file_system().find(self._path(folder), detail=True)
+            return cast(dict[str, dict[str, Any]], found)
 
         try:
             found = self._ask(folder, find)
@@ -129,7 +130,7 @@ class HubStorage:
         try:
             return request()
         except HTTPError as error:
-            raise StorageError(f"{self.describe(name)}: {_first_line(error)}") from error
+            raise StorageError(f"{self.describe(name)}: {first_line(error)}") from error
 
 
 def pin_revision(url: str) -> str:
@@ -169,7 +170,7 @@ def pin_revision(url: str) -> str:
     except RevisionNotFoundError as error:
         raise UsageError(f"{place} has no revision {revision!r}") from error
     except (HfHubHTTPError, HTTPError, ConnectionError) as error:
-        raise UsageError(f"{place} cannot be reached: {_first_line(error)}") from error
+        raise UsageError(f"{place} cannot be reached: {first_line(error)}") from error
     assert commit is not None, "the hub tells a dataset's commit"
     return f"hf://datasets/{repository}@{quote(commit, safe='')}{match['path'] or ''}"
 
@@ -188,7 +189,3 @@ def _file_system_of(endpoint: str | None) -> "HfFileSystem":
     from huggingface_hub import HfFileSystem
 
     return HfFileSystem(endpoint=endpoint)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or repr(error)).splitlines()[0]
