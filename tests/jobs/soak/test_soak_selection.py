@@ -10,7 +10,8 @@ import pyarrow as pa
 import pytest
 from soak_night import RSR, Night, Report
 
-NUM_SHARDS, ROWS_PER_SHARD = 10, 20_000
+NUM_SHARDS = 10
+ROWS_PER_SHARD_LONG, ROWS_PER_SHARD_SHORT = 20_000, 10_000
 TEXT_BYTES = 500
 CODEC = "brotli"
 """Copies keep their input's codec, and this one takes its time: a copy is to last some seconds."""
@@ -51,14 +52,18 @@ class SelectionNight(Night):
 
 
 @pytest.fixture(scope="module")
+def num_rows(soak_length) -> int:
+    return NUM_SHARDS * (ROWS_PER_SHARD_LONG if soak_length.is_long else ROWS_PER_SHARD_SHORT)
+
+
+@pytest.fixture(scope="module")
 def scored_corpus(
-    tmp_path_factory: pytest.TempPathFactory, write_scored: Callable[..., Path]
+    tmp_path_factory: pytest.TempPathFactory, write_scored: Callable[..., Path], num_rows: int
 ) -> Path:
-    """Some hundred thousand scored rows: four of each problem, by three teachers."""
+    """Scored rows, four of each problem, by three teachers."""
     folder = tmp_path_factory.mktemp("corpus")
     random = np.random.default_rng(0)
-    for shard in range(NUM_SHARDS):
-        ids = np.arange(shard * ROWS_PER_SHARD, (shard + 1) * ROWS_PER_SHARD)
+    for shard, ids in enumerate(np.split(np.arange(num_rows), NUM_SHARDS)):
         rsr = random.uniform(1, 9, len(ids)).tolist()
         columns = {
             "id": ids,
@@ -89,9 +94,11 @@ def random_digits(random: np.random.Generator, num_rows: int) -> pa.Array:
 
 @pytest.mark.timeout(LONG_SECONDS + 300)
 @pytest.mark.parametrize("command", ["filter", "select"])
-def test_nights_cost_no_row(command, tmp_path, scored_corpus, soak_disk, soak_length, telling):
+def test_nights_cost_no_row(
+    command, tmp_path, scored_corpus, num_rows, soak_disk, soak_length, telling
+):
     quiet = tmp_path / "quiet"
-    report = Report(soak_length.seed, NUM_SHARDS * ROWS_PER_SHARD)
+    report = Report(soak_length.seed, num_rows)
     night = SelectionNight(command, scored_corpus, quiet, soak_disk, tmp_path / "log", report)
     subprocess.run([*RSR, command, *night.arguments(quiet)], check=True, capture_output=True)
     num_faults = soak_length.num_faults(SHARE, SHORT_FAULTS)
