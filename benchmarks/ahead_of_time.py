@@ -122,7 +122,7 @@ def _read(compiled: triton.compiler.CompiledKernel) -> Resources:
 
 
 def _only(pattern: str, text: str) -> str:
-    found = re.findall(pattern, text)
+    found: list[str] = re.findall(pattern, text)
     assert len(found) == 1, f"{pattern} matches {len(found)} times in:\n{text}"
     return found[0]
 

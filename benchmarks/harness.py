@@ -53,7 +53,7 @@ def _time_ms(call: Callable[[], object], device: torch.device) -> float:
     call()
     end.record()
     end.synchronize()
-    return begin.elapsed_time(end)
+    return float(begin.elapsed_time(end))
 
 
 @contextmanager

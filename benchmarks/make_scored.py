@@ -9,13 +9,14 @@ could not be scored. Streams: holds one row group. The numbers are made up.
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from rsr.jobs.shards import score_columns
+from rsr.engine.metrics import STORED_RANK_CLIPS
 from rsr.jobs.storage.atomic import atomic_path
 
 TEXT_BYTES = 200
@@ -36,23 +37,24 @@ def text_pool(seed: int) -> np.ndarray:
     return np.frombuffer(text, np.uint8)[:TEXT_POOL_BYTES]
 
 
-def fixed_text(pool: np.ndarray, rng: np.random.Generator, num_rows: int) -> pa.Array:
+def fixed_text(pool: np.ndarray, rng: np.random.Generator, num_rows: int) -> "pa.Array[Any]":
     """`num_rows` strings of TEXT_BYTES from anywhere in the pool."""
     windows = np.lib.stride_tricks.sliding_window_view(pool, TEXT_BYTES)
     chosen = windows[rng.integers(0, len(windows), num_rows)]
     offsets = np.arange(0, (num_rows + 1) * TEXT_BYTES, TEXT_BYTES, dtype=np.int32)
-    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(np.ascontiguousarray(chosen))]
+    buffers = [None, pa.py_buffer(offsets.data), pa.py_buffer(np.ascontiguousarray(chosen).data)]
     return pa.Array.from_buffers(pa.string(), num_rows, buffers)
 
 
-def ids(first: int, num_rows: int) -> pa.Array:
+def ids(first: int, num_rows: int) -> "pa.Array[Any]":
     numbers = pa.array(np.arange(first, first + num_rows)).cast(pa.string())
-    return pc.binary_join_element_wise("row", pc.utf8_lpad(numbers, 11, "0"), "-")
+    joined: pa.Array[Any] = pc.binary_join_element_wise("row", pc.utf8_lpad(numbers, 11, "0"), "-")
+    return joined
 
 
 def input_columns(
     first: int, num_rows: int, num_groups: int, pool: np.ndarray, rng: np.random.Generator
-) -> dict[str, pa.Array]:
+) -> dict[str, "pa.Array[Any]"]:
     teachers = pa.array(rng.integers(0, len(TEACHERS), num_rows, np.int8))
     return {
         "id": ids(first, num_rows),
@@ -63,7 +65,7 @@ def input_columns(
     }
 
 
-def scores(num_rows: int, rng: np.random.Generator) -> dict[str, pa.Array]:
+def scores(num_rows: int, rng: np.random.Generator) -> dict[str, "pa.Array[Any]"]:
     """Score columns that agree with each other, at r_max 100."""
     is_null = rng.integers(0, UNSCORED_EVERY, num_rows) == 0
     num_tokens = rng.integers(20, 500, num_rows).astype(np.int32)
@@ -72,7 +74,7 @@ def scores(num_rows: int, rng: np.random.Generator) -> dict[str, pa.Array]:
     rank_sum = rsr * mean_surprisal * num_tokens
     num_tokens[is_null] = 0
     sums = [rank_sum * factor for factor in (0.8, 1.0, 1.2, 1.5, 4.0)]
-    names = [field.name for field in score_columns.ROW_COLUMNS[5].arrow_type]
+    names = list(STORED_RANK_CLIPS)
     values = {
         "rsr": pa.array(rsr, mask=is_null),
         "rsr_num_tokens": pa.array(num_tokens),

@@ -54,7 +54,12 @@ def long_texts(num_rows: int, seed: int) -> list[str]:
 
 def write_parquet(path: Path, num_bytes: int) -> None:
     """About `num_bytes` of text in row groups of about a gigabyte, plain-encoded."""
-    schema = pa.schema([("id", pa.int64()), ("prompt", pa.string()), ("response", pa.string())])
+    fields: list[tuple[str, pa.DataType]] = [
+        ("id", pa.int64()),
+        ("prompt", pa.string()),
+        ("response", pa.string()),
+    ]
+    schema = pa.schema(fields)
     num_rows = num_bytes // TEXT_BYTES
     with pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=False) as writer:
         for first in range(0, num_rows, ROWS_PER_GROUP):

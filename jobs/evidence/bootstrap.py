@@ -82,7 +82,9 @@ def share_lowest(draws: NDArray[np.float64]) -> NDArray[np.float64]:
     told = wins.any(axis=1)
     if not told.any():
         return np.full(draws.shape[1], np.nan)
-    return (wins[told] / wins[told].sum(axis=1, keepdims=True)).mean(axis=0)
+    shares = wins[told] / wins[told].sum(axis=1, keepdims=True)
+    probabilities: NDArray[np.float64] = shares.mean(axis=0)
+    return probabilities
 
 
 def agreement_by_sample_size(

@@ -5,10 +5,11 @@ What is computed, and how, is in the modules of the same names.
 
 import csv
 import io
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from dataclasses import fields as dataclass_fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
@@ -50,6 +51,8 @@ from rsr.jobs.terminal import Console, print_json, wide_console
 
 PLOT_SUFFIXES = (".html", ".png", ".svg")
 
+F = TypeVar("F", bound=Callable[..., Any])
+
 teacher_column_option = click.option(
     "--teacher-column", default=USUAL_TEACHER, show_default=True, help="Who wrote the trajectory."
 )
@@ -83,7 +86,7 @@ mixed_option = click.option(
 )
 
 
-def seed_option(default: int = 0) -> Any:
+def seed_option(default: int = 0) -> Callable[[F], F]:
     return click.option(
         "--seed",
         type=click.IntRange(min=0),

@@ -84,7 +84,10 @@ def _measure(observations: Observations, column: str, name: str) -> Confound:
 
 
 def _row(by_teacher: pl.DataFrame, teacher: str) -> NDArray[np.float64]:
-    return by_teacher.filter(pl.col("teacher") == teacher).drop("teacher").to_numpy()[0]
+    row: NDArray[np.float64] = (
+        by_teacher.filter(pl.col("teacher") == teacher).drop("teacher").to_numpy()[0]
+    )
+    return row
 
 
 def _ranked(rows: pl.DataFrame) -> pl.DataFrame:

@@ -206,10 +206,11 @@ def _standardised(values: NDArray[np.float64]) -> NDArray[np.float64]:
     if np.ptp(values) == 0:
         return np.full(len(values), np.nan)
     # Scaled first: squares of very small or large values leave float64's range.
-    centred = values / np.abs(values).max()
+    centred: NDArray[np.float64] = values / np.abs(values).max()
     centred -= centred.mean()
     centred /= np.abs(centred).max()
-    return centred / np.sqrt(centred @ centred)
+    centred /= np.sqrt(centred @ centred)
+    return centred
 
 
 def _permutation_p(groups: list[Group], observed: float, options: CorrelateOptions) -> float:
@@ -275,4 +276,6 @@ def _weighted_pearson(
     y = y - (weights * y).sum(axis=1, keepdims=True) / total
     products = (weights * x * y).sum(axis=1)
     lengths = np.sqrt((weights * x * x).sum(axis=1) * (weights * y * y).sum(axis=1))
-    return np.divide(products, lengths, out=np.full(len(weights), np.nan), where=varies)
+    coefficients = np.full(len(weights), np.nan)
+    np.divide(products, lengths, out=coefficients, where=varies)
+    return coefficients

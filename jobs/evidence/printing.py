@@ -146,8 +146,8 @@ def print_simulation(simulation: Simulation, console: Console) -> None:
     console.say(title)
     table = Table()
     table.add_column("text sampled from")
-    for heading in ("mean surprisal (nats)", "mean rank", "mean token ratio", "RSR"):
-        table.add_column(heading, justify="right")
+    for name in ("mean surprisal (nats)", "mean rank", "mean token ratio", "RSR"):
+        table.add_column(name, justify="right")
     for ours, paper in zip(simulation.texts, PUBLISHED, strict=True):
         table.add_row(
             f"the {ours.text} mode" if ours.text != "mixed" else "the mixture",

@@ -147,4 +147,5 @@ def _spec(chart: Any, *, height: int) -> dict[str, Any]:
         height=height,
         autosize=alt.AutoSizeParams(type="fit-x", contains="padding"),
     )
-    return styled(sized).to_dict()
+    spec: dict[str, Any] = styled(sized).to_dict()
+    return spec
