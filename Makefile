@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed-$(ACCELERATOR)
 EXTRAS := $(ACCELERATOR),demo,dev
 
-.PHONY: help setup demo test test-fast test-gpu fuzz soak lint format bench clean
+.PHONY: help setup demo test test-all test-fast test-long test-gpu fuzz soak lint format bench clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,27 +35,33 @@ $(INSTALLED): pyproject.toml
 demo: setup  ## score a made-up demonstration with a real student
 	$(BIN)/rsr demo
 
-test: test-fast  ## run the whole test suite, fast tests first
-	$(BIN)/pytest -m "vllm or ray or slow"
+# Two processes; a file whose tests start vLLM or Ray stays in one of them.
+PYTEST_TWO := $(BIN)/pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
-test-fast: setup  ## only the tests that start neither vLLM nor Ray, two at a time
-	$(BIN)/pytest --numprocesses 2 -m "not vllm and not ray and not slow"
+test: setup  ## run the tests in some minutes, fast ones first; test-all runs the others too
+	$(PYTEST_TWO) -m "not slow"
+
+test-all: test test-long  ## run the whole test suite
+
+test-fast: setup  ## only the tests that start neither vLLM nor Ray
+	$(PYTEST_TWO) -m "not vllm and not ray and not slow"
+
+test-long: setup  ## only the tests that `make test` leaves out, one at a time
+	$(BIN)/pytest -m slow
 
 test-gpu: setup  ## only the tests that need an NVIDIA GPU
 	$(BIN)/pytest -m gpu
 
 fuzz: setup  ## look for input that breaks reading, for some minutes
-	RSR_FUZZ_CASES=20000 $(BIN)/pytest --timeout 3600 tests/jobs/test_fuzz.py
+	RSR_FUZZ_CASES=20000 $(BIN)/pytest --timeout 3600 tests/jobs/shards/test_fuzz.py
 
 soak: setup  ## 120 random faults while score, filter and select run; keeps the report
 	RSR_SOAK_FAULTS=120 RSR_SOAK_REPORT=benchmarks/results/soak.json $(BIN)/pytest -s tests/jobs/soak
 
-lint: setup  ## ruff, and mypy over the package as it would be installed
+lint: setup  ## ruff, and mypy over the package
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	@# An editable install hides the folder-to-package mapping from type checkers.
-	rm -rf build/typed && $(PIP) install --quiet --no-deps --target build/typed .
-	MYPYPATH=build/typed $(BIN)/mypy -p rsr
+	$(BIN)/mypy
 
 format: setup  ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .

@@ -1,10 +1,12 @@
 """What tests share: students small enough to make on the spot, the real one, and real rows."""
 
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from small_shape import SMALL_SHAPE
 
@@ -13,6 +15,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # Nor must Ray kill a test's workers for the memory that other programs take.
 os.environ.setdefault("RAY_memory_monitor_refresh_ms", "0")
+
+# How long a case takes says how busy the machine is.
+hypothesis.settings.register_profile("tests", deadline=None)
+hypothesis.settings.load_profile("tests")
 
 CHATML = (
     "{% for message in messages %}"
@@ -23,10 +29,61 @@ CHATML = (
 CONTROL_TOKENS = ("<|im_start|>", "<|im_end|>", "<|bos|>")
 
 
+NUM_LEFT_OUT = pytest.StashKey[int]()
+
+
+# First: xdist reads the groups in the same hook.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Fast tests first: a mistake should show in seconds."""
-    costs = ("gpu", "slow", "ray", "vllm")
-    items.sort(key=lambda item: sum(item.get_closest_marker(m) is not None for m in costs))
+    """Put fast tests first, and keep the others of a file in one process.
+
+    A mistake should show in seconds. Of the others the longest come first, so that two processes
+    end at about the same time. Models on one GPU go in and out in turn: each takes most of it.
+    """
+    has_gpu = shutil.which("nvidia-smi") is not None
+
+    def cost(item: pytest.Item) -> int:
+        return sum(item.get_closest_marker(m) is not None for m in ("gpu", "ray", "vllm"))
+
+    items.sort(key=lambda item: (cost(item) > 0, -cost(item)))
+    for item in items:
+        if cost(item):
+            item.add_marker(pytest.mark.xdist_group("gpu" if has_gpu else item.path.stem))
+
+
+def pytest_deselected(items: Sequence[pytest.Item]) -> None:
+    if items:
+        _count_left_out(items[0].config, len(items))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """In a process of xdist: tell the process that reports."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["num_left_out"] = session.config.stash.get(NUM_LEFT_OUT, 0)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    # Every process collects, and leaves out, the same tests.
+    node.config.stash[NUM_LEFT_OUT] = node.workeroutput.get("num_left_out", 0)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Say at the very end how many tests ran, and where the others are."""
+    reporter: Any = config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is None or hasattr(config, "workeroutput") or config.option.collectonly:
+        return
+    counts = {name: len(reports) for name, reports in reporter.stats.items()}
+    outcomes = ("passed", "failed", "error", "xfailed", "xpassed")
+    num_run = sum(counts.get(outcome, 0) for outcome in outcomes)
+    line = f"{num_run} tests ran, {counts.get('skipped', 0)} were skipped"
+    if num_left_out := config.stash.get(NUM_LEFT_OUT, 0):
+        line += f", {num_left_out} were left out: `make test-all` runs every test"
+    reporter.write_line(line)
+
+
+def _count_left_out(config: pytest.Config, number: int) -> None:
+    config.stash[NUM_LEFT_OUT] = config.stash.get(NUM_LEFT_OUT, 0) + number
 
 
 @pytest.fixture(scope="session")

@@ -81,7 +81,20 @@ TRAJECTORIES = (
 )
 
 
-@pytest.mark.parametrize("name", STUDENTS)
+HEADS = {
+    "llama, untied",
+    "llama, tied",
+    "gemma2, soft cap",
+    "gptj, head with a bias",
+    "granite, scaled logits",
+}
+"""One student for each thing that a head can do; `make test` runs these alone."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if name in HEADS else pytest.mark.slow) for name in STUDENTS],
+)
 def test_scores_equal_those_of_transformers(name, save_student, assert_like_transformers, tmp_path):
     config_class, settings = STUDENTS[name]
     config = getattr(transformers, config_class)(**{**SMALL, **settings})

@@ -4,7 +4,7 @@ import pytest
 
 from rsr.engine import Scorer, ScorerConfig, Status, Trajectory
 
-pytestmark = pytest.mark.vllm
+pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
 MAX_MODEL_LEN = 32_768
 

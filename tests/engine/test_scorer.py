@@ -40,11 +40,22 @@ def config(student, **settings):
     )
 
 
+@pytest.fixture(scope="module")
+def token_scores(tiny_student):
+    """By `prefix_reuse`: scores of ROWS with their tokens, and of ROWS given backwards."""
+    scores = {}
+    for prefix_reuse in ("off", "on"):
+        with Scorer(config(tiny_student, prefix_reuse=prefix_reuse, token_scores=True)) as scorer:
+            scores[prefix_reuse] = scorer.score(ROWS), scorer.score(ROWS[::-1])[::-1]
+    return scores
+
+
 @pytest.mark.vllm
 @pytest.mark.parametrize("prefix_reuse", ["off", "on"])
-def test_sums_formed_in_the_worker_are_those_of_the_tokens(tiny_student, prefix_reuse):
-    with Scorer(config(tiny_student, prefix_reuse=prefix_reuse, token_scores=True)) as scorer:
-        with_tokens = scorer.score(ROWS)
+def test_sums_formed_in_the_worker_are_those_of_the_tokens(
+    tiny_student, token_scores, prefix_reuse
+):
+    with_tokens, _ = token_scores[prefix_reuse]
     with Scorer(config(tiny_student, prefix_reuse=prefix_reuse)) as scorer:
         with_sums = scorer.score(ROWS)
     for detailed, summed, row in zip(with_tokens, with_sums, ROWS, strict=True):
@@ -63,13 +74,9 @@ def test_sums_formed_in_the_worker_are_those_of_the_tokens(tiny_student, prefix_
 
 
 @pytest.mark.vllm
-def test_reuse_and_order_change_last_bits_at_most(tiny_student):
-    with Scorer(config(tiny_student, prefix_reuse="off", token_scores=True)) as scorer:
-        expected = scorer.score(ROWS)
-    with Scorer(config(tiny_student, prefix_reuse="on", token_scores=True)) as scorer:
-        reused = scorer.score(ROWS)
-        backwards = scorer.score(ROWS[::-1])[::-1]
-    for scores in (reused, backwards):
+def test_reuse_and_order_change_last_bits_at_most(token_scores):
+    expected, _ = token_scores["off"]
+    for scores in token_scores["on"]:
         for score, truth in zip(scores, expected, strict=True):
             assert score.status == truth.status
             if truth.tokens is None:

@@ -187,7 +187,12 @@ def browser() -> Iterator[Any]:
         browser.close()
 
 
-@pytest.fixture(params=[(1200, 900), (390, 844)], ids=["desktop", "phone"])
+@pytest.fixture(
+    params=[
+        pytest.param((1200, 900), id="desktop", marks=pytest.mark.slow),
+        pytest.param((390, 844), id="phone", marks=pytest.mark.slow),
+    ]
+)
 def tab(request, browser, page) -> Iterator[Any]:
     """The page, open, its charts drawn; fails at the end for any complaint or request."""
     width, height = request.param

@@ -13,7 +13,7 @@ from rsr.engine import Scorer, ScorerConfig, Trajectory
 from rsr.jobs.cli import main
 from rsr.jobs.storage import open_storage
 
-pytestmark = [pytest.mark.vllm, pytest.mark.ray]
+pytestmark = [pytest.mark.vllm, pytest.mark.ray, pytest.mark.slow]
 
 
 def chat(answer):

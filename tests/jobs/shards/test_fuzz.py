@@ -1,6 +1,6 @@
 """Damaged files and odd messages through the public doors: no crash, no hang, no lost neighbour.
 
-`RSR_FUZZ_CASES=100000 pytest tests/jobs/test_fuzz.py` looks longer than the suite does.
+`RSR_FUZZ_CASES=100000 pytest tests/jobs/shards/test_fuzz.py` looks longer than the suite does.
 """
 
 import json
