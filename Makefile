@@ -13,6 +13,9 @@ EXTRAS := $(ACCELERATOR),demo,dev
 
 .PHONY: help setup demo test test-all test-fast test-long test-gpu fuzz soak lint format bench clean
 
+# Tests and benchmarks want the machine for themselves.
+.NOTPARALLEL:
+
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -35,16 +38,17 @@ $(INSTALLED): pyproject.toml
 demo: setup  ## score a made-up demonstration with a real student
 	$(BIN)/rsr demo
 
-# Two processes; a file whose tests start vLLM or Ray stays in one of them.
-PYTEST_TWO := $(BIN)/pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+# A file's tests share one process, its models and its runs. One GPU holds one model at a time.
+PROCESSES ?= $(if $(filter gpu,$(ACCELERATOR)),1,2)
+PYTEST_BY_FILE := $(BIN)/pytest --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder
 
 test: setup  ## run the tests in some minutes, fast ones first; test-all runs the others too
-	$(PYTEST_TWO) -m "not slow"
+	$(PYTEST_BY_FILE) -m "not slow"
 
 test-all: test test-long  ## run the whole test suite
 
 test-fast: setup  ## only the tests that start neither vLLM nor Ray
-	$(PYTEST_TWO) -m "not vllm and not ray and not slow"
+	$(PYTEST_BY_FILE) -m "not vllm and not ray and not slow"
 
 test-long: setup  ## only the tests that `make test` leaves out, one at a time
 	$(BIN)/pytest -m slow

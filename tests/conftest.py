@@ -1,7 +1,6 @@
 """What tests share: students small enough to make on the spot, the real one, and real rows."""
 
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,23 +31,16 @@ CONTROL_TOKENS = ("<|im_start|>", "<|im_end|>", "<|bos|>")
 NUM_LEFT_OUT = pytest.StashKey[int]()
 
 
-# First: xdist reads the groups in the same hook.
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put fast tests first, and keep the others of a file in one process.
+    """Put fast tests first: a mistake should show in seconds.
 
-    A mistake should show in seconds. Of the others the longest come first, so that two processes
-    end at about the same time. Models on one GPU go in and out in turn: each takes most of it.
+    Of the others the longest come first, so that two processes end at about the same time.
     """
-    has_gpu = shutil.which("nvidia-smi") is not None
 
     def cost(item: pytest.Item) -> int:
         return sum(item.get_closest_marker(m) is not None for m in ("gpu", "ray", "vllm"))
 
     items.sort(key=lambda item: (cost(item) > 0, -cost(item)))
-    for item in items:
-        if cost(item):
-            item.add_marker(pytest.mark.xdist_group("gpu" if has_gpu else item.path.stem))
 
 
 def pytest_deselected(items: Sequence[pytest.Item]) -> None:
