@@ -15,12 +15,19 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from rsr.benchmarks.machine_code import tile_cost
 from rsr.kernels import fused, tuning
 from rsr.kernels.logits import LogitTransform
 
 # The largest shared memory one program may ask for, in bytes (CUDA C++ programming guide,
 # "Compute Capabilities").
 SHARED_MEMORY_BYTES = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
+
+# Of one multiprocessor (the same guide): 32-bit registers, shared memory, and the part of it that
+# the system takes for each program.
+REGISTERS = 64 << 10
+MULTIPROCESSOR_SHARED_BYTES = {80: 164 << 10, 90: 228 << 10, 100: 228 << 10}
+RESERVED_SHARED_BYTES = 1 << 10
 
 TENSOR_CORE_INSTRUCTION = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}
 
@@ -49,6 +56,16 @@ class Resources:
     shared_bytes: int
     tensor_core_instruction: str
     """PTX name; empty where the FMA units multiply."""
+    programs_per_multiprocessor: int
+    """As far as registers and shared memory go."""
+    instructions_per_logit: float | None
+    """Outside of the multiply loop, in tiles with neither a target nor the vocabulary's end.
+
+    The rare branch for a new largest logit that is nearly alone is not in it. None where the FMA
+    units multiply.
+    """
+    instructions_per_masked_logit: float | None
+    """Likewise, in tiles with a target or the end."""
 
     @property
     def spills(self) -> bool:
@@ -90,7 +107,7 @@ def compile_pass(capability: int, tiles: tuning.Tiles, variant: Variant) -> Reso
             "enable_fp_fusion": True,
         },
     )
-    return _read(compiled)
+    return _read(compiled, capability, tiles)
 
 
 def _type_of(name: str, variant: Variant) -> str:
@@ -103,7 +120,9 @@ def _type_of(name: str, variant: Variant) -> str:
     return "fp32" if name in ("soft_cap", "scale") else "i32"
 
 
-def _read(compiled: triton.compiler.CompiledKernel) -> Resources:
+def _read(
+    compiled: triton.compiler.CompiledKernel, capability: int, tiles: tuning.Tiles
+) -> Resources:
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "pass.cubin"
         cubin.write_bytes(compiled.asm["cubin"])
@@ -112,13 +131,28 @@ def _read(compiled: triton.compiler.CompiledKernel) -> Resources:
     instructions = [
         name for name in TENSOR_CORE_INSTRUCTION.values() if name in compiled.asm["ptx"]
     ]
+    num_registers = int(_only(r"REG:(\d+)", usage))
+    num_threads = 32 * tiles.num_warps
+    logits_per_thread = tiles.rows * tiles.columns // num_threads
+    cost = tile_cost(code, logits_per_thread)
     return Resources(
-        num_registers=int(_only(r"REG:(\d+)", usage)),
+        num_registers=num_registers,
         stack_bytes=int(_only(r"STACK:(\d+)", usage)),
         local_load_instructions=len(re.findall(r"\bLDL\b", code)),
         shared_bytes=compiled.metadata.shared,
         tensor_core_instruction=" ".join(instructions),
+        programs_per_multiprocessor=min(
+            REGISTERS // (num_threads * _rounded_up(num_registers, 8)),
+            MULTIPROCESSOR_SHARED_BYTES[capability]
+            // (compiled.metadata.shared + RESERVED_SHARED_BYTES),
+        ),
+        instructions_per_logit=cost and round(cost.unmasked / logits_per_thread, 1),
+        instructions_per_masked_logit=cost and round(cost.masked / logits_per_thread, 1),
     )
+
+
+def _rounded_up(number: int, step: int) -> int:
+    return -(-number // step) * step
 
 
 def _only(pattern: str, text: str) -> str:

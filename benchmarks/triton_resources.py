@@ -1,9 +1,10 @@
 """What the compiler makes of the Triton pass, without a GPU.
 
 Compiles every reachable row of the tile table for the heads of real students and writes registers,
-spills, shared memory and tensor-core instruction to results/triton_resources.csv.
+spills, shared memory, tensor-core instruction and instructions per logit to a CSV file.
 """
 
+import argparse
 import csv
 from dataclasses import asdict
 from functools import cache
@@ -21,6 +22,9 @@ SOFT_CAPS = {"gemma-2-2b": 30.0}
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--csv", type=Path, default=OUTPUT, help="where to write [%(default)s]")
+    output: Path = parser.parse_args().csv
     compile_once = cache(compile_pass)
     rows = []
     for capability in SHARED_MEMORY_BYTES:
@@ -35,6 +39,7 @@ def main() -> None:
                     rows.append(
                         {
                             "capability": capability,
+                            "design": "pointer",
                             "student": student,
                             "num_tokens": num_tokens,
                             "hidden_size": shape.hidden_size,
@@ -44,8 +49,8 @@ def main() -> None:
                             **asdict(compile_once(capability, rule.tiles, variant)),
                         }
                     )
-    OUTPUT.parent.mkdir(exist_ok=True)
-    with OUTPUT.open("w", newline="") as file:
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with output.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)

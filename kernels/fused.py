@@ -19,15 +19,26 @@ from rsr.kernels.stats import VocabStats, merge_stacked
 TARGET_ROWS = 4
 TARGET_DEPTH = 512
 
+LOG2_E = tl.constexpr(1.4426950408889634)
+LN_2 = tl.constexpr(0.6931471805599453)
+# Where a maximum begins. Minus infinity would make NaN out of the difference of two of them; no
+# logit that counts is below it.
+LOWEST = tl.constexpr(-1e38)
+# Below this, Σ exp has lost digits of what it exceeds 1 by.
+DOMINATED_SUM = tl.constexpr(1.02)
+
 
 @triton.jit
-def _logit(raw, soft_cap, scale, HAS_CAP: tl.constexpr, ROUND_TO: tl.constexpr):
+def _logit(
+    raw, soft_cap, scale, HAS_CAP: tl.constexpr, HAS_SCALE: tl.constexpr, ROUND_TO: tl.constexpr
+):
     """`LogitTransform`, on fp32 values."""
     logit = raw
     if HAS_CAP:
         # tanh(x) = 1 − 2 / (1 + exp(2x)), whose exponential may overflow to the right answer.
         logit = soft_cap - 2.0 * soft_cap / (1.0 + tl.exp(2.0 * raw / soft_cap))
-    logit = logit * scale
+    if HAS_SCALE:
+        logit = logit * scale
     if ROUND_TO is not None:
         logit = logit.to(ROUND_TO).to(tl.float32)
     return logit
@@ -95,7 +106,7 @@ def target_raw(
 
 
 @triton.jit
-def _add_tile(
+def _add_part(
     raw,
     columns,
     end,
@@ -111,41 +122,141 @@ def _add_tile(
     scale,
     HAS_BIAS: tl.constexpr,
     HAS_CAP: tl.constexpr,
+    HAS_SCALE: tl.constexpr,
     ROUND_TO: tl.constexpr,
     ENTROPY: tl.constexpr,
+    MASKED: tl.constexpr,
 ):
-    """The statistics with one more tile of h·w in them.
+    """The statistics with some more columns of h·w in them; `weighted` is in bits here.
 
-    Online softmax with two twists: the target's column is masked out of everything, since computed
-    twice it can differ in the last bit and outrank itself, and `rest` is the sum of exponentials
-    without the largest one's own 1 (see `VocabStats`).
+    An online softmax in base 2, as one FMA and one exponential make a term of it. Where `MASKED`,
+    columns from `end` on and the target's count for nothing: computed twice, a target can differ in
+    the last bit and outrank itself.
+
+    A NaN logit, and the one that +inf − +inf makes, survive in the sum of exponentials.
     """
     if HAS_BIAS:
         raw += tl.load(bias_ptr + columns, columns < end, 0.0).to(tl.float32)[None, :]
-    counts = (columns < end)[None, :] & (columns[None, :] != targets[:, None])
-    logits = tl.where(counts, _logit(raw, soft_cap, scale, HAS_CAP, ROUND_TO), float("-inf"))
+    if MASKED:
+        counts = (columns < end)[None, :] & (columns[None, :] != targets[:, None])
+        raw = tl.where(counts, raw, float("-inf"))
+    logits = _logit(raw, soft_cap, scale, HAS_CAP, HAS_SCALE, ROUND_TO)
+    if MASKED and HAS_CAP:
+        logits = tl.where(counts, logits, float("-inf"))  # a cap has lifted it
+    # Flags summed as fp32 take one instruction less each than as integers.
     if ROUND_TO is None:
-        greater = counts & (raw > target_raw[:, None])
+        num_greater += tl.sum((raw > target_raw[:, None]).to(tl.float32), axis=1)
     else:
-        greater = counts & (logits > target_logit[:, None])
-    num_greater += tl.sum(greater.to(tl.int32), axis=1)
+        num_greater += tl.sum((logits > target_logit[:, None]).to(tl.float32), axis=1)
 
     new_anchor = tl.maximum(anchor, tl.max(logits, axis=1))
-    finite_anchor = tl.where(new_anchor == float("-inf"), 0.0, new_anchor)
-    # exp(−1e4) is 0 as exp(−inf) is, and unlike −inf gives 0 when multiplied by it.
-    # A NaN, also the one of +inf − +inf, stays one and makes `rest` NaN.
-    gaps = tl.maximum(logits - finite_anchor[:, None], -1e4, propagate_nan=tl.PropagateNan.ALL)
-    exps = tl.exp(gaps)
-    old_gap = tl.maximum(anchor - finite_anchor, -1e4)
-    decay = tl.exp(old_gap)
+    is_new = new_anchor > anchor
+    anchor_bits = new_anchor * LOG2_E
+    bits = logits * LOG2_E - anchor_bits[:, None]
+    exps = tl.exp2(bits)
+    sums = tl.sum(exps, axis=1)
     if ENTROPY:
-        weighted = (weighted + old_gap * (1.0 + rest)) * decay + tl.sum(gaps * exps, axis=1)
-    # Every finite gap of 0 is the largest logit again; where all are −inf there is none.
-    is_top = gaps == 0.0
-    num_top = tl.sum(is_top.to(tl.float32), axis=1)
-    others = tl.sum(tl.where(is_top, 0.0, exps), axis=1)
-    kept = tl.where(anchor == new_anchor, rest + num_top, (1.0 + rest) * decay + (num_top - 1))
-    return new_anchor, kept + others, weighted, num_greater
+        # −1e4 is 0 when multiplied by its exponential, and −inf would be NaN.
+        terms = tl.sum(tl.maximum(bits, -1e4) * exps, axis=1)
+    without_top = sums - 1.0
+    # Where a new largest logit is nearly alone, the others have to be summed without its 1. That
+    # is so for a few parts in a hundred, and the branch is the same for all threads.
+    is_dominated = is_new & (sums < DOMINATED_SUM)
+    if tl.max(is_dominated.to(tl.int32), axis=0) > 0:
+        others = tl.where(logits < new_anchor[:, None], exps, 0.0)
+        without_top = tl.where(is_dominated, tl.sum(others, axis=1), without_top)
+        if ENTROPY:
+            other_terms = tl.sum(tl.maximum(bits, -1e4) * others, axis=1)
+            terms = tl.where(is_dominated, other_terms, terms)
+
+    gap_bits = (anchor - new_anchor) * LOG2_E
+    kept = (1.0 + rest) * tl.exp2(gap_bits)
+    if ENTROPY:
+        weighted = weighted * tl.exp2(gap_bits) + gap_bits * kept + terms
+    rest = tl.where(is_new, kept + without_top, rest + sums)
+    return new_anchor, rest, weighted, num_greater
+
+
+@triton.jit
+def _add_tile(
+    raw,
+    first,
+    end,
+    targets,
+    target_raw,
+    target_logit,
+    bias_ptr,
+    anchor,
+    rest,
+    weighted,
+    num_greater,
+    soft_cap,
+    scale,
+    HAS_BIAS: tl.constexpr,
+    HAS_CAP: tl.constexpr,
+    HAS_SCALE: tl.constexpr,
+    ROUND_TO: tl.constexpr,
+    ENTROPY: tl.constexpr,
+    MASKED: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    PARTS: tl.constexpr,
+):
+    """`_add_part` for a tile in `PARTS` parts, one after the other.
+
+    A tile and what is made of it need not fit in registers together then.
+    """
+    if PARTS == 1:
+        anchor, rest, weighted, num_greater = _add_part(
+            raw,
+            first + tl.arange(0, BLOCK_V),
+            end,
+            targets,
+            target_raw,
+            target_logit,
+            bias_ptr,
+            anchor,
+            rest,
+            weighted,
+            num_greater,
+            soft_cap,
+            scale,
+            HAS_BIAS,
+            HAS_CAP,
+            HAS_SCALE,
+            ROUND_TO,
+            ENTROPY,
+            MASKED,
+        )
+    else:
+        halves = tl.permute(tl.reshape(raw, [BLOCK_N, 2, BLOCK_V // 2]), [0, 2, 1])
+        left, right = tl.split(halves)
+        for half in tl.static_range(2):
+            anchor, rest, weighted, num_greater = _add_tile(
+                left if half == 0 else right,
+                first + half * (BLOCK_V // 2),
+                end,
+                targets,
+                target_raw,
+                target_logit,
+                bias_ptr,
+                anchor,
+                rest,
+                weighted,
+                num_greater,
+                soft_cap,
+                scale,
+                HAS_BIAS,
+                HAS_CAP,
+                HAS_SCALE,
+                ROUND_TO,
+                ENTROPY,
+                MASKED,
+                BLOCK_N,
+                BLOCK_V // 2,
+                PARTS // 2,
+            )
+    return anchor, rest, weighted, num_greater
 
 
 # A new batch size is not a new kernel.
@@ -173,10 +284,11 @@ def _vocab_stats_kernel(
     scale,
     HAS_BIAS: tl.constexpr,
     HAS_CAP: tl.constexpr,
+    HAS_SCALE: tl.constexpr,
     ROUND_TO: tl.constexpr,
     ENTROPY: tl.constexpr,
     EVEN_D: tl.constexpr,
-    HALVES: tl.constexpr,
+    PARTS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_V: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -194,16 +306,16 @@ def _vocab_stats_kernel(
     rows = row_block.to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     in_range = rows < num_tokens
     rows = tl.minimum(rows, num_tokens - 1)  # loads need no mask then; only the store does
-    targets = tl.load(column_ptr + rows)
+    targets = tl.load(column_ptr + rows).to(tl.int32)
     target_raw = tl.load(target_raw_ptr + rows)
-    target_logit = _logit(target_raw, soft_cap, scale, HAS_CAP, ROUND_TO)
+    target_logit = _logit(target_raw, soft_cap, scale, HAS_CAP, HAS_SCALE, ROUND_TO)
     h_ptrs = hidden_ptr + rows[:, None] * stride_hn
     d = tl.arange(0, BLOCK_D).to(tl.int64)
 
-    anchor = tl.full([BLOCK_N], float("-inf"), dtype=tl.float32)
+    anchor = tl.full([BLOCK_N], LOWEST, dtype=tl.float32)
     rest = tl.full([BLOCK_N], -1.0, dtype=tl.float32)
     weighted = tl.zeros([BLOCK_N], dtype=tl.float32)
-    num_greater = tl.zeros([BLOCK_N], dtype=tl.int32)
+    num_greater = tl.zeros([BLOCK_N], dtype=tl.float32)
 
     begin = split * columns_per_split
     end = tl.minimum(begin + columns_per_split, num_columns)
@@ -221,35 +333,12 @@ def _vocab_stats_kernel(
                 h = tl.load(h_ptrs + (k + d)[None, :] * stride_hd, mask, 0.0)
                 w = tl.load(w_ptrs + (k + d)[None, :] * stride_wd, mask, 0.0)
             raw = tl.dot(h, tl.trans(w), raw, input_precision="ieee")
-        # In halves where a tile and what is made of it do not fit in registers together.
-        if HALVES:
-            halves = tl.permute(tl.reshape(raw, [BLOCK_N, 2, BLOCK_V // 2]), [0, 2, 1])
-            left, right = tl.split(halves)
-            for half in tl.static_range(2):
-                columns = first + half * (BLOCK_V // 2) + tl.arange(0, BLOCK_V // 2)
-                anchor, rest, weighted, num_greater = _add_tile(
-                    left if half == 0 else right,
-                    columns,
-                    end,
-                    targets,
-                    target_raw,
-                    target_logit,
-                    bias_ptr,
-                    anchor,
-                    rest,
-                    weighted,
-                    num_greater,
-                    soft_cap,
-                    scale,
-                    HAS_BIAS,
-                    HAS_CAP,
-                    ROUND_TO,
-                    ENTROPY,
-                )
-        else:
+        # The branch is the same for all threads, and about one tile in ten has a target in it.
+        has_target = (targets >= first) & (targets < first + BLOCK_V)
+        if (tl.max(has_target.to(tl.int32), axis=0) > 0) | (first + BLOCK_V > end):
             anchor, rest, weighted, num_greater = _add_tile(
                 raw,
-                columns,
+                first,
                 end,
                 targets,
                 target_raw,
@@ -263,15 +352,46 @@ def _vocab_stats_kernel(
                 scale,
                 HAS_BIAS,
                 HAS_CAP,
+                HAS_SCALE,
                 ROUND_TO,
                 ENTROPY,
+                True,
+                BLOCK_N,
+                BLOCK_V,
+                PARTS,
+            )
+        else:
+            anchor, rest, weighted, num_greater = _add_tile(
+                raw,
+                first,
+                end,
+                targets,
+                target_raw,
+                target_logit,
+                bias_ptr,
+                anchor,
+                rest,
+                weighted,
+                num_greater,
+                soft_cap,
+                scale,
+                HAS_BIAS,
+                HAS_CAP,
+                HAS_SCALE,
+                ROUND_TO,
+                ENTROPY,
+                False,
+                BLOCK_N,
+                BLOCK_V,
+                PARTS,
             )
 
+    anchor = tl.where(anchor == LOWEST, float("-inf"), anchor)
     out = split.to(tl.int64) * num_tokens + rows
     tl.store(anchor_ptr + out, anchor, mask=in_range)
     tl.store(rest_ptr + out, rest, mask=in_range)
-    tl.store(weighted_ptr + out, weighted, mask=in_range)
-    tl.store(num_greater_ptr + out, num_greater, mask=in_range)
+    tl.store(weighted_ptr + out, weighted * LN_2, mask=in_range)
+    tl.store(num_greater_ptr + out, num_greater.to(tl.int32), mask=in_range)
 
 
 def vocab_stats(
@@ -336,10 +456,11 @@ def constants(
     return {
         "HAS_BIAS": has_bias,
         "HAS_CAP": transform.soft_cap is not None,
+        "HAS_SCALE": transform.scale != 1.0,
         "ROUND_TO": _TRITON_DTYPES[transform.round_to],
         "ENTROPY": entropy,
         "EVEN_D": depth % tiles.depth == 0,
-        "HALVES": tiles.halves,
+        "PARTS": tiles.parts,
         "BLOCK_N": tiles.rows,
         "BLOCK_V": tiles.columns,
         "BLOCK_D": tiles.depth,

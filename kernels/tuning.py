@@ -17,8 +17,8 @@ class Tiles:
     depth: int
     num_warps: int
     num_stages: int
-    halves: bool = False
-    """Whether the epilogue takes the tile in two halves, one after the other."""
+    parts: int = 1
+    """In how many parts, one after the other, the epilogue takes a tile: a power of two."""
 
 
 @dataclass(frozen=True)
@@ -52,29 +52,21 @@ RULES = (
         "wgmma and tcgen05 take; four stages keep enough reads in flight.",
     ),
     Rule(
-        100,
-        2,
-        None,
-        Tiles(128, 128, 64, num_warps=8, num_stages=3, halves=True),
-        "Taken out of tensor memory whole, a tile spills 72 bytes at eight warps and 376 at four; "
-        "at sixteen Triton falls back to mma.sync. In halves eight warps spill nothing.",
-    ),
-    Rule(
         90,
         2,
         None,
-        Tiles(128, 128, 64, num_warps=8, num_stages=3, halves=True),
-        "Two warp groups of 64 × 128: 64 accumulators per thread leave room for the epilogue, and "
-        "halves for a soft cap's temporaries. 128 × 256 does more work per byte read, but spills: "
-        "88 to 768 bytes, 8 to 120 in halves.",
+        Tiles(128, 128, 64, num_warps=8, num_stages=3, parts=4),
+        "Two warp groups of 64 × 128 on wgmma, one tile in tensor memory on tcgen05: 64 logits per "
+        "thread. The epilogue takes them in quarters: in halves a soft cap with rounding spills "
+        "8 to 16 bytes, for 1 to 2 instructions fewer per logit. 128 × 256 spills.",
     ),
     Rule(
         0,
         2,
         None,
-        Tiles(128, 128, 32, num_warps=8, num_stages=3),
-        "The same accumulators on mma.sync; half the depth, so that cards with 99 KiB of shared "
-        "memory run two programs at once.",
+        Tiles(128, 128, 32, num_warps=8, num_stages=3, parts=4),
+        "The same accumulators on mma.sync, at half the depth for cards with 99 KiB of shared "
+        "memory. Whole, the epilogue spills 248 bytes, in halves 24.",
     ),
 )
 

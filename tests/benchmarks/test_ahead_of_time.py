@@ -44,6 +44,27 @@ def test_every_reachable_rule_compiles_without_spills(capability, variant, num_t
     is_wide = variant.dtype == torch.float32
     expected = "" if is_wide else TENSOR_CORE_INSTRUCTION[capability]
     assert resources.tensor_core_instruction == expected
+    if not is_wide:
+        per_logit, masked = (
+            resources.instructions_per_logit,
+            resources.instructions_per_masked_logit,
+        )
+        # Compare, count, maximum, scale, exponential and sum take six; a program needs some more.
+        assert 6 < per_logit < masked
+
+
+# On mma.sync a quarter of a tile has to be put together from several warps.
+MOST_PER_LOGIT = {80: (39, 42), 90: (16, 20), 100: (12, 17)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_the_epilogue_is_lean(capability):
+    tiles = tuning.choose_rule(capability, 2, 8192).tiles
+    resources = compile_pass(capability, tiles, VARIANTS["bf16"])
+    most, most_masked = MOST_PER_LOGIT[capability]
+    assert resources.instructions_per_logit <= most, resources
+    assert resources.instructions_per_masked_logit <= most_masked, resources
 
 
 def test_every_rule_is_reachable():
