@@ -146,8 +146,12 @@ def _read(
             MULTIPROCESSOR_SHARED_BYTES[capability]
             // (compiled.metadata.shared + RESERVED_SHARED_BYTES),
         ),
-        instructions_per_logit=cost and round(cost.unmasked / logits_per_thread, 1),
-        instructions_per_masked_logit=cost and round(cost.masked / logits_per_thread, 1),
+        instructions_per_logit=None
+        if cost is None
+        else round(cost.unmasked / logits_per_thread, 1),
+        instructions_per_masked_logit=None
+        if cost is None
+        else round(cost.masked / logits_per_thread, 1),
     )
 
 

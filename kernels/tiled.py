@@ -303,7 +303,9 @@ class _Block:
         """
         tiles = list(_slices(self.product.weight.shape[0], self.product.tile_columns))
         floats = self.target_raw.new_empty(3, len(tiles), len(self.columns))
-        parts = VocabStats(*floats, torch.empty_like(floats[0], dtype=torch.int32))
+        parts = VocabStats(
+            floats[0], floats[1], floats[2], torch.empty_like(floats[0], dtype=torch.int32)
+        )
         share_out(self._pieces(tiles), lambda: _Tiles(self, parts, around_max))
         return merge_stacked(parts)
 

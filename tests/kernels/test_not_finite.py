@@ -64,7 +64,10 @@ def cases(draw, dtypes):
 
 
 def assert_agree(result, expected, is_exact):
-    """Same rows without a softmax, and the same numbers elsewhere."""
+    """Same rows without a softmax, and the same numbers elsewhere.
+
+    To 0.01 nats, as finite logits here go to some 10⁵, where fp32's are 0.008 apart.
+    """
     is_undefined = expected.logprob.isnan()
     assert torch.equal(result.logprob.isnan(), is_undefined)
     assert (result.rank[is_undefined] == VOCAB_SIZE).all()
@@ -74,11 +77,11 @@ def assert_agree(result, expected, is_exact):
     if is_exact:
         assert torch.equal(result.rank, expected.rank)
         torch.testing.assert_close(
-            result.logprob, expected.logprob, atol=2e-5, rtol=1e-6, equal_nan=True
+            result.logprob, expected.logprob, atol=1e-2, rtol=1e-6, equal_nan=True
         )
         if result.entropy is not None:
             torch.testing.assert_close(
-                result.entropy, expected.entropy, atol=2e-6, rtol=1e-4, equal_nan=True
+                result.entropy, expected.entropy, atol=1e-2, rtol=1e-4, equal_nan=True
             )
 
 
