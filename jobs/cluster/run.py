@@ -282,7 +282,7 @@ def _probe(folder: RunFolder) -> Iterator[tuple[Path, ...]]:
         yield ()
         return
     # Named as a half-written file is: what a killed run leaves of it, the next run removes.
-    name = f".probe-{uuid.uuid4().hex}.{secrets.token_hex(4)}.tmp"
+    name = f".probe-{uuid.uuid4().hex}.{secrets.token_hex(4)}.rsr-tmp"
     path = folder.state.resolve() / name
     path.touch()
     try:
