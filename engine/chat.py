@@ -2,22 +2,32 @@
 
 The scored tokens follow the paper's code (`rsr_cal.py`): in every assistant turn, what stands
 after the turn's header up to, not including, the end-of-turn token: what the student itself
-would have to generate. Where a response stands in the text is `template.py`'s to find.
+would have to generate. Where a response stands in the text is `layout.py`'s to find.
 
 Knows tokenizers; knows nothing of models, scores or files.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from rsr.engine.config import RenderMode, Turns
 from rsr.engine.errors import first_line
-from rsr.engine.template import BadMessagesError, ChatTemplate, require_encodable
-from rsr.engine.trajectory import EncodedTrajectory, Status, Trajectory
+from rsr.engine.messages import BadMessagesError, to_conversation
+from rsr.engine.rendering import ConversationRenderer, NothingSaidError
+from rsr.engine.template import ChatTemplate
+from rsr.engine.trajectory import (
+    SEQUENCE_BREAK,
+    EncodedTrajectory,
+    InspectedTrajectory,
+    Status,
+    Trajectory,
+)
 
 
 def load_tokenizer(
@@ -39,12 +49,25 @@ def load_tokenizer(
     return tokenizer
 
 
-class TrajectoryEncoder:
-    """Turns trajectories into what the student reads, one at a time; holds no state between.
+@dataclass(frozen=True, slots=True)
+class _ToRead:
+    """A row's texts with their scored characters, and how they came about.
 
-    With a chat template, `prompt` + `response` are a user's and an assistant's turn; without,
-    they are joined as plain text. `text` is plain text always. A tokenizer may know more tokens
-    than the model: a row with one at or beyond `vocab_size` is refused.
+    is_chat: a template made them, special tokens and all.
+    """
+
+    texts: list[tuple[str, list[tuple[int, int]]]]
+    is_chat: bool
+    notes: tuple[str, ...]
+
+
+class TrajectoryEncoder:
+    """Turns trajectories into what the student reads, one at a time.
+
+    Holds no state between but what it has learnt of the chat template. With a chat template,
+    `prompt` + `response` are a user's and an assistant's turn; without, they are joined as plain
+    text. `text` is plain text always. A tokenizer may know more tokens than the model: a row with
+    one at or beyond `vocab_size` is refused. The other options are `ScorerConfig`'s.
     """
 
     def __init__(
@@ -56,68 +79,108 @@ class TrajectoryEncoder:
         vocab_size: int | None = None,
         truncate: bool = True,
         score_end_of_turn: bool = False,
+        render: RenderMode = "auto",
+        turns: Turns = "all",
+        template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         self._tokenizer = _untrimmed_backend(tokenizer)
-        self._template = None if chat_template is None else ChatTemplate(tokenizer, chat_template)
+        self._renderer = None
+        if chat_template is not None:
+            template = ChatTemplate(tokenizer, chat_template)
+            self._renderer = ConversationRenderer(template, mode=render, turns=turns)
         self._max_model_len = max_model_len
         self._vocab_size = vocab_size
         self._truncate = truncate
         self._score_end_of_turn = score_end_of_turn
+        self._template_kwargs = dict(template_kwargs or {})
 
     def encode(self, trajectory: Trajectory) -> EncodedTrajectory:
         """Token ids and scored spans, or a refusal with its status; never raises for a bad row."""
-        try:
-            return self._fit(self._encode(trajectory))
-        except BadMessagesError as error:
-            return EncodedTrajectory.refused(Status.BAD_MESSAGES, str(error))
+        return self._encode(trajectory)[1]
 
-    def _encode(self, trajectory: Trajectory) -> EncodedTrajectory:
-        if trajectory.messages is not None:
-            return self._encode_chat(trajectory.messages)
-        if trajectory.response is not None:
-            if not trajectory.response:
-                return EncodedTrajectory.refused(Status.NO_RESPONSE, "empty response")
-            prompt = trajectory.prompt or ""
-            if self._template is not None:
-                turns = [
-                    {"role": "user", "content": prompt},
-                    {"role": "assistant", "content": trajectory.response},
+    def inspect(self, trajectory: Trajectory) -> InspectedTrajectory:
+        """What `encode` gives, with the text and the characters that its tokens stand for."""
+        texts, encoded = self._encode(trajectory)
+        whole, scored = "", []
+        for number, text in enumerate(texts):
+            whole += SEQUENCE_BREAK if number else ""
+            for sequence in encoded.sequences[number : number + 1]:
+                # Sequences that do not fit are the last ones.
+                is_chat = trajectory.text is None and self._renderer is not None
+                encoding = self._tokenizer.encode(text, add_special_tokens=not is_chat)
+                scored += [
+                    (len(whole) + encoding.offsets[a][0], len(whole) + encoding.offsets[b - 1][1])
+                    for a, b in sequence.spans
                 ]
-                return self._encode_chat(turns)
-            return self._encode_text(prompt, trajectory.response)
-        if trajectory.text is not None:
-            return self._encode_text("", trajectory.text)
-        return EncodedTrajectory.refused(Status.NO_RESPONSE, "null row")
+            whole += text
+        return InspectedTrajectory(whole, scored, encoded)
 
-    def _encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> EncodedTrajectory:
-        if self._template is None:
-            raise BadMessagesError("this student has no chat template")
-        if isinstance(messages, str) or not isinstance(messages, Sequence):
-            raise BadMessagesError(f"messages is {type(messages).__name__}, not a list")
-        if not any(m.get("role") == "assistant" for m in messages if isinstance(m, Mapping)):
-            return EncodedTrajectory.refused(Status.NO_RESPONSE, "no assistant turn")
-        rendered, char_spans = self._template.render(messages)
-        # Contents were looked at one by one; a template may print other fields too.
-        require_encodable(rendered)
-        encoding = self._tokenizer.encode(rendered, add_special_tokens=False)
-        ends = (s.end_of_turn if self._score_end_of_turn else s.end for s in char_spans)
-        return self._with_spans(
-            encoding, [(s.start, end) for s, end in zip(char_spans, ends, strict=True)]
-        )
+    def _encode(self, trajectory: Trajectory) -> tuple[list[str], EncodedTrajectory]:
+        """The texts that the student reads, and what they become."""
+        texts: list[str] = []
+        try:
+            to_read = self._to_read(trajectory)
+            sequences = []
+            for text, spans in to_read.texts:
+                texts.append(text)
+                encoded = self._tokenized(text, spans, add_special_tokens=not to_read.is_chat)
+                sequences.append(self._fit(encoded) if encoded.token_ids else encoded)
+            return texts, _joined(sequences, to_read.notes)
+        except NothingSaidError as error:
+            return texts, EncodedTrajectory.refused(Status.NO_RESPONSE, error.detail)
+        except BadMessagesError as error:
+            return texts, EncodedTrajectory.refused(
+                Status.BAD_MESSAGES, error.detail, reason=error.reason, hint=error.hint
+            )
 
-    def _encode_text(self, context: str, scored: str) -> EncodedTrajectory:
-        text = context + scored
-        require_encodable(text)
-        encoding = self._tokenizer.encode(text, add_special_tokens=True)
-        return self._with_spans(encoding, [(len(context), len(text))])
+    def _to_read(self, trajectory: Trajectory) -> "_ToRead":
+        """The texts of a row; raises `BadMessagesError` where there are none."""
+        is_plain = trajectory.messages is None and trajectory.response is None
+        if is_plain and trajectory.text is None:
+            raise NothingSaidError("null row")
+        prompt, response = trajectory.prompt or "", trajectory.response or ""
+        if is_plain:
+            prompt, response = "", trajectory.text or ""
+        elif trajectory.messages is None and not response:
+            raise NothingSaidError("empty response")
+        elif self._renderer is not None:
+            return self._rendered(trajectory, self._renderer)
+        if trajectory.messages is not None or not (
+            isinstance(prompt, str) and isinstance(response, str)
+        ):
+            raise BadMessagesError(
+                "this student has no chat template", hint="try --chat-template FILE"
+            )
+        span = (len(prompt), len(prompt) + len(response))
+        return _ToRead([(prompt + response, [span])], is_chat=False, notes=())
 
-    @staticmethod
-    def _with_spans(encoding: Any, char_spans: list[tuple[int, int]]) -> EncodedTrajectory:
+    def _rendered(self, trajectory: Trajectory, renderer: ConversationRenderer) -> "_ToRead":
+        rendered = renderer.render(to_conversation(trajectory, self._template_kwargs))
+        texts = [
+            (
+                made.text,
+                [
+                    (span.start, span.end_of_turn if self._score_end_of_turn else span.end)
+                    for span in made.spans
+                ],
+            )
+            for made in rendered.texts
+        ]
+        return _ToRead(texts, is_chat=True, notes=rendered.notes)
+
+    def _tokenized(
+        self, text: str, char_spans: list[tuple[int, int]], *, add_special_tokens: bool
+    ) -> EncodedTrajectory:
         """A token is scored where its first character lies in a response.
 
         A token that begins in the header and ends in the response is context: the student had
         to emit its beginning before the response began.
         """
+        try:
+            encoding = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        except (UnicodeEncodeError, TypeError) as error:
+            # A lone surrogate: no text, says the tokenizer.
+            raise BadMessagesError("not valid Unicode") from error
         starts = np.fromiter((o[0] for o in encoding.offsets), np.int64, len(encoding.offsets))
         # What the post-processor added (BOS) has no place in the text, though it claims (0, 0).
         is_text = ~np.asarray(encoding.special_tokens_mask, dtype=bool)
@@ -132,11 +195,12 @@ class TrajectoryEncoder:
 
     def _fit(self, encoded: EncodedTrajectory) -> EncodedTrajectory:
         """Hold a sequence to the student's vocabulary and to `max_model_len`."""
-        largest = max(encoded.token_ids, default=0)
+        largest = max(encoded.token_ids)
         if self._vocab_size is not None and largest >= self._vocab_size:
             # vLLM would refuse all requests beside it.
             raise BadMessagesError(
-                f"token {largest} is beyond the student's vocabulary of {self._vocab_size}"
+                "a token is beyond the student's vocabulary",
+                detail=f"token {largest} is beyond the student's vocabulary of {self._vocab_size}",
             )
         num_tokens, limit = len(encoded.token_ids), self._max_model_len
         if num_tokens <= limit:
@@ -144,13 +208,38 @@ class TrajectoryEncoder:
         spans = encoded.spans_within(0, limit)
         if not self._truncate:
             return EncodedTrajectory.refused(
-                Status.TOO_LONG, f"{num_tokens} tokens, the limit is {limit}"
+                Status.TOO_LONG,
+                f"{num_tokens} tokens, the limit is {limit}",
+                reason=f"longer than {limit} tokens",
+                hint="try --on-long truncate, or a higher --max-model-len",
             )
         if not spans:
             return EncodedTrajectory.refused(
-                Status.TOO_LONG, f"no response within the first {limit} of {num_tokens} tokens"
+                Status.TOO_LONG,
+                f"no response within the first {limit} of {num_tokens} tokens",
+                reason=f"no response within the first {limit} tokens",
+                hint="try a higher --max-model-len",
             )
         return EncodedTrajectory(encoded.token_ids[:limit], spans, Status.TRUNCATED)
+
+
+def _joined(sequences: list[EncodedTrajectory], notes: tuple[str, ...]) -> EncodedTrajectory:
+    """One trajectory of its sequences, in order; those without a token to score are left out.
+
+    Histories grow, so that what is too long comes last, as in a conversation that is cut off.
+    """
+    usable = [s for s in sequences if s.token_ids]
+    too_long = [s for s in sequences if s.status is Status.TOO_LONG]
+    if not usable or (too_long and any("limit is" in s.detail for s in too_long)):
+        return (too_long or sequences)[0]
+    is_cut = bool(too_long) or any(s.status is Status.TRUNCATED for s in usable)
+    first, *others = usable
+    return replace(
+        first,
+        status=Status.TRUNCATED if is_cut else Status.OK,
+        notes=notes,
+        more=tuple(others),
+    )
 
 
 def _untrimmed_backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:

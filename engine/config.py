@@ -4,6 +4,7 @@ The command line's options, the run manifest and the README all name these field
 unit and default are said here and nowhere else. `rsr score` makes its options of them.
 """
 
+import json
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -14,6 +15,8 @@ LogitsDtype = Literal["float32", "model"]
 OnLong = Literal["truncate", "skip"]
 PrefixReuse = Literal["auto", "on", "off"]
 ScorerKind = Literal["kernel", "prompt-logprobs"]
+RenderMode = Literal["auto", "template", "verbatim"]
+Turns = Literal["all", "last"]
 
 
 def _said(help: str, *, at_least: int | None = None) -> dict[str, Any]:
@@ -121,6 +124,24 @@ class ScorerConfig:
             "Run Python code that comes with the checkpoint. Off: it could do anything."
         ),
     )
+    render: RenderMode = field(
+        default="auto",
+        metadata=_said(
+            "template prints whole conversations by the chat template; verbatim puts each response, "
+            "as it stands, after its history and generation prompt, as prompt-completion trainers "
+            "do; auto is verbatim for rows whose reasoning the template drops."
+        ),
+    )
+    turns: Turns = field(
+        default="all", metadata=_said("Score all assistant turns, or the last one.")
+    )
+    chat_template_kwargs: str = field(
+        default="{}",
+        metadata=_said(
+            "A JSON object that the chat template is given beside the messages, such as "
+            '{"enable_thinking": true}; a row\'s own fields go before these.'
+        ),
+    )
 
     def __post_init__(self) -> None:
         self._require("model", bool(self.model), "a folder or a hub name")
@@ -132,6 +153,16 @@ class ScorerConfig:
             if least is not None:
                 self._require(each.name, value is None or value >= least, f"at least {least}")
         self._require("gpu_memory_utilization", 0 < self.gpu_memory_utilization <= 1, "in (0, 1]")
+        self._require(
+            "chat_template_kwargs",
+            _json_object(self.chat_template_kwargs) is not None,
+            'a JSON object such as {"enable_thinking": true}',
+        )
+
+    @property
+    def template_kwargs(self) -> dict[str, Any]:
+        """`chat_template_kwargs`, read."""
+        return _json_object(self.chat_template_kwargs) or {}
 
     def _require(self, name: str, is_valid: bool, expected: object) -> None:
         if not is_valid:
@@ -141,3 +172,11 @@ class ScorerConfig:
 def choices_of(kind: Any) -> tuple[str, ...]:
     """The values of a `Literal`; of any other type none."""
     return get_args(kind) if get_origin(kind) is Literal else ()
+
+
+def _json_object(text: str) -> dict[str, Any] | None:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None

@@ -6,14 +6,14 @@ Knows nothing of models; a rank here is 1 + the number of strictly likelier toke
 """
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rsr.engine.trajectory import Status, TokenScores
+from rsr.engine.trajectory import Status, TokenScores, join_tokens
 
 DEFAULT_RANK_CLIP = 100
 """r_max of the paper's Eq. 7."""
@@ -166,6 +166,28 @@ def score_tokens(
         status=status,
         rank_clip=rank_clip,
         tokens=tokens if keep_tokens else None,
+    )
+
+
+def add_scores(parts: Sequence[TrajectoryScore], status: Status) -> TrajectoryScore:
+    """The score of a trajectory whose turns were scored apart: its sums are over all `parts`.
+
+    Where one of them has no score, the trajectory has none. status: where all have one.
+    """
+    first = next((part for part in parts if not part.status.is_scored), parts[0])
+    if len(parts) == 1 or not first.status.is_scored:
+        return first
+    entropies = [part.entropy_sum_nats for part in parts]
+    tokens = [part.tokens for part in parts if part.tokens is not None]
+    return replace(
+        first,
+        status=status,
+        num_tokens=sum(part.num_tokens for part in parts),
+        rank_sum=sum(part.rank_sum for part in parts),
+        surprisal_sum_nats=sum(part.surprisal_sum_nats for part in parts),
+        entropy_sum_nats=None if None in entropies else sum(e for e in entropies if e is not None),
+        rank_sums={name: sum(part.rank_sums[name] for part in parts) for name in first.rank_sums},
+        tokens=join_tokens(tokens) if tokens else None,
     )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rsr.engine.config import ScorerConfig, ScorerKind
-from rsr.engine.metrics import TrajectoryScore, sum_terms, trajectory_score
+from rsr.engine.metrics import TrajectoryScore, add_scores, sum_terms, trajectory_score
 from rsr.engine.prefill import Prefill, StockPrefill, UnsupportedHeadError
 from rsr.engine.prefix_reuse import (
     MIN_SHARED_FRACTION,
@@ -74,15 +74,22 @@ class Scorer:
         rank changed, no log-probability by more than 8e-6 nats, no RSR by more than 4e-8 of itself.
         """
         encoded = [self._encoder.encode(trajectory) for trajectory in trajectories]
-        usable = [index for index, e in enumerate(encoded) if e.status.is_scored]
-        scores = self._prefill_all([encoded[index] for index in usable])
-        by_index = dict(zip(usable, scores, strict=True))
+        scores = iter(self._prefill_all([s for e in encoded for s in e.sequences]))
         return [
-            by_index[index]
-            if index in by_index
-            else TrajectoryScore(e.status, rank_clip=self.config.rank_clip, detail=e.detail)
-            for index, e in enumerate(encoded)
+            add_scores([next(scores) for _ in e.sequences], e.status)
+            if e.sequences
+            else self._no_score(e)
+            for e in encoded
         ]
+
+    def _no_score(self, refused: EncodedTrajectory) -> TrajectoryScore:
+        return TrajectoryScore(
+            refused.status,
+            rank_clip=self.config.rank_clip,
+            detail=refused.detail,
+            reason=refused.reason,
+            hint=refused.hint,
+        )
 
     def _prefill_all(self, batch: list[EncodedTrajectory]) -> list[TrajectoryScore]:
         """The score of each, every scored position present."""

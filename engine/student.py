@@ -49,6 +49,9 @@ class Student:
             vocab_size=self.vocab_size,
             truncate=self.config.on_long == "truncate",
             score_end_of_turn=self.config.score_end_of_turn,
+            render=self.config.render,
+            turns=self.config.turns,
+            template_kwargs=self.config.template_kwargs,
         )
 
 

@@ -4,7 +4,7 @@ Knows nothing of tokenizers, models or files; the arithmetic on scores is in `me
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import Any
 
@@ -70,22 +70,64 @@ class EncodedTrajectory:
     spans: half-open ranges [start, end) of scored positions in `token_ids`, ascending and
         disjoint; position 0 is never scored, since nothing precedes it.
     status: OK or TRUNCATED; anything else means `token_ids` and `spans` are empty.
-    detail: what was wrong, for the log.
+    detail: what was wrong with this row. reason: the same without what is this row's alone, to
+        count rows by. hint: the option that may help, or "".
+    notes: what was changed before rendering, each in the same few words for every such row.
+    more: further sequences of the same trajectory, where turns have histories of their own; the
+        trajectory's sums run over all of them.
     """
 
     token_ids: list[int]
     spans: list[tuple[int, int]]
     status: Status = Status.OK
     detail: str = ""
+    reason: str = ""
+    hint: str = ""
+    notes: tuple[str, ...] = ()
+    more: "tuple[EncodedTrajectory, ...]" = ()
 
     @classmethod
-    def refused(cls, status: Status, detail: str) -> "EncodedTrajectory":
-        return cls(token_ids=[], spans=[], status=status, detail=detail)
+    def refused(
+        cls, status: Status, detail: str, *, reason: str = "", hint: str = ""
+    ) -> "EncodedTrajectory":
+        return cls([], [], status, detail, reason or detail, hint)
+
+    @property
+    def sequences(self) -> "tuple[EncodedTrajectory, ...]":
+        """What the student reads, one by one; none if the row is refused."""
+        return (self, *self.more) if self.token_ids else ()
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that the student reads, of all sequences."""
+        return sum(len(sequence.token_ids) for sequence in self.sequences)
+
+    @property
+    def num_scored(self) -> int:
+        return sum(end - start for s in self.sequences for start, end in s.spans)
 
     def spans_within(self, start: int, end: int) -> list[tuple[int, int]]:
         """The parts of `spans` in [start, end)."""
         parts = [(max(first, start), min(last, end)) for first, last in self.spans]
         return [(first, last) for first, last in parts if first < last]
+
+
+@dataclass(frozen=True, slots=True)
+class InspectedTrajectory:
+    """A trajectory as text, for people to look at.
+
+    text: what the student reads, sequences after one another with `SEQUENCE_BREAK` between; what
+        would have been read, where that is known, if the row is refused. scored: character
+        ranges [start, end) of `text` whose tokens are scored. encoded: status, detail and sizes.
+    """
+
+    text: str
+    scored: list[tuple[int, int]]
+    encoded: EncodedTrajectory
+
+
+SEQUENCE_BREAK = "\n\n"
+"""Between the sequences of an `InspectedTrajectory`; the student does not read it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,3 +143,10 @@ class TokenScores:
     ranks: NDArray[np.int32]
     logprobs: NDArray[np.float32]
     entropies: NDArray[np.float32]
+
+
+def join_tokens(parts: Sequence[TokenScores]) -> TokenScores:
+    """The token scores of a trajectory's sequences, one after another."""
+    return TokenScores(
+        *(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(TokenScores))
+    )

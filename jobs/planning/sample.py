@@ -100,8 +100,8 @@ def take_sample(
         start = (shard.num_rows - size) // 2
         for trajectory in read_trajectories(Unit(shard, start, start + size), columns):
             encoded = encoder.encode(trajectory)
-            num_tokens.append(len(encoded.token_ids))
-            scored_tokens.append(sum(end - first for first, end in encoded.spans))
+            num_tokens.append(encoded.num_tokens)
+            scored_tokens.append(encoded.num_scored)
             num_refused += not encoded.status.is_scored
             num_truncated += encoded.status == "truncated"
     return Sample(num_tokens, scored_tokens, num_refused, num_truncated)

@@ -152,17 +152,55 @@ def test_reasoning_field_is_scored_where_the_template_shows_it(make_encoder):
     assert responses(encoder, tokenizer, [USER, turn]) == ["<think>2 + 2</think>\nIt is four."]
 
 
+def test_reasoning_field_that_the_template_ignores_goes_into_the_content(make_encoder):
+    encoder, tokenizer = make_encoder()
+    turn = {**ANSWER, "reasoning_content": "2 + 2"}
+    assert responses(encoder, tokenizer, [USER, turn]) == [
+        "<think>\n2 + 2\n</think>\n\nIt is four."
+    ]
+
+
+OLD_REASONING = [
+    USER,
+    {"role": "assistant", "content": "<think>hm</think>Four."},
+    FOLLOW_UP,
+    {"role": "assistant", "content": "<think>ah</think>Five."},
+]
+
+
+def test_reasoning_that_the_template_strips_is_refused_with_the_option_to_try(make_encoder):
+    encoder, _ = make_encoder(STRIPS_OLD_REASONING, render="template")
+    encoded = encoder.encode(Trajectory(messages=OLD_REASONING))
+    assert encoded.status is Status.BAD_MESSAGES
+    assert encoded.detail == "the chat template drops the reasoning of assistant turn 1"
+    assert encoded.reason == "the chat template drops the reasoning of an assistant turn"
+    assert "--render verbatim" in encoded.hint
+
+
+def test_reasoning_that_the_template_strips_is_scored_turn_by_turn(make_encoder):
+    """Each turn after the history that the student would see: older turns without reasoning."""
+    encoder, tokenizer = make_encoder(STRIPS_OLD_REASONING)
+    encoded = encoder.encode(Trajectory(messages=OLD_REASONING))
+    assert encoded.status is Status.OK
+    assert "rendered verbatim" in encoded.notes
+    context = "<|im_start|>user\nTwo and two?<|im_end|>\n<|im_start|>assistant\n"
+    assert [tokenizer.decode(s.token_ids) for s in encoded.sequences] == [
+        context + "<think>hm</think>Four.<|im_end|>",
+        context + "Four.<|im_end|>\n<|im_start|>user\nAnd three?<|im_end|>\n"
+        "<|im_start|>assistant\n<think>ah</think>Five.<|im_end|>",
+    ]
+    scored = [tokenizer.decode(s.token_ids[a:b]) for s in encoded.sequences for a, b in s.spans]
+    assert scored == ["<think>hm</think>Four.", "<think>ah</think>Five."]
+
+
+def test_last_turn_alone_is_scored_after_its_stripped_history(make_encoder):
+    encoder, tokenizer = make_encoder(STRIPS_OLD_REASONING, turns="last")
+    assert responses(encoder, tokenizer, OLD_REASONING) == ["<think>ah</think>Five."]
+
+
 @pytest.mark.parametrize(
     ("template", "messages"),
     [
-        pytest.param(
-            (STRIPS_OLD_REASONING,),
-            [USER, {"role": "assistant", "content": "<think>hm</think>Four."}, FOLLOW_UP, LAST],
-            id="old reasoning stripped",
-        ),
-        pytest.param(
-            (), [USER, {**ANSWER, "reasoning_content": "2 + 2"}], id="reasoning field ignored"
-        ),
         pytest.param((DROPS_OLD_TURNS,), [USER, ANSWER, FOLLOW_UP, LAST], id="turns dropped"),
         pytest.param(
             (DROPS_SYSTEM,),
