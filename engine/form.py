@@ -54,12 +54,10 @@ class Form:
         content = message["content"]
         if reasoning is None:
             parts = split_reasoning(content)
-            if parts is None:
+            # Tags around nothing are content, not reasoning that another field could hold.
+            if parts is None or not parts[0].strip():
                 if self.reasoning == UNOPENED:
                     message["content"] = without_opener(content)
-                return
-            if not parts[0].strip():
-                # Tags around nothing are content, not reasoning that another field could hold.
                 return
             reasoning, content = parts
         if self.reasoning == PARTS:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from rsr.engine.form import PARTS, Form
+from rsr.engine.form import PARTS, UNOPENED, Form
 from rsr.engine.messages import REASONING_TAG, BadMessagesError
 from rsr.engine.template import ChatTemplate
 
@@ -31,6 +31,7 @@ PLAIN = "ZqplainqZ"
 MAX_END_CANDIDATES = 64
 """How often the text after a message may recur inside it before the row is given up."""
 _OPENER = re.compile(r"(?:<think(?:ing)?>|\[THINK\])\s*$")
+_OPENED_AND_CLOSED = re.compile(r"<think(?:ing)?>\s*</think(?:ing)?>\s*$")
 _DOUBLED_OPENER = re.compile(r"<think(?:ing)?>\s*<think(?:ing)?>")
 _OPENS = re.compile(r"<think(?:ing)?>|\[THINK\]")
 _CLOSES = re.compile(r"</think(?:ing)?>|\[/THINK\]")
@@ -65,6 +66,10 @@ class Pieces:
     shape: tuple[Any, ...]
     closes: int = 0
     ends_with_word: bool = True
+
+    @property
+    def is_blank(self) -> bool:
+        return not self.words and not isinstance(self.shape[2], tuple)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +170,11 @@ def probe_turn(index: int, turn: Mapping[str, Any], pieces: Pieces) -> dict[str,
     return probe
 
 
+def _closing(kinds: Sequence[str | None]) -> int:
+    """Where the first closing tag is; 0 if there is none."""
+    return next((i for i, kind in enumerate(kinds) if kind and _CLOSES.fullmatch(kind)), 0)
+
+
 def _probe_content(kinds: Sequence[str | None], probes: Iterator[str]) -> str:
     """Words and tags with the white space between them that most templates write."""
     content = ""
@@ -221,13 +231,14 @@ class LayoutFinder:
         for index, turn in enumerate(self._turns):
             if turn["role"] != "assistant":
                 regions += [(*hit.span(), index) for hit in self._hits_of(index)]
-            elif self._pieces[index].words or "tool_calls" in turn or self._pieces[index].closes:
+            elif not self._pieces[index].is_blank or "tool_calls" in turn:
                 self._require_said(index)
                 start = self._start(index)
                 end = self._end(index, start)
-                self._check_tags(index, start, end, strict)
-                regions.append((start, end, index))
                 ends_of_turn[index] = self._end_of_turn(end)
+                self._check_tags(index, start, end, strict)
+                self._require_one_turn(index, start, end, ends_of_turn[index])
+                regions.append((start, end, index))
         return self._layout(sorted(regions), ends_of_turn)
 
     def _layout(
@@ -280,12 +291,16 @@ class LayoutFinder:
         expected = list(range(len(self._pieces[index].words)))
         if printed == expected:
             return
-        if index not in self._required and printed[-1:] == expected[-1:]:
-            return
-        has_reasoning = len(expected) > 1 or "reasoning" in self._turns[index]
-        if has_reasoning and printed == expected[len(expected) - len(printed) :]:
+        if index not in self._required:
+            needs = expected[-1:] if self._pieces[index].ends_with_word else []
+            if printed[-1:] == needs or not needs:
+                return
+        if self._says_reasoning(index) and printed == expected[len(expected) - len(printed) :]:
             raise _dropped(index)
         raise _rewritten("assistant", index)
+
+    def _says_reasoning(self, index: int) -> bool:
+        return "reasoning" in self._turns[index] or len(self._pieces[index].words) > 1
 
     def _start(self, index: int) -> int:
         """Where the response of turn `index` begins."""
@@ -445,6 +460,14 @@ class LayoutFinder:
             return 0
         return _common_length(after, last.rstrip())
 
+    def _require_one_turn(self, index: int, start: int, end: int, end_of_turn: int) -> None:
+        token = self._text[end : end + end_of_turn].strip()
+        if token and token in self._text[start:end]:
+            raise BadMessagesError(
+                "the chat template prints an assistant turn as two",
+                detail=f"the chat template prints assistant turn {index} as two",
+            )
+
     def _check_tags(self, index: int, start: int, end: int, strict: bool) -> None:
         """The reasoning tags of a turn are printed once, and its tool calls at all."""
         region = self._text[start:end]
@@ -452,12 +475,25 @@ class LayoutFinder:
             raise _rewritten("assistant", index)
         if self._form.reasoning == PARTS and _PRINTED_PART.search(region):
             raise _rewritten("assistant", index)
+        if self._form.reasoning == UNOPENED and not self._is_opened(index, start):
+            raise _rewritten("assistant", index)
         if index in self._required:
             content = self._messages[index].get("content") or ""
             if isinstance(content, str):
                 self._check_tag_counts(index, content, region, start, strict)
         if "tool_calls" in self._turns[index]:
             self._check_calls(index, region)
+
+    def _is_opened(self, index: int, start: int) -> bool:
+        """Whether the template prints the opening tag of turn `index` that was left to it."""
+        kinds = self._pieces[index].shape[2]
+        if "reasoning" not in self._turns[index] and not isinstance(kinds, tuple):
+            return True
+        hits = self._hits_of(index)
+        before = self._text[start : hits[0].start() if hits else len(self._text)]
+        closing = _closing(kinds) if isinstance(kinds, tuple) else 0
+        is_blank = closing > 0 and None not in kinds[:closing]
+        return (_OPENED_AND_CLOSED if is_blank else _OPENER).search(before) is not None
 
     def _check_tag_counts(
         self, index: int, content: str, region: str, start: int, strict: bool
@@ -490,6 +526,9 @@ class LayoutFinder:
         messages = [*self._messages]
         messages[index] = self._form.message(probe)
         text = self._render(messages, add_generation_prompt=self._is_prompt)[0]
+        reasoning = text.find(f"Zq{index}q0Z") if self._says_reasoning(index) else -1
+        if expected and reasoning > text.find(expected[0]):
+            raise BadMessagesError("the chat template prints reasoning after the tool calls")
         if not all(word in text for word in expected):
             raise BadMessagesError(
                 "the chat template drops part of a tool call",

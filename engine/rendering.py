@@ -27,7 +27,7 @@ from rsr.engine.layout import (
     probe_turn,
 )
 from rsr.engine.messages import BadMessagesError, Conversation
-from rsr.engine.template import ChatTemplate
+from rsr.engine.template import ChatTemplate, RefusedByTemplateError
 
 MAX_CACHED_LAYOUTS = 4096
 _OWN_FIELDS = frozenset({"role", "content", "reasoning", "reasoning_field", "tool_calls"})
@@ -93,7 +93,9 @@ class ConversationRenderer:
         wanted = [i for i in assistant if i >= conversation.first_scored]
         if self._turns == "last":
             wanted = wanted[-1:]
-        said = [i for i in wanted if pieces[i].words or "tool_calls" in conversation.turns[i]]
+        said = [
+            i for i in wanted if not pieces[i].is_blank or "tool_calls" in conversation.turns[i]
+        ]
         if not said:
             raise NothingSaidError("empty response")
         return frozenset(said)
@@ -219,10 +221,7 @@ class ConversationRenderer:
                     )
                     layout = finder.find(strict=strict)
                 except BadMessagesError as error:
-                    dropped = isinstance(error, ReasoningDroppedError)
-                    if problem is None or (
-                        dropped and not isinstance(problem, ReasoningDroppedError)
-                    ):
+                    if problem is None or _weight(error) > _weight(problem):
                         problem = error
                 else:
                     self._forms[coarse] = form
@@ -259,6 +258,13 @@ class ConversationRenderer:
         return header, token.group() if token else after
 
 
+def _weight(problem: BadMessagesError) -> int:
+    """Which of the problems of several forms tells most about the template."""
+    if isinstance(problem, ReasoningDroppedError):
+        return 2
+    return 0 if isinstance(problem, RefusedByTemplateError) else 1
+
+
 class _Row:
     """A conversation with its turns cut to pieces."""
 
@@ -286,7 +292,7 @@ class _Row:
             for index, (turn, piece) in enumerate(
                 zip(self.conversation.turns, self.pieces, strict=True)
             )
-            if turn["role"] == "assistant" and (piece.words or "tool_calls" in turn)
+            if turn["role"] == "assistant" and (not piece.is_blank or "tool_calls" in turn)
         )
 
     def shape(self, source: str) -> Hashable:

@@ -37,6 +37,10 @@ def resolve_chat_template(tokenizer: PreTrainedTokenizerBase, choice: str) -> st
         ) from error
 
 
+class RefusedByTemplateError(BadMessagesError):
+    """The template raised an exception."""
+
+
 class ChatTemplate:
     """A Jinja chat template with the special tokens of one tokenizer.
 
@@ -77,7 +81,9 @@ class ChatTemplate:
             )
         # Templates run arbitrary expressions over the row: what they raise is not enumerable.
         except Exception as error:
-            raise BadMessagesError(f"the chat template refuses it: {error}") from error
+            raise RefusedByTemplateError(
+                "the chat template refuses it", detail=f"the chat template refuses it: {error}"
+            ) from error
         return rendered[0], marks[0] if marks else []
 
     def require_no_control_token(self, role: str, text: str) -> None:

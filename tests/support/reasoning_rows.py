@@ -4,7 +4,7 @@ Each style is a row's messages and what its last and its earlier assistant turns
 texts that must be scored, in order, white space aside.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 THOUGHT = "Add 2 and 2.\nThat makes 4 (four)."
@@ -24,7 +24,6 @@ class Style:
     said: list[list[str]]
     has_calls: bool = False
     has_system: bool = False
-    tags: list[str] = field(default_factory=list)
 
 
 def _user(content: Any = QUESTION) -> dict[str, Any]:
