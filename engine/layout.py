@@ -109,7 +109,7 @@ class Layout:
         messages: in the layout's form. pieces: of the turns that they were made of.
         """
         spans, position = [], 0
-        followers = [*(slot.literal for slot in self.slots[1:]), self.tail]
+        followers = [*(slot.literal for slot in self.slots), self.tail][1:]
         for slot, follower in zip(self.slots, followers, strict=True):
             if not text.startswith(slot.literal, position):
                 raise _rewritten(messages[slot.turn]["role"], slot.turn)
@@ -643,7 +643,7 @@ def _common_length(one: str, other: str) -> int:
 
 
 def _rewritten(role: str, index: int) -> BadMessagesError:
-    article = "an" if role[0] in "aeiou" else "a"
+    article = "an" if role == "assistant" else "a"
     return BadMessagesError(
         f"the chat template drops or rewrites {article} {role} turn",
         detail=f"the chat template drops or rewrites {role} turn {index}",
