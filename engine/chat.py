@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.integrations.mistral import convert_tekken_tokenizer, resolve_mistral_format
 
 from rsr.engine.config import RenderMode, Turns
 from rsr.engine.errors import first_line
@@ -42,11 +42,22 @@ def load_tokenizer(
         reason = first_line(error)
         raise ValueError(f"no usable tokenizer in {model!r}: {reason}") from error
     if getattr(tokenizer, "backend_tokenizer", None) is None:
+        tokenizer = _from_tekken(model, revision) or tokenizer
+    if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise ValueError(
             f"the tokenizer of {model!r} is a {type(tokenizer).__name__}, which cannot tell where "
-            "its tokens stand in the text; expected one with a tokenizer.json"
+            "its tokens stand in the text; expected a tokenizer.json or a tekken.json"
         )
     return tokenizer
+
+
+def _from_tekken(model: str, revision: str | None) -> PreTrainedTokenizerBase | None:
+    """Mistral's `tekken.json` with offsets: the same ids, and its chat template as Jinja.
+
+    Beside a tokenizer.json too, for transformers prefers it, and the two do not always agree.
+    """
+    _, file = resolve_mistral_format(model, revision=revision)
+    return None if file is None else convert_tekken_tokenizer(file)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,14 +192,12 @@ class TrajectoryEncoder:
         except (UnicodeEncodeError, TypeError) as error:
             # A lone surrogate: no text, says the tokenizer.
             raise BadMessagesError("not valid Unicode") from error
-        starts = np.fromiter((o[0] for o in encoding.offsets), np.int64, len(encoding.offsets))
-        # What the post-processor added (BOS) has no place in the text, though it claims (0, 0).
-        is_text = ~np.asarray(encoding.special_tokens_mask, dtype=bool)
-        scored = np.zeros(len(starts), dtype=bool)
+        spans = []
         for start, end in char_spans:
-            scored |= (starts >= start) & (starts < end) & is_text
-        scored[:1] = False
-        spans = _runs(scored)
+            first = max(1, _first_token_from(encoding, start, len(text)))
+            last = _first_token_from(encoding, end, len(text))
+            if first < last:
+                spans.append((first, last))
         if not spans:
             return EncodedTrajectory.refused(Status.NO_RESPONSE, "no token to score")
         return EncodedTrajectory(token_ids=list(encoding.ids), spans=spans)
@@ -264,7 +273,21 @@ def _untrimmed_backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
     return backend
 
 
-def _runs(mask: np.ndarray) -> list[tuple[int, int]]:
-    """Half-open [start, end) ranges of the True runs of a (T,) boolean array."""
-    edges = np.flatnonzero(np.diff(mask, prepend=False, append=False))
-    return [(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True)]
+def _first_token_from(encoding: Encoding, position: int, num_chars: int) -> int:
+    """The first token whose first character is at `position` or after; past the last if none.
+
+    Tokens that a post-processor added (BOS) have no place in the text and are not counted.
+    """
+    # Not by the list of all offsets, which takes longer to make than everything else here.
+    covered = position
+    while covered < num_chars and encoding.char_to_token(covered) is None:
+        covered += 1
+    if covered == num_chars:
+        token = len(encoding)
+        while token and encoding.token_to_chars(token - 1) is None:
+            token -= 1
+        return token
+    token = encoding.char_to_token(covered)
+    while (chars := encoding.token_to_chars(token)) is not None and chars[0] < position:
+        token += 1
+    return token

@@ -1,8 +1,12 @@
 """Spans are right when decoding them gives back what the assistant said, and nothing else."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from transformers import AutoTokenizer
 
 from rsr.engine.chat import TrajectoryEncoder, load_tokenizer
 from rsr.engine.template import resolve_chat_template
@@ -71,6 +75,22 @@ PRINTS_THE_DATE = (
     "{{ strftime_now('%Y-%m-%d') }}{% for m in messages %}"
     "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+MARKS_HEADERS = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}"
+    "{{ '<|im_start|>assistant\n' + m.content + '<|im_end|>\n' }}{% endgeneration %}"
+    "{% else %}{{ '<|im_start|>user\n' + m.content + '<|im_end|>\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+MARKS_THE_END = (
+    MARKING.split("{% if add_generation_prompt %}")[0]
+    + "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
+    "{% else %}{% generation %}{{ eos_token }}{% endgeneration %}{% endif %}"
+)
+MARKS_A_PART = MARKING.replace(
+    "{% generation %}{{ m.content", "{{ m.content[:3] }}{% generation %}{{ m.content[3:]"
 )
 
 
@@ -324,6 +344,113 @@ def test_any_text_comes_back_from_its_spans(make_encoder, pairs):
 def test_folder_without_a_tokenizer_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no usable tokenizer"):
         load_tokenizer(str(tmp_path))
+
+
+@pytest.mark.slow
+def test_tekken_tokenizer_is_read_with_its_template(tmp_path):
+    """Mistral's own tokenizer has no offsets; the same made with offsets gives the same ids."""
+    mistral_common = pytest.importorskip("mistral_common")
+    data = Path(mistral_common.__file__).parent / "data" / "tekken_240911.json"
+    shutil.copy(data, tmp_path / "tekken.json")
+    (tmp_path / "config.json").write_text('{"model_type": "mistral"}')
+    tokenizer = load_tokenizer(str(tmp_path))
+    text = "Zürich, 日本語 🙂\n\n def f(x): 1234567"
+    own = AutoTokenizer.from_pretrained(str(tmp_path))
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    assert ids == own.encode(text, add_special_tokens=False)
+    encoder = TrajectoryEncoder(
+        tokenizer, chat_template=resolve_chat_template(tokenizer, "auto"), max_model_len=4096
+    )
+    assert responses(encoder, tokenizer, [USER, ANSWER]) == [ANSWER["content"]]
+
+
+def test_marks_before_the_header_or_around_an_end_token_change_nothing(make_encoder):
+    for template in (MARKS_HEADERS, MARKS_THE_END):
+        encoder, tokenizer = make_encoder(template)
+        assert responses(encoder, tokenizer, [USER, ANSWER]) == [ANSWER["content"]]
+
+
+def test_response_that_the_template_marks_in_part_is_refused(make_encoder):
+    encoder, _ = make_encoder(MARKS_A_PART)
+    encoded = encoder.encode(Trajectory(messages=[USER, ANSWER]))
+    assert encoded.reason == "the chat template marks only a part of a response as generated"
+
+
+@pytest.mark.parametrize(
+    ("trajectory", "reason"),
+    [
+        (Trajectory([USER, ANSWER], tools="{"), "tools is not JSON"),
+        (Trajectory([USER, ANSWER], tools="{}"), "tools is dict, not a list"),
+        (
+            Trajectory([USER, ANSWER], chat_template_kwargs="[]"),
+            "chat_template_kwargs is list, not a dict",
+        ),
+        (
+            Trajectory([USER, {**ANSWER, "reasoning": "a", "thinking": "b"}]),
+            "an assistant turn has different reasoning and thinking",
+        ),
+        (
+            Trajectory(prompt="Two?", response="<think>a</think>b", reasoning="c"),
+            "the row has reasoning of its own and in its response",
+        ),
+        (
+            Trajectory([{"role": "system", "content": "Hi."}, USER, ANSWER], system="Ho."),
+            "the row has a system prompt and a system turn",
+        ),
+        (
+            Trajectory([USER, {**ANSWER, "tool_calls": [{"id": "1"}]}]),
+            "tool_calls without a function name",
+        ),
+        (
+            Trajectory([{"from": "function_call", "value": "f(x)"}]),
+            "a function_call turn is not JSON",
+        ),
+        (
+            Trajectory([{"role": "user", "content": [{"type": "image"}]}, ANSWER]),
+            "content has a part that is not text",
+        ),
+    ],
+)
+def test_row_that_contradicts_itself_is_refused(make_encoder, trajectory, reason):
+    encoder, _ = make_encoder()
+    encoded = encoder.encode(trajectory)
+    assert (encoded.status, encoded.reason) == (Status.BAD_MESSAGES, reason)
+
+
+def test_columns_beside_the_messages_belong_to_the_conversation(make_encoder):
+    encoder, _ = make_encoder()
+    apart = Trajectory(
+        prompt=USER["content"], response="It is four.", system="Be brief.", reasoning="2 + 2"
+    )
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        USER,
+        {"role": "assistant", "content": "<think>\n2 + 2\n</think>\n\nIt is four."},
+    ]
+    encoded, expected = encoder.encode(apart), encoder.encode(Trajectory(messages))
+    assert (encoded.token_ids, encoded.spans) == (expected.token_ids, expected.spans)
+
+
+def test_prompt_as_messages_is_context_with_its_assistant_turns(make_encoder):
+    encoder, _ = make_encoder()
+    encoded = encoder.encode(Trajectory(prompt=[USER, ANSWER, FOLLOW_UP], response=[LAST]))
+    whole = encoder.encode(Trajectory(messages=[USER, ANSWER, FOLLOW_UP, LAST]))
+    assert encoded.token_ids == whole.token_ids
+    assert encoded.spans == whole.spans[1:]
+
+
+def test_what_is_inspected_is_what_is_encoded(make_encoder):
+    encoder, _ = make_encoder(STRIPS_OLD_REASONING)
+    row = Trajectory(messages=OLD_REASONING)
+    seen = encoder.inspect(row)
+    assert seen.encoded == encoder.encode(row)
+    assert [seen.text[start:end] for start, end in seen.scored] == [
+        "<think>hm</think>Four.",
+        "<think>ah</think>Five.",
+    ]
+    assert seen.encoded.num_scored == sum(end - start for start, end in seen.scored)
+    refused = encoder.inspect(Trajectory(messages=[USER]))
+    assert (refused.text, refused.scored) == ("", [])
 
 
 def test_template_file_that_is_not_there_is_refused(make_tokenizer):

@@ -34,7 +34,8 @@ BODIES = {
         "{{ c.lstrip('\n') }}"
     ),
     "in a channel": (
-        "{% if m.thinking %}{{ '<|b|>analysis\n' + m.thinking + '<|b|>' }}{% endif %}{{ m.content }}"
+        "{% if m.thinking %}{{ '<|b|>analysis\n' + m.thinking + '<|b|>' }}{% endif %}"
+        "{{ m.content }}"
     ),
     "opened by the template": "{{ '<think>\n' + m.content }}",
     "upper case": "{{ m.content | upper }}",

@@ -83,3 +83,37 @@ def test_reuse_and_order_change_last_bits_at_most(token_scores):
                 continue
             np.testing.assert_array_equal(score.tokens.ranks, truth.tokens.ranks)
             np.testing.assert_allclose(score.tokens.logprobs, truth.tokens.logprobs, atol=2e-5)
+
+
+@pytest.mark.vllm
+def test_turns_with_histories_of_their_own_add_up(tiny_student, tmp_path):
+    """Three turns rendered verbatim score as three rows that stop after one of them each."""
+    template = tmp_path / "plain.jinja"
+    template.write_text(
+        "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+    )
+    messages = [
+        {"role": role, "content": content}
+        for question, answer in (("Two and two?", "Four."), ("And three?", "Five."), ("OK?", "Yes"))
+        for role, content in (("user", question), ("assistant", answer))
+    ]
+    settings = {"dtype": "float32", "chat_template": str(template), "render": "verbatim"}
+    with Scorer(ScorerConfig(model=str(tiny_student), token_scores=True, **settings)) as scorer:
+        whole, *parts = scorer.score(
+            [
+                Trajectory(messages=messages),
+                *(
+                    Trajectory(prompt=messages[: i - 1], response=messages[i - 1 : i])
+                    for i in (2, 4, 6)
+                ),
+            ]
+        )
+    assert whole.num_tokens == sum(part.num_tokens for part in parts) == len("Four.Five.Yes")
+    assert whole.rank_sum == sum(part.rank_sum for part in parts)
+    assert whole.surprisal_sum_nats == pytest.approx(
+        sum(part.surprisal_sum_nats for part in parts), rel=1e-6
+    )
+    assert whole.tokens.token_ids.tolist() == [
+        token for part in parts for token in part.tokens.token_ids.tolist()
+    ]

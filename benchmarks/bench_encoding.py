@@ -1,0 +1,90 @@
+"""Rows and bytes encoded in a second: `python benchmarks/bench_encoding.py --help`.
+
+Two corpora of one-round rows made of English words: of 1 kB, and long traces with reasoning.
+Beside each stands the least that it can cost, one rendering and one `tokenizers` encode of the
+text, on the same rows in turns. Times are this process's CPU time. Prints one JSON line each.
+"""
+
+import json
+import platform
+import random
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import click
+
+from rsr.engine.chat import TrajectoryEncoder, load_tokenizer
+from rsr.engine.template import ChatTemplate, resolve_chat_template
+from rsr.engine.trajectory import Trajectory
+
+TEXT = (
+    "so the sum of these two numbers is then equal to wait let me check that again because if we "
+    "multiply both sides by x we get 3x + 7 = 22 and hence x = 5 which fits the first condition "
+    "but not yet the second one, therefore the answer must be \\boxed{5}.\n\n"
+)
+
+
+def make_rows(num_rows: int, num_bytes: int, seed: int) -> list[list[dict[str, str]]]:
+    source, words = random.Random(seed), TEXT.split(" ")
+    rows = []
+    for _ in range(num_rows):
+        text = " ".join(source.choices(words, k=num_bytes // 4))[:num_bytes]
+        thought, answer = text[: num_bytes * 3 // 4], text[num_bytes * 3 // 4 :]
+        question = " ".join(source.choices(words, k=20))
+        content = f"<think>\n{thought}\n</think>\n\n{answer}"
+        rows.append(
+            [{"role": "user", "content": question}, {"role": "assistant", "content": content}]
+        )
+    return rows
+
+
+def seconds_of(call: Callable[[list[dict[str, str]]], object], rows: Sequence[list[dict]]) -> float:
+    start = time.process_time()
+    for row in rows:
+        call(row)
+    return time.process_time() - start
+
+
+@click.command()
+@click.option("--model", required=True, help="Folder or hub name with a tokenizer and a template.")
+@click.option("--repetitions", default=5, show_default=True)
+def main(model: str, repetitions: int) -> None:
+    tokenizer = load_tokenizer(model)
+    source = resolve_chat_template(tokenizer, "auto")
+    if source is None:
+        raise click.UsageError(f"{model} has no chat template")
+    encoder = TrajectoryEncoder(tokenizer, chat_template=source, max_model_len=1 << 20)
+    template, backend = ChatTemplate(tokenizer, source), tokenizer.backend_tokenizer
+
+    def encode(row: list[dict[str, str]]) -> None:
+        assert encoder.encode(Trajectory(messages=row)).status.is_scored
+
+    def least(row: list[dict[str, str]]) -> None:
+        backend.encode(template.render(row)[0], add_special_tokens=False)
+
+    for name, num_rows, num_bytes in (("1 kB", 1000, 1000), ("64 kB traces", 30, 64_000)):
+        rows = make_rows(num_rows, num_bytes, seed=0)
+        size = sum(len(m["content"].encode()) for row in rows for m in row)
+        encode(rows[0])
+        times = [(seconds_of(encode, rows), seconds_of(least, rows)) for _ in range(repetitions)]
+        # The quickest of each: what disturbs a run only ever adds to it.
+        ours, bare = (min(column) for column in zip(*times, strict=True))
+        print(
+            json.dumps(
+                {
+                    "corpus": name,
+                    "model": Path(model).name,
+                    "machine": platform.processor() or platform.machine(),
+                    "rows_per_s": round(num_rows / ours),
+                    "megabytes_per_s": round(size / ours / 1e6, 1),
+                    "bare_rows_per_s": round(num_rows / bare),
+                    "bare_megabytes_per_s": round(size / bare / 1e6, 1),
+                    "times_bare": round(ours / bare, 3),
+                }
+            )
+        )
+
+
+if __name__ == "__main__":
+    main()
