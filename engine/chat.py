@@ -279,15 +279,15 @@ def _first_token_from(encoding: Encoding, position: int, num_chars: int) -> int:
     Tokens that a post-processor added (BOS) have no place in the text and are not counted.
     """
     # Not by the list of all offsets, which takes longer to make than everything else here.
-    covered = position
-    while covered < num_chars and encoding.char_to_token(covered) is None:
-        covered += 1
-    if covered == num_chars:
+    for covered in range(position, num_chars):
+        token = encoding.char_to_token(covered)
+        if token is not None:
+            break
+    else:
         token = len(encoding)
         while token and encoding.token_to_chars(token - 1) is None:
             token -= 1
         return token
-    token = encoding.char_to_token(covered)
     while (chars := encoding.token_to_chars(token)) is not None and chars[0] < position:
         token += 1
     return token

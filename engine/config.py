@@ -127,8 +127,8 @@ class ScorerConfig:
     render: RenderMode = field(
         default="auto",
         metadata=_said(
-            "template prints whole conversations by the chat template; verbatim puts each response, "
-            "as it stands, after its history and generation prompt, as prompt-completion trainers "
+            "template prints whole conversations by the chat template; verbatim puts each response "
+            "as it stands after its history and generation prompt, as prompt-completion trainers "
             "do; auto is verbatim for rows whose reasoning the template drops."
         ),
     )
