@@ -9,8 +9,8 @@ No run waits for ever. As long as work is left, one of these holds:
 
 - A worker is ready. It has a task in hand, and every task has a deadline; or the work that is left
   is paused until a known time, which happens to a task at most twice.
-- A worker is being started. It has `start_timeout_s / 3` until its process answers and
-  `LOAD_SECONDS` until its model is loaded.
+- A worker is being started. It has `PLACE_SECONDS` until its process answers and `LOAD_SECONDS`
+  until its model is loaded.
 - A start is due at a known time, because the last one at that place failed, or because the cluster
   had no place. This goes on for `start_timeout_s` without a ready worker, and no longer.
 
@@ -46,6 +46,9 @@ UNITS_IN_HAND = 2
 WAIT_SECONDS = 1.0
 """At most, between two looks at the clock and at whether somebody asked to stop."""
 RESIZE_SECONDS = 5.0
+PLACE_SECONDS = 600.0
+"""From the start of a worker to its process's first words. One that waits for room on the cluster
+loses nothing by being started again, and one that hangs is replaced."""
 LOAD_SECONDS = 7200.0
 """From a worker's first words to a loaded model; a download of the model counts."""
 MIN_BATCHED_TOKENS = 256
@@ -301,7 +304,7 @@ class Dispatcher:
         """What the worker is to bring to an end: a name, since when, and the seconds allowed."""
         if worker.placed_at is None:
             what = "start of a process, for which the cluster may have no room"
-            yield what, worker.started_at, self._start_timeout_s / 3
+            yield what, worker.started_at, PLACE_SECONDS
         elif not worker.is_ready:
             yield "loading the model", worker.placed_at, LOAD_SECONDS
         if worker.units:

@@ -262,6 +262,7 @@ def test_model_folder_that_goes_with_a_worker_and_comes_back_costs_no_row(tmp_pa
     assert events[-1]["outcome"] == "done"
 
 
+@pytest.mark.slow
 def test_model_folder_that_stays_away_ends_the_run_with_the_reason(tmp_path):
     model = tmp_path / "model"
     report, table, events = run_texts(
@@ -270,7 +271,8 @@ def test_model_folder_that_stays_away_ends_the_run_with_the_reason(tmp_path):
         num_workers=1,
         must_see=(model,),
         unit_rows=4,
-        start_timeout_s=6.0,
+        # A process must have time to start; longer only makes the test longer.
+        start_timeout_s=45.0,
     )
     assert table is None
     assert report.unwritten == ["rows.parquet"]
