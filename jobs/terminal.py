@@ -19,6 +19,7 @@ from rich.console import Console as RichConsole
 from rich.table import Table as RichTable
 from rich.text import Text
 
+UNLIMITED_WIDTH = 1 << 20
 PIPE_WIDTH = 120
 """Columns of a wide table that goes to a file."""
 
@@ -101,8 +102,14 @@ class Console(RichConsole):
         self.print(styled(line) if isinstance(line, str) else line, soft_wrap=True)
 
     def show(self, table: RichTable) -> None:
-        """Print a table whose last column may be as long as it likes."""
-        self.print(table, soft_wrap=True)
+        """Print a table as wide as it is: no cell is cut, and a terminal wraps what is too long."""
+        unlimited = self.options.update(width=UNLIMITED_WIDTH)
+        needed = self.measure(table, options=unlimited).maximum
+        before, self.width = self._width, max(self.width, needed)
+        try:
+            self.print(table, soft_wrap=True)
+        finally:
+            self._width = before
 
 
 def wide_console() -> Console:

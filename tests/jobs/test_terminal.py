@@ -36,7 +36,7 @@ from rsr.jobs.scoring.cli import print_score_result
 from rsr.jobs.scoring.score import ScoreResult
 from rsr.jobs.selection.composition import Composition, Part
 from rsr.jobs.selection.result import SelectionResult
-from rsr.jobs.shards.score_columns import Summary
+from rsr.jobs.shards.score_columns import Reason, Summary
 from rsr.jobs.terminal import (
     Console,
     Table,
@@ -121,6 +121,7 @@ def show_status(text):
         output=text, writer=text, subject=text, created=text, holder=None, num_shards=1,
         num_shards_done=1, num_units_kept=0, num_rows=1, num_rows_done=1, num_rows_written=1,
         num_tokens=1, rows_by_status={text: 1}, dataset_rsr=1.0, rows_per_s=1.0,
+        reasons={text: Reason(1, text, text)},
     )  # fmt: skip
     Console().show(run_cli._table(found))
 
