@@ -39,7 +39,9 @@ def make_rows(num_rows: int, num_bytes: int, seed: int) -> list[list[dict[str, s
     return rows
 
 
-def seconds_of(call: Callable[[list[dict[str, str]]], object], rows: Sequence[list[dict]]) -> float:
+def seconds_of(
+    call: Callable[[list[dict[str, str]]], object], rows: Sequence[list[dict[str, str]]]
+) -> float:
     start = time.process_time()
     for row in rows:
         call(row)

@@ -11,7 +11,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Generic, Self, TypeVar, cast
@@ -288,4 +288,6 @@ def _probe(folder: RunFolder) -> Iterator[tuple[Path, ...]]:
     try:
         yield (path,)
     finally:
-        path.unlink(missing_ok=True)
+        # An OUTPUT that nobody may write to now keeps it until the next run.
+        with suppress(OSError):
+            path.unlink()

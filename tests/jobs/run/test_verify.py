@@ -1,7 +1,11 @@
 """`rsr verify` passes what is right and finds each way of being wrong, by name."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -195,3 +199,52 @@ def test_bits_tell_what_values_do_not():
     assert not same_bits(pa.array([[{"a": 0.0}]]), pa.array([[{"a": -0.0}]]))
     sliced = pa.array([[1.0], None, [nan, 2.0]]).slice(1)
     assert same_bits(sliced, pa.array([None, [nan, 2.0]]))
+
+
+def flipped(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def torn(path):
+    path.write_bytes(path.read_bytes()[:-3])
+
+
+DAMAGES = {
+    "output is gone": ("s[1].parquet", Path.unlink),
+    "output has another byte": ("s[1].parquet", flipped),
+    "output is shorter": ("s[1].parquet", torn),
+    "receipt is gone": (".rsr/receipts/s[1].parquet.json", Path.unlink),
+    "receipt is torn": (".rsr/receipts/s[1].parquet.json", torn),
+    "rows taken are unknown": (".rsr/kept/s[1].parquet.rows", Path.unlink),
+    "result is gone": (".rsr/composition.json", Path.unlink),
+}
+
+
+@pytest.mark.parametrize("damage", [*DAMAGES, "input is another"])
+def test_repair_that_is_printed_works(tmp_path, write_scored, damage):
+    """Run by a shell, word for word, in another folder than the run's own."""
+    columns = {"problem": ["a", "a", "b"]}
+    source, out = tmp_path / "scored", tmp_path / "o[red]x; echo"
+    for name in ("s[1]", "t"):
+        write_scored(source / f"{name}.parquet", [1.0, 2.0, 3.0], columns=columns)
+    line = ["rsr", "select", "scored", out.name, "--group-by", "problem"]
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    subprocess.run(line, check=True, cwd=tmp_path, env=environment, capture_output=True)
+    if damage in DAMAGES:
+        name, harm = DAMAGES[damage]
+        harm(out / name)
+    else:
+        write_scored(source / "t.parquet", [3.0, 2.0, 0.5], columns=columns)
+    look = ["rsr", "verify", str(out), "--deep", "--json"]
+    found = subprocess.run(look, env=environment, capture_output=True, text=True)
+    assert found.returncode == 1, found.stderr
+    repair = json.loads(found.stdout)["repair"]
+    assert repair
+    for command in repair:
+        done = subprocess.run(
+            command, shell=True, cwd="/", env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, (command, done.stderr)
+    assert subprocess.run(look, env=environment, capture_output=True).returncode == 0
