@@ -115,7 +115,7 @@ def test_every_row_comes_out_with_its_status(folder_run):
         "null": "no_response",
         "empty": "no_response",
         "no assistant": "no_response",
-        "unknown role": "no_response",
+        "unknown role": "bad_messages",
         "null content": "bad_messages",
         "empty response": "no_response",
         "one token": "ok",
@@ -126,7 +126,7 @@ def test_every_row_comes_out_with_its_status(folder_run):
     unscored = frame.filter(pl.col("rsr").is_null())
     assert unscored["rsr_num_tokens"].to_list() == [0] * len(unscored)
     assert summary["rows_by_status"] == {
-        "ok": 4, "truncated": 1, "no_response": 5, "bad_messages": 2,
+        "ok": 4, "truncated": 1, "no_response": 4, "bad_messages": 3,
     }  # fmt: skip
 
 
