@@ -67,10 +67,6 @@ STUDENTS: dict[str, tuple[str, dict]] = {
         },
     ),
     "paligemma, text of a multimodal model": ("PaliGemmaConfig", PALIGEMMA),
-    "lfm2, convolutions beside attention": (
-        "Lfm2Config",
-        {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},
-    ),
     "mixtral, experts": ("MixtralConfig", {"num_local_experts": 4, "num_experts_per_tok": 2}),
 }
 

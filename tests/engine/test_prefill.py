@@ -146,6 +146,23 @@ def test_a_length_that_the_cache_cannot_hold_is_refused_with_the_one_that_fits(
         pass
 
 
+@pytest.mark.vllm
+@pytest.mark.parametrize(
+    ("architecture", "prefix_reuse", "settings"),
+    [
+        ("LlamaForCausalLM", "auto", {"enable_prefix_caching": True, "block_size": 32}),
+        ("LlamaForCausalLM", "off", {"enable_prefix_caching": False}),
+        # Its convolutions keep a state: vLLM decides how large its blocks must be.
+        ("Lfm2ForCausalLM", "auto", {"enable_prefix_caching": False}),
+        ("Lfm2ForCausalLM", "on", {"enable_prefix_caching": True}),
+    ],
+)
+def test_prefixes_are_kept_where_blocks_are_small(architecture, prefix_reuse, settings):
+    student = ScorerConfig(model="any", prefix_reuse=prefix_reuse)
+    assert prefill._prefix_cache_settings(student, [architecture]) == settings
+    assert prefill._prefix_cache_settings(student, []) == {"enable_prefix_caching": False}
+
+
 @pytest.mark.parametrize("version", ["0.32.0", "0.33.0", "0.33.1rc1", "0.32.1.dev7+gabc"])
 def test_tested_versions_pass(version):
     prefill._check_version(version)
