@@ -70,6 +70,9 @@ def test_folder_that_a_process_still_works_in_stays(temporary):
     process.wait()
     code = "import time; time.sleep(60)"
     worker = subprocess.Popen([sys.executable, "-c", code, f"--temp-dir={other}/session"])
+    # For an instant a new process has no arguments yet.
+    while os.fsencode(other) not in Path(f"/proc/{worker.pid}/cmdline").read_bytes():
+        time.sleep(0.01)
     with ray_folder():
         assert other.is_dir()
     worker.kill()
@@ -239,7 +242,10 @@ def test_run_leaves_nothing_beside_its_output(source, tmp_path, tiny_student, te
     printed, told = process.communicate(timeout=300)
     assert process.returncode == 1, told
     assert "nothing was scored" in printed
-    assert "rsr: no row has a score: 3 no_response; rsr_status in " in told.splitlines()[-1]
+    assert (
+        "rsr: no row has a score: 3 no_response; rsr_status and rsr_detail in "
+        in told.splitlines()[-1]
+    )
     assert list(temporary.iterdir()) == []
     token = home / ".ray" / "auth_token"
     assert stat.S_IMODE(token.stat().st_mode) == 0o600

@@ -10,7 +10,6 @@ from pathlib import Path
 import polars as pl
 import pytest
 from click.testing import CliRunner
-from rich.console import Console
 
 from rsr.jobs.cli import main
 from rsr.jobs.demo.demo import (
@@ -26,6 +25,7 @@ from rsr.jobs.demo.trajectories import TEACHERS, demo_trajectories
 from rsr.jobs.errors import UsageError
 from rsr.jobs.interrupt import StopRequest
 from rsr.jobs.run.progress import Progress
+from rsr.jobs.terminal import Console
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def test_a_folder_of_somebody_else_is_refused_before_anything_is_written(tmp_pat
     foreign = tmp_path / "scored" / "mine.txt"
     foreign.parent.mkdir()
     foreign.write_text("mine")
-    with pytest.raises(UsageError, match="was not written by rsr score"):
+    with pytest.raises(UsageError, match=r"no run's receipt names 'mine.txt'"):
         score_demo(DemoOptions(folder=tmp_path), Progress(), StopRequest())
     assert sorted(tmp_path.rglob("*")) == [foreign.parent, foreign]
 

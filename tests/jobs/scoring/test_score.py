@@ -168,10 +168,21 @@ def test_chatter_goes_to_the_log(folder_run):
     log = Path(summary["log"])
     assert log.is_relative_to(root / "out")
     assert "vLLM runs ScoringLlamaForCausalLM" in log.read_text()
-    assert "bad_messages: assistant content contains this student's control token" in (
-        log.read_text()
-    )
+    assert "bad_messages: assistant text contains this student's control token" in (log.read_text())
     assert "vllm" not in stderr.lower().replace(str(root).lower(), "")
+
+
+def test_reasons_stand_beside_the_rows_and_are_counted(folder_run):
+    root, _, _, summary, _ = folder_run
+    frame = pl.read_parquet(root / "out" / "rows.parquet")
+    details = dict(frame.select("case", "rsr_detail").iter_rows())
+    assert details["ok"] is None
+    assert details["control token"].endswith("control token '<|im_end|>'")
+    assert frame.filter(pl.col("rsr").is_null())["rsr_detail"].null_count() == 0
+    row = frame["case"].to_list().index("control token")
+    reason = "bad_messages: a message contains one of this student's control tokens"
+    assert summary["reasons"][reason]["num_rows"] == 1
+    assert summary["reasons"][reason]["example"] == f"rows.parquet row {row}"
 
 
 def many_rows(path: Path) -> Path:
