@@ -65,7 +65,6 @@ class ConversationRenderer:
         self._mode = mode
         self._turns = turns
         self._layouts: dict[Hashable, Layout | BadMessagesError] = {}
-        self._forms: dict[Hashable, Form] = {}
         self._header, self._end_of_turn = self._frame_of_a_plain_turn()
 
     def render(self, conversation: Conversation) -> Rendered:
@@ -204,9 +203,9 @@ class ConversationRenderer:
             for index, (turn, piece) in enumerate(zip(turns, row.pieces, strict=True))
         ]
         problem: BadMessagesError | None = None
-        coarse = (tuple(p.shape for p in row.pieces), scored, required, is_prompt)
         for strict in (True, False):
-            for form in self._forms_to_try(turns, coarse):
+            # In this order for every row: what was rendered before must not decide.
+            for form in forms(turns):
                 try:
                     finder = LayoutFinder(
                         self._template,
@@ -224,15 +223,9 @@ class ConversationRenderer:
                     if problem is None or _weight(error) > _weight(problem):
                         problem = error
                 else:
-                    self._forms[coarse] = form
                     return layout
         assert problem is not None
         raise problem
-
-    def _forms_to_try(self, turns: Sequence[Mapping[str, Any]], coarse: Hashable) -> list[Form]:
-        candidates = list(forms(turns))
-        known = self._forms.get(coarse)
-        return sorted(candidates, key=lambda form: form != known) if known else candidates
 
     def _shown(self, turn: dict[str, Any]) -> dict[str, Any]:
         """`turn` with those of its fields that the template knows by name."""

@@ -119,5 +119,19 @@ def test_what_a_template_can_say_is_scored(request, fixture, least):
     assert scored >= least, refused
 
 
+@pytest.mark.parametrize("student", STUDENTS, ids=lambda student: student.name)
+def test_what_was_read_before_changes_nothing(student):
+    """Whatever a worker has seen, a unit's rows come out the same: a resumed run counts on it."""
+
+    def encoded(styles):
+        encoder = TrajectoryEncoder(
+            student.tokenizer(), chat_template=student.template, max_model_len=1 << 20
+        )
+        return {style.name: encoder.encode(Trajectory(messages=style.messages)) for style in styles}
+
+    forwards, backwards = encoded(STYLES), encoded(STYLES[::-1])
+    assert forwards == backwards
+
+
 def _squeeze(text: str) -> str:
     return "".join(text.split())
