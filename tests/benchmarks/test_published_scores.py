@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[3] / "benchmarks" / "published_scores.py"
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "published_scores.py"
 
 
 @pytest.mark.vllm
