@@ -19,7 +19,6 @@ import pyarrow as pa
 
 from rsr.engine.config import ScorerConfig
 from rsr.engine.facts import StudentFacts
-from rsr.engine.model_folder import require_model_folder
 from rsr.engine.trajectory import Status
 from rsr.jobs.cluster.options import ClusterOptions
 from rsr.jobs.cluster.venue import Venue
@@ -157,8 +156,6 @@ def run_score(options: ScoreOptions, progress: Progress, stop: StopRequest) -> S
     Raises `UsageError` before a model is loaded, with OUTPUT as it was; `Interrupted` when
     `stop` says so, with every finished unit kept.
     """
-    with refusing_values():
-        require_model_folder(options.scorer.model)
     with ExitStack() as opened:
         with refusing_what_cannot_be_reached():
             inputs = find_inputs(options.input)
