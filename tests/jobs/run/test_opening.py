@@ -3,6 +3,7 @@
 import json
 import os
 import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -158,19 +159,29 @@ def test_two_runs_under_one_new_parent(tmp_path):
     assert (second / ".rsr" / "lock").exists()
 
 
+def num_open(path: Path) -> int:
+    """How often this process has the file open."""
+    count = 0
+    for link in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):
+            count += os.readlink(link) == str(path)
+    return count
+
+
 def test_lock_that_goes_with_its_folder_lets_the_next_one_in(tmp_path):
     path = tmp_path / "new" / ".rsr" / "lock"
-    is_waiting, entered = threading.Event(), threading.Event()
+    entered = threading.Event()
 
     def wait_for_it():
-        is_waiting.set()
         with hold_local(path):
             entered.set()
 
     waiter = threading.Thread(target=wait_for_it)
     with hold_local(path):
         waiter.start()
-        is_waiting.wait()
+        # It must have the file open that goes, and not make the next one itself.
+        while num_open(path) < 2:
+            time.sleep(0.001)
         path.unlink()
         # A third one makes the file anew while two others hold and await the old one.
         with hold_local(path):
