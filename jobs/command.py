@@ -3,7 +3,8 @@
 Exit codes:
 
     0   done
-    1   some rows or shards failed and are listed, or no row of a run has a score
+    1   some rows or shards failed and are listed, no row of a run has a score, or a disk or an
+        object store failed before the end; what is finished is kept
     2   wrong usage or input, nothing written
     70  a mistake of the program's own: one line, and a log with the traceback
     74  stdout could not be written (a full disk, say); files are as with 0 or 1
@@ -13,6 +14,7 @@ A reader that leaves early (`| head -1`) changes no exit code. Results go to std
 else to stderr. Logging is configured here and nowhere else. Knows no command.
 """
 
+import errno
 import io
 import logging
 import os
@@ -30,10 +32,25 @@ import click
 from rsr.jobs import terminal
 from rsr.jobs.errors import Interrupted, ShardsFailed, UsageError, first_line
 from rsr.jobs.interrupt import StopRequest
-from rsr.jobs.storage import is_remote
+from rsr.jobs.storage import StorageError, is_remote
 
 EXIT_FAILURES, EXIT_USAGE = 1, 2
 EXIT_UNEXPECTED, EXIT_OUTPUT, EXIT_INTERRUPTED = 70, 74, 75
+ERRORS_OF_THE_PLACE = frozenset(
+    {
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EROFS,
+        errno.EIO,
+        errno.EACCES,
+        errno.EPERM,
+        errno.ESTALE,
+        errno.ENOTCONN,
+        errno.EHOSTDOWN,
+        errno.ETIMEDOUT,
+    }
+)
+"""What a disk says that is full, read-only, broken, forbidden or gone away."""
 T = TypeVar("T")
 
 json_option = click.option(
@@ -106,6 +123,8 @@ def guarded(
     except (click.ClickException, click.exceptions.Exit, click.Abort, terminal.OutputError):
         raise
     except Exception as error:
+        if _is_of_the_place(error):
+            _end_by_the_place(error, after_stop, log)
         _end_unexpectedly(error, log)
 
 
@@ -133,6 +152,20 @@ def run_program(run: Callable[[], Any]) -> int:
     except Exception as error:
         _end_unexpectedly(error, None)
     return outcome if isinstance(outcome, int) else 0
+
+
+def _is_of_the_place(error: Exception) -> bool:
+    """Whether a disk or an object store is to blame, and not the program."""
+    return isinstance(error, StorageError) or (
+        isinstance(error, OSError) and error.errno in ERRORS_OF_THE_PLACE
+    )
+
+
+def _end_by_the_place(error: Exception, after_stop: str, log: Path | None) -> NoReturn:
+    """One line on stderr that says which file and why; the traceback goes into the log."""
+    _keep_traceback("".join(traceback.format_exception(error)), log)
+    terminal.complain(f"failed: {first_line(error)}; what is finished is kept, {after_stop}")
+    sys.exit(EXIT_FAILURES)
 
 
 def _end_unexpectedly(error: Exception, log: Path | None) -> NoReturn:

@@ -27,6 +27,11 @@ def atomic_path(target: Path) -> Iterator[Path]:
         _to_disk(temporary)
         os.replace(temporary, target)
         _to_disk(target.parent)
+    except OSError as error:
+        # A disk that is full does not say which file it was.
+        if error.errno is not None and error.filename is None:
+            error.filename = str(target)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

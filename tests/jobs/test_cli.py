@@ -305,6 +305,13 @@ def broken(log):
 @click.command()
 def bare():
     raise Silent()
+
+@click.command()
+def full():
+    def write(_stop):
+        with open("/dev/full", "wb", buffering=0) as file:
+            file.write(b"x")
+    guarded(write)
 """
 
 
@@ -315,7 +322,7 @@ def broken_commands(tmp_path, monkeypatch):
     temporary = tmp_path / "tmp"
     temporary.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
-    for name in ("broken", "bare"):
+    for name in ("broken", "bare", "full"):
         monkeypatch.setitem(COMMANDS, name, f"broken_commands:{name}")
     monkeypatch.setitem(COMMANDS, "gone", "broken_commands:gone")
     return temporary
@@ -350,6 +357,14 @@ def test_what_nobody_expects_goes_to_the_log_of_the_run(broken_commands, tmp_pat
     assert result.stderr.endswith(f"; the log is {log}\n")
     assert log.read_text().startswith("before\n")
     assert "KeyError: 'a secret" in log.read_text()
+
+
+def test_disk_that_is_full_at_the_end_is_no_mistake_of_the_program(broken_commands):
+    result = CliRunner().invoke(main, ["full"])
+    assert result.exit_code == 1
+    assert len(result.stderr.splitlines()) == 1
+    assert "No space left on device" in result.stderr
+    assert "what is finished is kept, the same command goes on from here" in result.stderr
 
 
 def test_without_a_place_for_a_log_the_traceback_is_printed(broken_commands, monkeypatch):
