@@ -92,9 +92,9 @@ def _embeddings(model: Any) -> list[Any]:
 def _active(sizes: dict[str, int], text_config: Any) -> int:
     """Of routed experts, the share that a token is sent to."""
     counts = (getattr(text_config, name, None) for name in EXPERT_COUNT_FIELDS)
-    num_experts = next((count for count in counts if count), None)
-    if num_experts is None:
+    num_experts = int(next((count for count in counts if count), 0))
+    if not num_experts:
         return sum(sizes.values())
     routed = sum(n for name, n in sizes.items() if ".experts." in name)
-    chosen = text_config.num_experts_per_tok
+    chosen = int(text_config.num_experts_per_tok)
     return sum(sizes.values()) - routed + routed * chosen // num_experts

@@ -60,7 +60,8 @@ class Head:
         num_columns = logits.new_tensor([logits.shape[1]])  # CPU ranks gather floats only
         nums_columns = tensor_model_parallel_all_gather(num_columns, dim=0).int().tolist()
         padded = torch.nn.functional.pad(logits, (0, max(nums_columns) - logits.shape[1]))
-        return tensor_model_parallel_all_gather(padded, dim=1)[:, : sum(nums_columns)]
+        gathered: torch.Tensor = tensor_model_parallel_all_gather(padded, dim=1)
+        return gathered[:, : sum(nums_columns)]
 
 
 class HeadReader:

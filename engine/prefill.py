@@ -190,13 +190,14 @@ class StockPrefill:
 
         if not prompts:
             return []
-        return self._llm.generate(
+        outputs: list[Any] = self._llm.generate(
             [{"prompt_token_ids": prompt} for prompt in prompts],
             SamplingParams(
                 temperature=0.0, max_tokens=1, prompt_logprobs=prompt_logprobs, detokenize=False
             ),
             use_tqdm=False,
         )
+        return outputs
 
     @property
     def shared_block_size(self) -> None:
@@ -280,7 +281,7 @@ def _open_vllm(student: Student, *, scoring_architectures: Sequence[str], **sett
 
 
 def _max_num_batched_tokens(llm: Any) -> int:
-    return llm.llm_engine.vllm_config.scheduler_config.max_num_batched_tokens
+    return int(llm.llm_engine.vllm_config.scheduler_config.max_num_batched_tokens)
 
 
 def _clean_cache(llm: Any) -> None:

@@ -58,7 +58,7 @@ json_option = click.option(
 )
 
 
-class RankClip(click.ParamType):
+class RankClip(click.ParamType["int | None"]):
     """A positive rank, or `none`."""
 
     name = "rank|none"
@@ -77,7 +77,7 @@ class RankClip(click.ParamType):
         return rank
 
 
-class Place(click.ParamType):
+class Place(click.ParamType["Path | str"]):
     """A local path, or an object store's URL, which must not be tidied up as a path would be."""
 
     name = "path|url"

@@ -21,7 +21,7 @@ FIELD_TYPES = get_type_hints(ScorerConfig)
 NAMES = {"token_scores": "token-columns"}
 """Options that are not called as their field is: `rsr score` writes columns."""
 
-OPTION_TYPES: dict[str, click.ParamType] = {
+OPTION_TYPES: dict[str, click.ParamType[Any]] = {
     "rank_clip": RankClip(),
     "gpu_memory_utilization": click.FloatRange(min=0, max=1, min_open=True),
 }

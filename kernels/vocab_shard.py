@@ -95,7 +95,8 @@ class VocabShard:
         self.check(hidden, targets)
         implementation = _implementation(self.impl, hidden.device.type)
         columns = targets.long() - self.vocab_start
-        return implementation.target_raw(hidden, self.weight, columns, self.bias)
+        raw: torch.Tensor = implementation.target_raw(hidden, self.weight, columns, self.bias)
+        return raw
 
     @torch.no_grad()
     def stats(
@@ -111,7 +112,7 @@ class VocabShard:
         """
         self.check(hidden, targets)
         implementation = _implementation(self.impl, hidden.device.type)
-        return implementation.vocab_stats(
+        stats: VocabStats = implementation.vocab_stats(
             hidden,
             self.weight,
             targets.long() - self.vocab_start,
@@ -120,6 +121,7 @@ class VocabShard:
             transform=self.transform,
             entropy=entropy,
         )
+        return stats
 
     @torch.no_grad()
     def finish(

@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -50,7 +51,8 @@ class ScoringChecks:
         bad_rows: list[str] = []
         for batch in ShardReader(path, ["rsr", "rsr_status", "rsr_num_tokens"]).rows(0, there):
             bad_rows += islice(_score_problems(batch), MAX_ROWS_NAMED - len(bad_rows))
-            for entry in batch["rsr_status"].value_counts():
+            statuses: Any = batch["rsr_status"]
+            for entry in statuses.value_counts():
                 status = entry["values"].as_py()
                 counts[status] = counts.get(status, 0) + entry["counts"].as_py()
         yield from bad_rows

@@ -24,7 +24,7 @@ from rsr.jobs.shards.scored import USUAL_CORRECT, USUAL_ID, USUAL_TEACHER
 from rsr.jobs.terminal import Console, print_json
 
 
-class Share(click.ParamType):
+class Share(click.ParamType[Fraction]):
     """An exact fraction, above 0 and up to 1."""
 
     name = "fraction"
@@ -41,7 +41,7 @@ class Share(click.ParamType):
         return share
 
 
-class ColumnShare(click.ParamType):
+class ColumnShare(click.ParamType["tuple[str, Fraction]"]):
     """COLUMN=FRACTION."""
 
     name = "column=fraction"

@@ -20,7 +20,8 @@ def standardised_ranks(values: Floats, groups: NDArray[np.int32]) -> Floats:
     A group of one row has rank 0.
     """
     sizes = np.bincount(groups)[groups]
-    return (midranks(values, groups) - 1) / np.maximum(1, sizes - 1)
+    ranks: Floats = (midranks(values, groups) - 1) / np.maximum(1, sizes - 1)
+    return ranks
 
 
 def weighted(

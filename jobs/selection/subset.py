@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -204,10 +205,10 @@ def _copy_rows(shard: Shard, mask: Mask, sink: HashingFile, stop: StopRequest) -
 
 def _spelled_out(rows: pa.RecordBatch, schema: pa.Schema, coded: list[str]) -> pa.RecordBatch:
     """Rows with every column as the schema has it. coded: columns that are dictionaries."""
-    columns = [
-        column.dictionary_decode() if field.name in coded else column
-        for field, column in zip(schema, rows.columns, strict=True)
-    ]
+    columns: list[Any] = list(rows.columns)
+    for index, field in enumerate(schema):
+        if field.name in coded:
+            columns[index] = columns[index].dictionary_decode()
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 

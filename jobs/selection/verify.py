@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -79,7 +80,7 @@ class SelectionChecks:
 CHECKS = SelectionChecks()
 
 
-def _taken(array: pa.Array, rows: np.ndarray) -> pa.Array:
+def _taken(array: "pa.Array[Any]", rows: np.ndarray) -> "pa.Array[Any]":
     """These rows of an array, of any type: views cannot be filtered or taken from yet."""
     try:
         return array.take(pa.array(rows))

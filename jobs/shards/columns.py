@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import pyarrow as pa
 
@@ -108,7 +109,7 @@ def _with_form(schema: pa.Schema, wanted: TrajectoryColumns) -> TrajectoryColumn
     return replace(wanted, text="text") if "text" in names else None
 
 
-def _is_text(kind: pa.DataType) -> bool:
+def _is_text(kind: Any) -> bool:
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     return (
@@ -119,14 +120,16 @@ def _is_text(kind: pa.DataType) -> bool:
     )
 
 
-def _is_list(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
+def _item_type(kind: Any) -> pa.DataType | None:
+    """The type of a list's items; None if it is no list."""
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    return kind.value_type if is_list else None
 
 
 def _is_message_list(kind: pa.DataType) -> bool:
-    if not _is_list(kind):
+    item = _item_type(kind)
+    if item is None:
         return False
-    item = kind.value_type
     if pa.types.is_struct(item):
         return any(field.name in ("role", "from") for field in item)
     # An empty list may have any item type.
@@ -135,7 +138,8 @@ def _is_message_list(kind: pa.DataType) -> bool:
 
 def _is_conversation(kind: pa.DataType) -> bool:
     # Messages may also be JSON text, as a whole or each.
-    is_texts = _is_list(kind) and _is_text(kind.value_type)
+    item = _item_type(kind)
+    is_texts = item is not None and _is_text(item)
     return _is_message_list(kind) or _is_text(kind) or is_texts
 
 
@@ -148,7 +152,8 @@ def _is_object(kind: pa.DataType) -> bool:
 
 
 def _is_object_list(kind: pa.DataType) -> bool:
-    return _is_text(kind) or (_is_list(kind) and _is_object(kind.value_type))
+    item = _item_type(kind)
+    return _is_text(kind) or (item is not None and _is_object(item))
 
 
 EXPECTED: dict[str, tuple[str, Callable[[pa.DataType], bool]]] = {

@@ -1,14 +1,17 @@
 """Whether two Arrow arrays hold the same bits, whatever their types."""
 
+from typing import Any
+
 import pyarrow as pa
 
 
-def same_bits(first: pa.Array, second: pa.Array) -> bool:
+def same_bits(first: "pa.Array[Any]", second: "pa.Array[Any]") -> bool:
     """Whether two arrays of one type hold the same values, NaN and −0.0 told by their bits."""
     return bool(_as_bits(first).equals(_as_bits(second)))
 
 
-def _as_bits(array: pa.Array | pa.ChunkedArray) -> pa.Array:
+def _as_bits(array: Any) -> Any:
+    """An array or chunked array as one array of integers; its methods depend on its type."""
     if isinstance(array, pa.ChunkedArray):
         array = pa.array([], array.type) if not array.num_chunks else array.chunk(0)
     if pa.types.is_dictionary(array.type):
@@ -18,8 +21,8 @@ def _as_bits(array: pa.Array | pa.ChunkedArray) -> pa.Array:
     return array.view(_bits_type(array.type))
 
 
-def _bits_type(kind: pa.DataType) -> pa.DataType:
-    """`kind` with unsigned integers in the place of floats, however deep."""
+def _bits_type(kind: Any) -> Any:
+    """The Arrow type `kind` with unsigned integers in the place of floats, however deep."""
     if pa.types.is_floating(kind):
         return {16: pa.uint16(), 32: pa.uint32(), 64: pa.uint64()}[kind.bit_width]
     if pa.types.is_struct(kind):

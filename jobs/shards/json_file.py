@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import pyarrow as pa
 
@@ -18,7 +18,11 @@ from rsr.jobs.storage import StorageError, locate
 from rsr.jobs.storage.hashing import HashingReader
 
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
-COMPRESSIONS = {"gz": "gzip", "bz2": "bz2", "zst": "zstd"}
+COMPRESSIONS: dict[str, Literal["gzip", "bz2", "zstd"]] = {
+    "gz": "gzip",
+    "bz2": "bz2",
+    "zst": "zstd",
+}
 """Suffixes that may follow a JSON file's own, and what Arrow calls each."""
 JSON_NAME = re.compile(
     r"(?P<stem>.*[^/])\.(?P<kind>jsonl|ndjson|json)(?:\.(?P<compression>gz|bz2|zst))?",

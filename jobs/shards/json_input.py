@@ -9,7 +9,7 @@ import logging
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -114,7 +114,7 @@ def _type_of(values: list[Any]) -> ColumnType:
     return None if _has_empty_struct(kind) else kind
 
 
-def _has_empty_struct(kind: pa.DataType) -> bool:
+def _has_empty_struct(kind: Any) -> bool:
     """Whether Parquet cannot hold it: a struct must have fields."""
     if pa.types.is_struct(kind):
         return kind.num_fields == 0 or any(_has_empty_struct(f.type) for f in kind)
@@ -127,18 +127,19 @@ def _common_type(first: ColumnType, second: ColumnType) -> ColumnType:
         return None
     try:
         schemas = [pa.schema([("", first)]), pa.schema([("", second)])]
-        return pa.unify_schemas(schemas, promote_options="permissive").field(0).type
+        both = pa.unify_schemas(schemas, promote_options="permissive")
+        return cast(pa.DataType, both.field(0).type)
     except pa.ArrowException:
         return None
 
 
-def _field(name: str, kind: ColumnType) -> pa.Field:
+def _field(name: str, kind: ColumnType) -> "pa.Field[Any]":
     if kind is None:
         return pa.field(name, pa.string(), metadata={JSON_TEXT_KEY: b"1"})
     return pa.field(name, kind)
 
 
-def _column(values: list[Any], kind: ColumnType, name: str) -> pa.Array:
+def _column(values: list[Any], kind: ColumnType, name: str) -> "pa.Array[Any]":
     if kind is None:
         # `ensure_ascii` keeps even a lone surrogate, as its escape.
         texts = [None if v is None else json.dumps(v, ensure_ascii=True) for v in values]

@@ -1,6 +1,6 @@
 """Reading a shard's rows, a bounded piece at a time, and making trajectories of them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from types import NoneType
 from typing import Any
 
@@ -40,7 +40,7 @@ class ShardReader:
     damaged.
     """
 
-    def __init__(self, path: str, columns: Sequence[str] | None = None) -> None:
+    def __init__(self, path: str, columns: list[str] | None = None) -> None:
         self.path = path
         self._columns = columns
         self._file = open_parquet(path)
@@ -86,7 +86,7 @@ class ShardReader:
 
 
 def iter_rows(
-    path: str, start: int, stop: int, columns: Sequence[str] | None = None
+    path: str, start: int, stop: int, columns: list[str] | None = None
 ) -> Iterator[pa.RecordBatch]:
     """Rows [start, stop) of a Parquet file in record batches, touching only their row groups."""
     return ShardReader(path, columns).rows(start, stop)
@@ -119,7 +119,7 @@ def read_trajectories(unit: Unit, columns: TrajectoryColumns) -> list[Trajectory
     return TrajectoryReader(columns).read(unit)
 
 
-def _decode(column: pa.Array, field: pa.Field) -> list[Any]:
+def _decode(column: "pa.Array[Any]", field: "pa.Field[Any]") -> list[Any]:
     try:
         values = column.to_pylist()
     except UnicodeDecodeError:
@@ -129,7 +129,7 @@ def _decode(column: pa.Array, field: pa.Field) -> list[Any]:
     return values
 
 
-def _decode_value(value: pa.Scalar) -> Any:
+def _decode_value(value: "pa.Scalar[Any]") -> Any:
     try:
         return value.as_py()
     except UnicodeDecodeError:

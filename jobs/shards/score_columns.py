@@ -62,7 +62,7 @@ def columns(*, token_columns: bool) -> tuple[ScoreColumn, ...]:
     return ROW_COLUMNS + TOKEN_COLUMNS if token_columns else ROW_COLUMNS
 
 
-def arrow_fields(*, token_columns: bool) -> list[pa.Field]:
+def arrow_fields(*, token_columns: bool) -> "list[pa.Field[Any]]":
     return [pa.field(c.name, c.arrow_type) for c in columns(token_columns=token_columns)]
 
 

@@ -230,7 +230,7 @@ def _identity(schema: pa.Schema, file: str) -> dict[str, Any] | None:
     if text is None:
         return None
     try:
-        identity = json.loads(text)
+        identity: dict[str, Any] = json.loads(text)
         if not isinstance(identity["settings"], dict):
             raise TypeError("settings is not an object")
     except (ValueError, KeyError, TypeError) as error:

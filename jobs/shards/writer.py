@@ -70,11 +70,11 @@ class ShardWriter:
 
     def _open(self, first_rows: list[pa.RecordBatch]) -> pq.ParquetWriter:
         if self._writer is None:
+            # A list of names is allowed, and any file object: the stubs know of neither.
+            repeating: Any = _repeating_leaves(first_rows, _leaf_paths(self._schema))
+            sink: Any = self._sink
             self._writer = pq.ParquetWriter(
-                self._sink,
-                self._schema,
-                compression=self._compression,
-                use_dictionary=_repeating_leaves(first_rows, _leaf_paths(self._schema)),
+                sink, self._schema, compression=self._compression, use_dictionary=repeating
             )
         return self._writer
 
@@ -94,7 +94,8 @@ def write_scored_shard(
     with open_parquet(shard.path) as source:
         schema = source.schema_arrow
         kept = [i for i, name in enumerate(schema.names) if not score_columns.is_score_column(name)]
-        metadata = {**(schema.metadata or {}), METADATA_KEY: json.dumps(identity).encode()}
+        metadata: dict[bytes | str, bytes | str] = dict((schema.metadata or {}).items())
+        metadata[METADATA_KEY] = json.dumps(identity).encode()
         fields = [schema.field(i) for i in kept]
         full = pa.schema([*fields, *scores.schema], metadata=metadata)
         with ShardWriter(sink, full, source) as writer:
@@ -119,12 +120,11 @@ class _TableQueue:
         whole = pa.concat_tables(parts)
         self._table = whole.slice(num_rows)
         taken = whole.slice(0, num_rows).combine_chunks()
-        return pa.RecordBatch.from_arrays(
-            [column.chunk(0) for column in taken.columns], schema=self.schema
-        )
+        columns: list[Any] = [column.chunk(0) for column in taken.columns]
+        return pa.RecordBatch.from_arrays(columns, schema=self.schema)
 
 
-def _compression_of(source: pq.ParquetFile) -> str:
+def _compression_of(source: pq.ParquetFile) -> Any:
     """The input's own codec, so that the output is no larger than expected."""
     if not source.metadata.num_row_groups or not source.metadata.num_columns:
         return "zstd"
@@ -161,8 +161,8 @@ def _repeating_leaves(first_rows: list[pa.RecordBatch], paths: list[str]) -> lis
     ]
 
 
-def _leaves(array: pa.Array) -> Iterator[pa.Array]:
-    """The leaf columns of an array, in the order in which Parquet stores them."""
+def _leaves(array: Any) -> Iterator[Any]:
+    """The leaf columns of an Arrow array, in the order in which Parquet stores them."""
     kind = array.type
     if isinstance(kind, pa.BaseExtensionType):
         yield from _leaves(array.storage)

@@ -2,7 +2,7 @@
 
 import hashlib
 import io
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 HASH_CHUNK_BYTES = 4 << 20
 
@@ -18,7 +18,13 @@ def hash_bytes(content: bytes) -> str:
     return digest.hexdigest()
 
 
-def hash_file(file: BinaryIO) -> str:
+class Readable(Protocol):
+    """A file to read from."""
+
+    def read(self, size: int, /) -> bytes: ...
+
+
+def hash_file(file: Readable) -> str:
     """`hash_bytes` of all that can be read from `file`, a piece at a time."""
     digest = new_digest()
     while chunk := file.read(HASH_CHUNK_BYTES):
@@ -55,10 +61,10 @@ class HashingFile(io.RawIOBase):
 class HashingReader(io.RawIOBase):
     """A file to read from front to back, which knows the hash of what was read.
 
-    file: has `read(size)`; is left open.
+    file: is left open.
     """
 
-    def __init__(self, file: Any) -> None:
+    def __init__(self, file: Readable) -> None:
         self._file = file
         self._digest = new_digest()
 

@@ -125,7 +125,7 @@ class HubStorage:
 
     def _ask(self, name: str, request: Callable[[], T]) -> T:
         """What `request` returns; huggingface_hub tries again what may pass."""
-        from huggingface_hub.errors import HTTPError
+        from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 
         try:
             return request()
@@ -140,7 +140,7 @@ def pin_revision(url: str) -> str:
     revision, if it may not be read, or if the hub cannot be reached.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import (
+    from huggingface_hub.errors import (  # type: ignore[attr-defined]
         GatedRepoError,
         HfHubHTTPError,
         HTTPError,

@@ -51,7 +51,7 @@ class LocalStorage:
             return file.read()
 
     def open(self, name: str) -> pa.NativeFile:
-        return pa.OSFile(str(self.root / name))
+        return pa.OSFile(str(self.root / name), "r")
 
     def writing(self, name: str) -> AbstractContextManager[Path]:
         return atomic_path(self._inside(name))
