@@ -10,8 +10,9 @@ import pyarrow as pa
 import pytest
 from soak_night import RSR, Night, Report
 
-NUM_SHARDS = 10
-ROWS_PER_SHARD_LONG, ROWS_PER_SHARD_SHORT = 20_000, 10_000
+NUM_SHARDS_LONG, NUM_SHARDS_SHORT = 30, 10
+ROWS_PER_SHARD = 10_000
+"""Many shards leave time and places for several faults in a round, of which each has an end."""
 TEXT_BYTES = 500
 CODEC = "brotli"
 """Copies keep their input's codec, and this one takes its time: a copy is to last some seconds."""
@@ -53,7 +54,7 @@ class SelectionNight(Night):
 
 @pytest.fixture(scope="module")
 def num_rows(soak_length) -> int:
-    return NUM_SHARDS * (ROWS_PER_SHARD_LONG if soak_length.is_long else ROWS_PER_SHARD_SHORT)
+    return ROWS_PER_SHARD * (NUM_SHARDS_LONG if soak_length.is_long else NUM_SHARDS_SHORT)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +64,7 @@ def scored_corpus(
     """Scored rows, four of each problem, by three teachers."""
     folder = tmp_path_factory.mktemp("corpus")
     random = np.random.default_rng(0)
-    for shard, ids in enumerate(np.split(np.arange(num_rows), NUM_SHARDS)):
+    for shard, ids in enumerate(np.split(np.arange(num_rows), num_rows // ROWS_PER_SHARD)):
         rsr = random.uniform(1, 9, len(ids)).tolist()
         columns = {
             "id": ids,
