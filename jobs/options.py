@@ -1,6 +1,6 @@
-"""The options that become a `ScorerConfig`: each once, named as its field is.
+"""Options that become a `ScorerConfig` or `TrajectoryColumns`: each once, named as its field is.
 
-`rsr score` has all of them; what else opens a student takes those that it needs.
+`rsr score` has all of them; what else reads INPUT with a student takes those that it needs.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,8 @@ import click
 from rsr.engine.config import ScorerConfig, choices_of
 from rsr.engine.model_folder import require_model_folder
 from rsr.jobs.command import RankClip
-from rsr.jobs.errors import refusing_values
+from rsr.jobs.errors import UsageError, refusing_values
+from rsr.jobs.shards.columns import TrajectoryColumns
 from rsr.jobs.shards.scored import RANK_CLIP_NAMES
 
 FIELDS = {field.name: field for field in fields(ScorerConfig)}
@@ -26,6 +27,33 @@ OPTION_TYPES: dict[str, click.ParamType[Any]] = {
     "gpu_memory_utilization": click.FloatRange(min=0, max=1, min_open=True),
 }
 """Of fields whose own type does not say what may be typed."""
+
+ENCODING_FIELDS = (
+    "model",
+    "revision",
+    "max_model_len",
+    "on_long",
+    "chat_template",
+    "chat_template_kwargs",
+    "render",
+    "turns",
+    "score_end_of_turn",
+    "trust_remote_code",
+)
+"""Fields of `ScorerConfig` on which it depends what the student reads, and which tokens score."""
+
+COLUMN_HELP = {
+    "messages": "Column of {role, content} or {from, value} lists. "
+    "[default: messages, conversations]",
+    "prompt": "Column of prompts, texts or messages. [default: prompt]",
+    "response": "Column of responses, texts or messages. [default: response, completion]",
+    "text": "Column of texts, scored as a whole. [default: text]",
+    "system": "Column of system prompts that are not among the messages.",
+    "reasoning": "Column of reasoning that comes before the response.",
+    "tools": "Column of the tools that the student may call, JSON schemas.",
+    "chat_template_kwargs": "Column of further arguments of the chat template.",
+}
+"""By field of `TrajectoryColumns`."""
 
 
 def _option(field: Field[Any]) -> Callable[..., Any]:
@@ -63,17 +91,39 @@ def scorer_options(*names: str) -> Callable[[Callable[..., Any]], Callable[..., 
 
 
 def scorer_config(options: dict[str, Any]) -> ScorerConfig:
-    """From what `scorer_options` passed on; raises `UsageError` on what the fields refuse.
+    """From what `scorer_options` passed on, whatever else is among `options`.
 
-    Also on a model folder or a template file that cannot be used, before anything else is done.
+    Raises `UsageError` on what the fields refuse; also on a model folder or a template file that
+    cannot be used, before anything else is done.
     """
     from rsr.engine.template_file import require_template_file
 
     with refusing_values():
-        config = ScorerConfig(**options)
+        config = ScorerConfig(**{k: v for k, v in options.items() if k in FIELDS})
         require_model_folder(config.model)
         require_template_file(config.chat_template)
     return config
+
+
+def column_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds an option for each field of `TrajectoryColumns`, as keywords `messages_column` etc."""
+    for kind, told in reversed(COLUMN_HELP.items()):
+        command = click.option(f"--{kind.replace('_', '-')}-column", help=told)(command)
+    return command
+
+
+def trajectory_columns(options: dict[str, Any]) -> TrajectoryColumns:
+    """From what `column_options` passed on, whatever else is among `options`.
+
+    Raises `UsageError` if columns of more than one form are named.
+    """
+    columns = TrajectoryColumns(**{kind: options[f"{kind}_column"] for kind in COLUMN_HELP})
+    forms = [columns.messages, columns.prompt or columns.response, columns.text]
+    if sum(map(bool, forms)) > 1:
+        raise UsageError(
+            "give --messages-column, or --prompt-column and --response-column, or --text-column"
+        )
+    return columns
 
 
 def _field_of_rank_clip(

@@ -9,7 +9,7 @@ import click
 from rich import box
 
 from rsr.jobs.command import guarded, json_option
-from rsr.jobs.options import scorer_config, scorer_options
+from rsr.jobs.options import ENCODING_FIELDS, scorer_config, scorer_options
 from rsr.jobs.planning.gpus import GPUS
 from rsr.jobs.planning.prediction import RunPlan, plan_run
 from rsr.jobs.terminal import Console, Table, print_json, printable
@@ -35,7 +35,7 @@ from rsr.jobs.terminal import Console, Table, print_json, printable
     show_default=True,
     help="Rows to tokenize.",
 )
-@scorer_options("model", "dtype", "max_model_len", "token_scores")
+@scorer_options(*ENCODING_FIELDS, "dtype", "token_scores")
 @json_option
 def plan(
     input: str,

@@ -16,13 +16,16 @@ from rsr.jobs.command import (
     json_option,
     typed_command,
 )
-from rsr.jobs.errors import UsageError
 from rsr.jobs.interrupt import StopRequest
-from rsr.jobs.options import scorer_config, scorer_options
+from rsr.jobs.options import (
+    column_options,
+    scorer_config,
+    scorer_options,
+    trajectory_columns,
+)
 from rsr.jobs.run.folder import RunFolder
 from rsr.jobs.run.progress import Progress
 from rsr.jobs.scoring.score import ScoreOptions, ScoreResult, run_score
-from rsr.jobs.shards.columns import TrajectoryColumns
 from rsr.jobs.shards.score_columns import Summary, told_reasons
 from rsr.jobs.terminal import Console, Table, complain, fact_table, format_seconds, print_json
 
@@ -31,22 +34,7 @@ from rsr.jobs.terminal import Console, Table, complain, fact_table, format_secon
 @click.argument("input", metavar="INPUT")
 @click.argument("output", metavar="OUTPUT", type=Place())
 @scorer_options()
-@click.option(
-    "--messages-column",
-    help="Column of {role, content} or {from, value} lists. [default: messages, conversations]",
-)
-@click.option("--prompt-column", help="Column of prompts, texts or messages. [default: prompt]")
-@click.option(
-    "--response-column",
-    help="Column of responses, texts or messages. [default: response, completion]",
-)
-@click.option("--text-column", help="Column of texts, scored as a whole. [default: text]")
-@click.option("--system-column", help="Column of system prompts that are not among the messages.")
-@click.option("--reasoning-column", help="Column of reasoning that comes before the response.")
-@click.option("--tools-column", help="Column of the tools that the student may call, JSON schemas.")
-@click.option(
-    "--chat-template-kwargs-column", help="Column of further arguments of the chat template."
-)
+@column_options
 @click.option(
     "--limit", type=click.IntRange(min=1), help="Take only the first rows of INPUT: for a trial."
 )
@@ -86,14 +74,6 @@ from rsr.jobs.terminal import Console, Table, complain, fact_table, format_secon
 def score(
     input: str,
     output: Path | str,
-    messages_column: str | None,
-    prompt_column: str | None,
-    response_column: str | None,
-    text_column: str | None,
-    system_column: str | None,
-    reasoning_column: str | None,
-    tools_column: str | None,
-    chat_template_kwargs_column: str | None,
     limit: int | None,
     workers: int | None,
     address: str | None,
@@ -104,7 +84,7 @@ def score(
     overwrite_columns: bool,
     as_json: bool,
     verbose: bool,
-    **scorer: Any,
+    **student_and_columns: Any,
 ) -> None:
     """Add RSR columns to the trajectories in INPUT, writing them to the folder OUTPUT.
 
@@ -117,22 +97,11 @@ def score(
     configure_logging(verbose)
 
     def run(stop: StopRequest) -> ScoreResult:
-        columns = TrajectoryColumns(
-            messages=messages_column,
-            prompt=prompt_column,
-            response=response_column,
-            text=text_column,
-            system=system_column,
-            reasoning=reasoning_column,
-            tools=tools_column,
-            chat_template_kwargs=chat_template_kwargs_column,
-        )
-        _require_one_form(columns)
         options = ScoreOptions(
             input=input,
             output=output,
-            scorer=scorer_config(scorer),
-            columns=columns,
+            scorer=scorer_config(student_and_columns),
+            columns=trajectory_columns(student_and_columns),
             limit=limit,
             workers=workers,
             address=address,
@@ -164,14 +133,6 @@ def exit_code(result: ScoreResult) -> int:
         )
         return EXIT_FAILURES
     return EXIT_FAILURES if result.failures else 0
-
-
-def _require_one_form(columns: TrajectoryColumns) -> None:
-    forms = [columns.messages, columns.prompt or columns.response, columns.text]
-    if sum(map(bool, forms)) > 1:
-        raise UsageError(
-            "give --messages-column, or --prompt-column and --response-column, or --text-column"
-        )
 
 
 def score_result_json(result: ScoreResult) -> dict[str, Any]:
