@@ -32,7 +32,7 @@ from rsr.jobs.shards.json_input import stage_json
 from rsr.jobs.shards.parquet import open_parquet, row_groups
 from rsr.jobs.shards.reader import TrajectoryReader
 from rsr.jobs.shards.score_columns import Summary
-from rsr.jobs.shards.shard import MAX_UNIT_ROWS, UNIT_BYTES, cut_units, describe_shard
+from rsr.jobs.shards.shard import UNIT_RULES, cut_units, describe_shard
 
 TEXT_BYTES = 48_000
 """A trajectory of about 12k tokens, the paper's."""
@@ -101,8 +101,8 @@ def run(source: Path, root: Path) -> dict[str, float]:
     shard = describe_shard(path, "shard.parquet", COLUMNS, None)
     units = cut_units(
         shard,
-        max_rows=MAX_UNIT_ROWS["gpu"],
-        max_bytes=UNIT_BYTES["gpu"],
+        max_rows=UNIT_RULES["gpu"].max_rows,
+        max_bytes=UNIT_RULES["gpu"].max_bytes,
         groups=row_groups(open_parquet(path).metadata, COLUMNS.names),
     )
     reader = TrajectoryReader(COLUMNS)

@@ -142,6 +142,11 @@ class Cluster:
     def has_gpus(self) -> bool:
         return "num_gpus" in self.room.resources
 
+    @property
+    def num_workers(self) -> int:
+        """How many are asked for: as many as fit now, unless the user says."""
+        return self.options.num_workers or self.room.num_places
+
 
 @contextmanager
 def join_cluster(
@@ -195,9 +200,8 @@ def run_on_cluster(
             for listener in listeners:
                 listener(event)
 
-        num_workers = options.num_workers or cluster.room.num_places
-        progress.loading(job.name, num_workers)
-        tell(_started(job, num_rows - kept.num_rows, queue, num_workers))
+        progress.loading(job.name, cluster.num_workers)
+        tell(_started(job, num_rows - kept.num_rows, queue, cluster.num_workers))
         with _ending(report, queue, tell):
             _start(dispatcher, job, tell, stop)
             report.started = time.monotonic()

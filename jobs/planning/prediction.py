@@ -20,7 +20,7 @@ from rsr.jobs.planning.gpus import Gpu
 from rsr.jobs.planning.sample import Corpus, Sample, histogram, sample_corpus
 from rsr.jobs.scoring.score import SCORE_BYTES_PER_ROW, TOKEN_COLUMN_BYTES_PER_TEXT_BYTE
 from rsr.jobs.shards.inputs import find_inputs
-from rsr.jobs.shards.shard import MAX_UNIT_ROWS, UNIT_BYTES
+from rsr.jobs.shards.shard import UnitLimits, unit_limits
 from rsr.jobs.terminal import format_seconds
 
 if TYPE_CHECKING:
@@ -183,6 +183,7 @@ def predict(
     error = 2 * corpus.num_rows * spread / math.sqrt(sample.num_rows)
     body = scale * sum(map(cost.prefill_flops, sample.num_tokens))
     flops = body + scored * cost.head_flops_per_scored_token
+    limits = unit_limits(corpus.num_rows, corpus.text_bytes, layout.num_workers, "gpu")
     num_busy = layout.num_workers * layout.tensor_parallel_size
     seconds = ASSUMED_START_S + flops / (speed.flop_per_s * num_busy)
     per_text_byte = TOKEN_COLUMN_BYTES_PER_TEXT_BYTE if scorer.token_scores else 0
@@ -199,7 +200,7 @@ def predict(
         kv_bytes_per_token=cost.kv_bytes_per_token,
         kv_tokens_per_worker=layout.kv_tokens,
         num_workers=layout.num_workers,
-        num_units=_num_units(corpus),
+        num_units=_num_units(corpus, limits),
         output_bytes=corpus.num_bytes
         + SCORE_BYTES_PER_ROW * corpus.num_rows
         + per_text_byte * corpus.text_bytes,
@@ -210,17 +211,23 @@ def predict(
         },
         figures=[],
     )
-    return replace(plan, figures=_figures(plan, corpus, sample, cost, layout, speed))
+    return replace(plan, figures=_figures(plan, corpus, sample, cost, layout, limits, speed))
 
 
-def _num_units(corpus: Corpus) -> int:
+def _num_units(corpus: Corpus, limits: UnitLimits) -> int:
     """About: files and row groups cut some units short."""
-    by_bytes = corpus.text_bytes / UNIT_BYTES["gpu"]
-    return max(corpus.num_shards, math.ceil(max(by_bytes, corpus.num_rows / MAX_UNIT_ROWS["gpu"])))
+    by_bytes, by_rows = corpus.text_bytes / limits.max_bytes, corpus.num_rows / limits.max_rows
+    return max(corpus.num_shards, math.ceil(max(by_bytes, by_rows)))
 
 
 def _figures(
-    plan: RunPlan, corpus: Corpus, sample: Sample, cost: "ModelCost", layout: Layout, speed: Speed
+    plan: RunPlan,
+    corpus: Corpus,
+    sample: Sample,
+    cost: "ModelCost",
+    layout: Layout,
+    limits: UnitLimits,
+    speed: Speed,
 ) -> list[Figure]:
     refused, truncated = sample.num_refused, sample.num_truncated
     head = plan.num_scored_tokens * cost.head_flops_per_scored_token
@@ -279,7 +286,7 @@ def _figures(
         Figure(
             "units",
             f"{plan.num_units:,}, about {format_seconds(unit_s)} each",
-            f"{UNIT_BYTES['gpu'] >> 20} MiB of text or {MAX_UNIT_ROWS['gpu']:,} rows: what an "
+            f"{limits.max_bytes >> 10:,} KiB of text or {limits.max_rows:,} rows: what an "
             "interruption costs each worker at most",
         ),
     ]

@@ -52,12 +52,11 @@ from rsr.jobs.shards.parquet import (
 )
 from rsr.jobs.shards.score_columns import Summary
 from rsr.jobs.shards.shard import (
-    UNIT_BYTES,
     Shard,
     Unit,
     cut_units,
     describe_shard,
-    unit_rows,
+    unit_limits,
     was_written_again,
 )
 from rsr.jobs.storage import is_remote
@@ -201,12 +200,14 @@ def _prepare(
     )
     stop.check()
     if output.is_new:
-        device = "gpu" if venue.cluster().has_gpus else "cpu"
-        wanted = replace(
-            wanted,
-            unit_rows=unit_rows(wanted.num_rows, device),
-            unit_bytes=UNIT_BYTES[device],
+        cluster = venue.cluster()
+        limits = unit_limits(
+            wanted.num_rows,
+            sum(shard.num_bytes for shard in shards),
+            cluster.num_workers,
+            "gpu" if cluster.has_gpus else "cpu",
         )
+        wanted = replace(wanted, unit_rows=limits.max_rows, unit_bytes=limits.max_bytes)
         stop.check()
     if output.is_new:
         manifest = output.begin(wanted)

@@ -9,13 +9,37 @@ from rsr.jobs.shards.columns import TrajectoryColumns
 from rsr.jobs.shards.parquet import RowGroup, file_state, open_parquet, row_groups
 from rsr.jobs.storage import locate
 
-MAX_UNIT_ROWS = {"cpu": 64, "gpu": 4096}
 
-UNIT_BYTES = {"cpu": 64 << 10, "gpu": 4 << 20}
-"""About a quarter of a minute of work either way: what a restart may have to do again."""
+@dataclass(frozen=True, slots=True)
+class UnitRule:
+    """How large units of a device's workers may be, and how many each place should get.
 
-MIN_UNITS, MIN_UNIT_ROWS = 10, 8
-"""A short run is cut finer, so that its progress shows, but not below a few siblings."""
+    A unit holds at most `max_rows` rows and about `max_bytes` of trajectory text: a few seconds of
+    work, so that a restart does little again, and a run that finds more machines later has enough
+    to hand out. It is not cut below `min_rows` rows and `min_bytes`, which fill a few prefill
+    steps: shorter units would leave the engine waiting between them, and part siblings that share
+    a prompt. Of `units_per_place` equal units, the last wave idles a worker for one at most.
+    """
+
+    max_rows: int
+    max_bytes: int
+    min_rows: int
+    min_bytes: int
+    units_per_place: int
+
+
+UNIT_RULES = {
+    "cpu": UnitRule(64, 64 << 10, 8, 16 << 10, units_per_place=10),
+    "gpu": UnitRule(4096, 1 << 20, 64, 256 << 10, units_per_place=32),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class UnitLimits:
+    """The most rows, and about the most bytes of trajectory text, of one run's units."""
+
+    max_rows: int
+    max_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,5 +156,15 @@ def _pieces(shard: Shard, groups: Sequence[RowGroup]) -> Iterator[tuple[int, int
         first += group.num_rows
 
 
-def unit_rows(num_rows: int, device: str) -> int:
-    return min(MAX_UNIT_ROWS[device], max(MIN_UNIT_ROWS, num_rows // MIN_UNITS))
+def unit_limits(num_rows: int, num_bytes: int, num_places: int, device: str) -> UnitLimits:
+    """Limits of units for a run that begins with `num_places` workers on "cpu" or "gpu".
+
+    num_bytes: of trajectory text in all rows. The run keeps these limits for as long as it lives,
+    whatever machines join or leave, since the borders of units decide the last bits of scores.
+    """
+    rule = UNIT_RULES[device]
+    num_units = rule.units_per_place * max(1, num_places)
+    return UnitLimits(
+        max_rows=min(rule.max_rows, max(rule.min_rows, ceil(num_rows / num_units))),
+        max_bytes=min(rule.max_bytes, max(rule.min_bytes, ceil(num_bytes / num_units))),
+    )

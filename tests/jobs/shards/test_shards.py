@@ -13,7 +13,14 @@ from rsr.jobs.shards.inputs import find_inputs
 from rsr.jobs.shards.json_input import stage_json
 from rsr.jobs.shards.parquet import RowGroup
 from rsr.jobs.shards.reader import TrajectoryReader, iter_rows, read_trajectories
-from rsr.jobs.shards.shard import Shard, Unit, cut_units, describe_shard
+from rsr.jobs.shards.shard import (
+    UNIT_RULES,
+    Shard,
+    Unit,
+    cut_units,
+    describe_shard,
+    unit_limits,
+)
 
 MESSAGES = TrajectoryColumns(messages="messages")
 TEXT = TrajectoryColumns(text="text")
@@ -205,6 +212,47 @@ def test_what_is_kept_moves_no_border_of_the_other_units(sizes, max_rows, max_by
     kept = [unit for unit in whole if data.draw(st.booleans())]
     rest = cut_units(shard, max_rows=max_rows, max_bytes=max_bytes, kept=kept, groups=groups)
     assert rest == [unit for unit in whole if unit not in kept]
+
+
+def cut_for(num_places, num_rows, row_bytes, device="gpu"):
+    """The units of one file without row groups, for a run that begins with so many workers."""
+    limits = unit_limits(num_rows, num_rows * row_bytes, num_places, device)
+    shard = Shard("p", "n", num_rows, num_rows * row_bytes, "f")
+    return cut_units(shard, max_rows=limits.max_rows, max_bytes=limits.max_bytes)
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "row_bytes", "num_places", "device", "least_units_per_place"),
+    [
+        # 5,000 trajectories of 12,000 tokens.
+        pytest.param(5_000, 48_000, 64, "gpu", 15, id="long rows on many GPUs"),
+        pytest.param(5_000, 400, 8, "gpu", 8, id="few short rows"),
+        pytest.param(1_000_000, 400, 64, "gpu", 20, id="many short rows"),
+        pytest.param(400, 400, 1, "cpu", 10, id="one machine without GPUs"),
+    ],
+)
+def test_places_get_enough_units(num_rows, row_bytes, num_places, device, least_units_per_place):
+    units = cut_for(num_places, num_rows, row_bytes, device)
+    assert len(units) >= least_units_per_place * num_places
+
+
+def test_run_that_began_on_one_gpu_has_enough_units_for_many_more():
+    assert len(cut_for(1, 5_000, 48_000)) >= 3 * 64
+
+
+@given(
+    st.integers(0, 10**9),
+    st.integers(0, 10**13),
+    st.integers(0, 10**5),
+    st.sampled_from(sorted(UNIT_RULES)),
+)
+def test_limits_stay_between_those_of_the_device(num_rows, num_bytes, num_places, device):
+    rule, limits = UNIT_RULES[device], unit_limits(num_rows, num_bytes, num_places, device)
+    assert rule.min_rows <= limits.max_rows <= rule.max_rows
+    assert rule.min_bytes <= limits.max_bytes <= rule.max_bytes
+    more = unit_limits(num_rows, num_bytes, num_places + 1, device)
+    assert more.max_rows <= limits.max_rows
+    assert more.max_bytes <= limits.max_bytes
 
 
 def test_row_group_is_decoded_once_however_many_units_it_is_cut_into(tmp_path, monkeypatch):
