@@ -25,7 +25,7 @@ import ray
 from rsr.benchmarks.harness import resident_bytes
 from rsr.engine.config import ScorerConfig, ScorerKind
 from rsr.engine.metrics import TrajectoryScore, score_tokens
-from rsr.engine.trajectory import Status, TokenScores, Trajectory
+from rsr.engine.trajectory import EncodedTrajectory, Status, TokenScores, Trajectory
 from rsr.jobs.cluster.answers import Done, Placed, Ready
 from rsr.jobs.cluster.dispatcher import Dispatcher
 from rsr.jobs.cluster.job import UnitJob
@@ -72,8 +72,14 @@ class NoEngine:
     def __init__(self, _config: ScorerConfig) -> None:
         pass
 
-    def score(self, trajectories: Sequence[Trajectory]) -> list[TrajectoryScore]:
-        return [self._score(len(trajectory.text or "")) for trajectory in trajectories]
+    def encode(self, trajectories: Sequence[Trajectory]) -> list[EncodedTrajectory]:
+        return [
+            EncodedTrajectory([0] * len(trajectory.text or ""), [], Status.OK)
+            for trajectory in trajectories
+        ]
+
+    def score_encoded(self, encoded: Sequence[EncodedTrajectory]) -> list[TrajectoryScore]:
+        return [self._score(len(row.token_ids)) for row in encoded]
 
     def _score(self, num_tokens: int) -> TrajectoryScore:
         tokens = TokenScores(

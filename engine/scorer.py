@@ -73,7 +73,17 @@ class Scorer:
         against the same without reuse: shuffled, cut into steps of 700 tokens or with reuse, no
         rank changed, no log-probability by more than 8e-6 nats, no RSR by more than 4e-8 of itself.
         """
-        encoded = [self._encoder.encode(trajectory) for trajectory in trajectories]
+        return self.score_encoded(self.encode(trajectories))
+
+    def encode(self, trajectories: Sequence[Trajectory]) -> list[EncodedTrajectory]:
+        """The first half of `score`, on the CPU alone: token ids and scored spans of each row.
+
+        May run in one thread while `score_encoded` runs in another.
+        """
+        return [self._encoder.encode(trajectory) for trajectory in trajectories]
+
+    def score_encoded(self, encoded: Sequence[EncodedTrajectory]) -> list[TrajectoryScore]:
+        """The second half of `score`: one score for each encoded row, in input order."""
         scores = iter(self._prefill_all([s for e in encoded for s in e.sequences]))
         return [
             add_scores([next(scores) for _ in e.sequences], e.status)

@@ -71,7 +71,10 @@ class OpenJob(Protocol[Rows, Results, S_co]):
         """The summary of a unit that is kept already, by a worker that died before it said so."""
 
     def read(self, unit: Unit) -> Rows:
-        """The unit's rows. An exception costs the unit an attempt."""
+        """The unit's rows, made as ready for `run` as can be done without it.
+
+        An exception costs the unit an attempt.
+        """
 
     def run(self, unit: Unit, rows: Rows) -> Results:
         """The work itself. An exception is what `UnitJob.cause_of` says."""

@@ -15,7 +15,7 @@ from rsr.engine.config import ScorerConfig, ScorerKind
 from rsr.engine.errors import is_out_of_memory
 from rsr.engine.facts import StudentFacts
 from rsr.engine.metrics import TrajectoryScore
-from rsr.engine.trajectory import Status, Trajectory
+from rsr.engine.trajectory import EncodedTrajectory, Status, Trajectory
 from rsr.jobs.run.events import Cause
 from rsr.jobs.run.folder import RunFolder
 from rsr.jobs.run.store import RunStore
@@ -41,7 +41,9 @@ class Engine(Protocol):
     @property
     def max_num_batched_tokens(self) -> int | None: ...
 
-    def score(self, trajectories: Sequence[Trajectory]) -> list[TrajectoryScore]: ...
+    def encode(self, trajectories: Sequence[Trajectory]) -> list[EncodedTrajectory]: ...
+
+    def score_encoded(self, encoded: Sequence[EncodedTrajectory]) -> list[TrajectoryScore]: ...
 
 
 def open_scorer(config: ScorerConfig) -> Engine:
@@ -88,6 +90,14 @@ class ScoringJob:
         return Cause.MEMORY if is_out_of_memory(error) else Cause.ENGINE
 
 
+@dataclass(frozen=True, slots=True)
+class UnitRows:
+    """A unit's rows as the engine takes them. encoded: None where encoding raised."""
+
+    trajectories: list[Trajectory]
+    encoded: list[EncodedTrajectory] | None
+
+
 class ScoringWork:
     """The `OpenJob` of `rsr score`: a loaded student, and a reader of trajectories."""
 
@@ -111,11 +121,21 @@ class ScoringWork:
     def find(self, unit: Unit) -> Summary | None:
         return self._job.store.unit_summary(unit)
 
-    def read(self, unit: Unit) -> list[Trajectory]:
-        return self._reader.read(unit)
+    def read(self, unit: Unit) -> UnitRows:
+        """Read and encode the unit, while the engine scores another."""
+        trajectories = self._reader.read(unit)
+        try:
+            return UnitRows(trajectories, self._engine.encode(trajectories))
+        except Exception as error:
+            # To be raised again by `run`: the rows can be read, and one of them is to blame.
+            logger.info("a unit's rows cannot be encoded: %s", error)
+            return UnitRows(trajectories, None)
 
-    def run(self, unit: Unit, rows: list[Trajectory]) -> list[TrajectoryScore]:
-        scores = self._engine.score(rows)
+    def run(self, unit: Unit, rows: UnitRows) -> list[TrajectoryScore]:
+        encoded = rows.encoded
+        if encoded is None:
+            encoded = self._engine.encode(rows.trajectories)
+        scores = self._engine.score_encoded(encoded)
         refused = [(i, s) for i, s in enumerate(scores, unit.start) if not s.status.is_scored]
         for row, score in refused[:DETAILS_LOGGED]:
             logger.info("%s row %d: %s: %s", unit.shard.name, row, score.status, score.detail)

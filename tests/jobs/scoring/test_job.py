@@ -1,6 +1,9 @@
 """Scoring as a worker does it, step by step, with a stand-in for the engine and no Ray."""
 
+import asyncio
+import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,7 +12,10 @@ import pytest
 
 from rsr.engine.config import ScorerConfig
 from rsr.engine.metrics import TrajectoryScore, score_tokens
-from rsr.engine.trajectory import Status, TokenScores, Trajectory
+from rsr.engine.trajectory import EncodedTrajectory, Status, TokenScores, Trajectory
+from rsr.jobs.cluster.answers import Done, Failed, Placed, Ready
+from rsr.jobs.cluster.work import RunUnit
+from rsr.jobs.cluster.worker import Worker
 from rsr.jobs.run.events import Cause
 from rsr.jobs.run.folder import RunFolder
 from rsr.jobs.run.manifest import Identity
@@ -29,7 +35,13 @@ class LengthScorer:
     def __init__(self, config: ScorerConfig) -> None:
         self.max_num_batched_tokens = config.max_num_batched_tokens
 
-    def score(self, trajectories: Sequence[Trajectory]) -> list[TrajectoryScore]:
+    def encode(self, trajectories: Sequence[Trajectory]) -> list[EncodedTrajectory]:
+        return [
+            EncodedTrajectory([0] * len(trajectory.text or ""), [], Status.OK)
+            for trajectory in trajectories
+        ]
+
+    def score_encoded(self, encoded: Sequence[EncodedTrajectory]) -> list[TrajectoryScore]:
         import numpy as np
 
         def of(num_tokens: int) -> TrajectoryScore:
@@ -41,7 +53,7 @@ class LengthScorer:
             )
             return score_tokens(tokens, status=Status.OK, rank_clip=100, keep_tokens=False)
 
-        return [of(len(trajectory.text or "")) for trajectory in trajectories]
+        return [of(len(row.token_ids)) for row in encoded]
 
 
 @pytest.fixture
@@ -81,3 +93,58 @@ def test_memory_is_what_a_smaller_step_can_mend(job):
 
 def test_user_is_told_of_a_head_that_needs_the_other_scorer(job):
     assert "the LM head of m is not a plain matrix" in job.open(None).notice
+
+
+def answers_of(job: ScoringJob, units: Sequence[Unit]) -> list[Done | Failed]:
+    """What a worker that was sent all of `units` at once answers."""
+
+    async def work() -> list[Done | Failed]:
+        worker = Worker()
+        assert isinstance(await worker.introduce(job, (), True), Placed)
+        assert isinstance(await worker.load(None), Ready)
+        return await asyncio.gather(*(worker.do(RunUnit(unit)) for unit in units))
+
+    return asyncio.run(work())
+
+
+class PatientScorer(LengthScorer):
+    """Scores a unit of one row once the next one, of two rows, is encoded."""
+
+    def __init__(self, config: ScorerConfig) -> None:
+        super().__init__(config)
+        self.next_is_encoded = threading.Event()
+
+    def encode(self, trajectories: Sequence[Trajectory]) -> list[EncodedTrajectory]:
+        encoded = super().encode(trajectories)
+        if len(trajectories) == 2:
+            self.next_is_encoded.set()
+        return encoded
+
+    def score_encoded(self, encoded: Sequence[EncodedTrajectory]) -> list[TrajectoryScore]:
+        if len(encoded) == 1 and not self.next_is_encoded.wait(30):
+            raise RuntimeError("the next unit was not encoded meanwhile")
+        return super().score_encoded(encoded)
+
+
+def test_next_unit_is_read_and_encoded_while_one_is_scored(job, shard):
+    units = [Unit(shard, 0, 1), Unit(shard, 1, 3)]
+    answers = answers_of(replace(job, open_engine=PatientScorer), units)
+    assert [answer.summary.num_rows for answer in answers] == [1, 2]
+
+
+class AllergicScorer(LengthScorer):
+    def encode(self, trajectories: Sequence[Trajectory]) -> list[EncodedTrajectory]:
+        if any(trajectory.text == "bb" for trajectory in trajectories):
+            raise ValueError("it cannot stand this row")
+        return super().encode(trajectories)
+
+
+def test_row_that_cannot_be_encoded_is_suspected_as_one_that_cannot_be_scored(job, shard):
+    """Of a unit that cannot be read, all rows would be given up."""
+    units = [Unit(shard, 0, 2), Unit(shard, 2, 3)]
+    failed, done = answers_of(replace(job, open_engine=AllergicScorer), units)
+    assert (failed.cause, failed.reason) == (
+        Cause.ENGINE,
+        "ValueError: it cannot stand this row",
+    )
+    assert done.summary.num_rows == 1
