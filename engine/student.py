@@ -55,8 +55,12 @@ class Student:
         )
 
 
-def open_student(config: ScorerConfig) -> Student:
-    """Read everything but the weights; `ValueError` says what is missing and where."""
+def open_student(config: ScorerConfig, *, with_weights: bool = True) -> Student:
+    """Read everything but the weights; `ValueError` says what is missing and where.
+
+    with_weights: they must be there, too.
+    """
+    require_model_folder(config.model, with_weights=with_weights)
     loaded = _load_model_config(config)
     tokenizer = load_tokenizer(
         config.model, revision=config.revision, trust_remote_code=config.trust_remote_code
@@ -84,7 +88,6 @@ def open_student(config: ScorerConfig) -> Student:
 
 
 def _load_model_config(config: ScorerConfig) -> PretrainedConfig:
-    require_model_folder(config.model)
     try:
         loaded = AutoConfig.from_pretrained(
             config.model, revision=config.revision, trust_remote_code=config.trust_remote_code

@@ -90,17 +90,18 @@ def scorer_options(*names: str) -> Callable[[Callable[..., Any]], Callable[..., 
     return add
 
 
-def scorer_config(options: dict[str, Any]) -> ScorerConfig:
+def scorer_config(options: dict[str, Any], *, with_weights: bool = True) -> ScorerConfig:
     """From what `scorer_options` passed on, whatever else is among `options`.
 
-    Raises `UsageError` on what the fields refuse; also on a model folder or a template file that
-    cannot be used, before anything else is done.
+    with_weights: the model folder must hold them, too. Raises `UsageError` on what the fields
+    refuse; also on a model folder or a template file that cannot be used, before anything else is
+    done.
     """
     from rsr.engine.template_file import require_template_file
 
     with refusing_values():
         config = ScorerConfig(**{k: v for k, v in options.items() if k in FIELDS})
-        require_model_folder(config.model)
+        require_model_folder(config.model, with_weights=with_weights)
         require_template_file(config.chat_template)
     return config
 

@@ -89,7 +89,7 @@ class WorkQueue:
         self._rows_missing = dict.fromkeys(shards, 0)
         for unit in todo:
             self._rows_missing[unit.shard.name] += unit.num_rows
-        self._fresh = deque(_long_first(todo))
+        self._fresh = deque(long_first(todo))
         self._suspects: deque[Unit] = deque()
         self._losses: dict[Unit, int] = {}
         self._attempts: dict[Task, int] = {}
@@ -227,7 +227,7 @@ class WorkQueue:
         listed.append(Failure(f"{shard.name}, {num_rows} more rows", num_rows, attempts, reason))
 
 
-def _long_first(units: Sequence[Unit]) -> list[Unit]:
+def long_first(units: Sequence[Unit]) -> list[Unit]:
     """Long units first, so that the last to finish is a short one.
 
     A shard's units stay together, so that its output is written early.

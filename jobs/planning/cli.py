@@ -53,7 +53,7 @@ def plan(
     predicted = guarded(
         lambda _stop: plan_run(
             input,
-            scorer_config(scorer),
+            scorer_config(scorer, with_weights=False),
             GPUS[gpu],
             num_gpus=num_gpus,
             sample_rows=sample_rows,

@@ -18,9 +18,10 @@ from rsr.engine.config import ScorerConfig
 from rsr.jobs.errors import UsageError, refusing_values
 from rsr.jobs.planning.gpus import Gpu
 from rsr.jobs.planning.sample import Corpus, Sample, histogram, sample_corpus
+from rsr.jobs.planning.schedule import PaperRun, Schedule
 from rsr.jobs.scoring.score import SCORE_BYTES_PER_ROW, TOKEN_COLUMN_BYTES_PER_TEXT_BYTE
 from rsr.jobs.shards.inputs import find_inputs
-from rsr.jobs.shards.shard import UnitLimits, unit_limits
+from rsr.jobs.storage.hub import stay_offline_without_hub
 from rsr.jobs.terminal import format_seconds
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ ASSUMED_SHARE_OF_PEAK = 0.4
 """Of a GPU's data sheet that prefill reaches; nothing here measured it."""
 ASSUMED_START_S = 180.0
 """From the command to the first unit: workers, weights, warm-up."""
+ASSUMED_WRITE_BYTES_PER_S = 100e6
+"""Of trajectory text in an output that one worker writes; a slow object store takes longer."""
 ACTIVATION_BYTES = 4 * 10**9
 """Kept free on each GPU beside weights and KV cache."""
 MAX_BATCHED_TOKENS = 16_384
@@ -49,7 +52,9 @@ class RunPlan:
     """A prediction. seconds: of the whole run, from command to last file.
 
     length_histogram: sampled rows by tokens, from the edge before up to `up_to` (None: beyond
-    all). settings: options of `rsr score` that it would take.
+    all). share_busy: of the workers' time after the start, that they score. most_useful_gpus: twice
+    as many would shorten the run by less than 5 %. settings: options of `rsr score` that it would
+    take.
     """
 
     num_rows: int
@@ -65,6 +70,8 @@ class RunPlan:
     kv_tokens_per_worker: int
     num_workers: int
     num_units: int
+    share_busy: float
+    most_useful_gpus: int
     output_bytes: float
     settings: dict[str, int]
     figures: list[Figure]
@@ -80,12 +87,14 @@ def plan_run(
     calibration: Path | None = None,
 ) -> RunPlan:
     """Predict `rsr score` over `pattern`; raises `UsageError` where it could not run at all."""
+    inputs = find_inputs(pattern)
+    if not Path(scorer.model).exists():
+        stay_offline_without_hub()
     from rsr.engine.cost import model_cost
     from rsr.engine.student import open_student
 
-    inputs = find_inputs(pattern)
     with refusing_values():
-        student = open_student(scorer)
+        student = open_student(scorer, with_weights=False)
     corpus, sample = sample_corpus(inputs, student, sample_rows)
     if not sample.num_rows:
         raise UsageError(f"{pattern} has no rows to plan for")
@@ -183,9 +192,14 @@ def predict(
     error = 2 * corpus.num_rows * spread / math.sqrt(sample.num_rows)
     body = scale * sum(map(cost.prefill_flops, sample.num_tokens))
     flops = body + scored * cost.head_flops_per_scored_token
-    limits = unit_limits(corpus.num_rows, corpus.text_bytes, layout.num_workers, "gpu")
-    num_busy = layout.num_workers * layout.tensor_parallel_size
-    seconds = ASSUMED_START_S + flops / (speed.flop_per_s * num_busy)
+    size = layout.tensor_parallel_size
+    run = PaperRun(
+        corpus.files,
+        seconds_per_byte=flops / (max(1, corpus.text_bytes) * speed.flop_per_s * size),
+        write_seconds_per_byte=1 / ASSUMED_WRITE_BYTES_PER_S,
+    )
+    schedule = run.on(layout.num_workers)
+    seconds = ASSUMED_START_S + schedule.seconds
     per_text_byte = TOKEN_COLUMN_BYTES_PER_TEXT_BYTE if scorer.token_scores else 0
     plan = RunPlan(
         num_rows=corpus.num_rows,
@@ -196,11 +210,13 @@ def predict(
         flops=flops,
         seconds=seconds,
         gpu_hours=seconds * layout.num_gpus / 3600,
-        weight_bytes_per_gpu=cost.weight_bytes // layout.tensor_parallel_size,
+        weight_bytes_per_gpu=cost.weight_bytes // size,
         kv_bytes_per_token=cost.kv_bytes_per_token,
         kv_tokens_per_worker=layout.kv_tokens,
         num_workers=layout.num_workers,
-        num_units=_num_units(corpus, limits),
+        num_units=schedule.num_units,
+        share_busy=schedule.share_busy,
+        most_useful_gpus=size * run.most_useful_workers(ASSUMED_START_S),
         output_bytes=corpus.num_bytes
         + SCORE_BYTES_PER_ROW * corpus.num_rows
         + per_text_byte * corpus.text_bytes,
@@ -211,13 +227,7 @@ def predict(
         },
         figures=[],
     )
-    return replace(plan, figures=_figures(plan, corpus, sample, cost, layout, limits, speed))
-
-
-def _num_units(corpus: Corpus, limits: UnitLimits) -> int:
-    """About: files and row groups cut some units short."""
-    by_bytes, by_rows = corpus.text_bytes / limits.max_bytes, corpus.num_rows / limits.max_rows
-    return max(corpus.num_shards, math.ceil(max(by_bytes, by_rows)))
+    return replace(plan, figures=_figures(plan, corpus, sample, cost, layout, schedule, speed))
 
 
 def _figures(
@@ -226,17 +236,18 @@ def _figures(
     sample: Sample,
     cost: "ModelCost",
     layout: Layout,
-    limits: UnitLimits,
+    schedule: Schedule,
     speed: Speed,
 ) -> list[Figure]:
     refused, truncated = sample.num_refused, sample.num_truncated
     head = plan.num_scored_tokens * cost.head_flops_per_scored_token
-    unit_s = (plan.seconds - ASSUMED_START_S) * layout.num_workers / plan.num_units
+    limits = schedule.limits
+    unit_s = schedule.share_busy * schedule.seconds * layout.num_workers / plan.num_units
     return [
         Figure(
             "rows",
             f"{plan.num_rows:,}",
-            f"counted in the footers of {corpus.num_shards:,} files",
+            f"counted in the footers of {len(corpus.files):,} files",
         ),
         Figure(
             "tokens",
@@ -261,8 +272,16 @@ def _figures(
         Figure(
             "time",
             format_seconds(plan.seconds),
-            f"FLOPs over {layout.num_workers} workers at that speed, all busy to the end, and "
-            f"{format_seconds(ASSUMED_START_S)} to start (ASSUMED)",
+            f"{format_seconds(ASSUMED_START_S)} to start (ASSUMED), "
+            f"{format_seconds(schedule.scored_seconds)} of FLOPs at that speed, unit by unit over "
+            f"{layout.num_workers} workers, and the writing of what is scored last at "
+            f"{ASSUMED_WRITE_BYTES_PER_S / 1e6:.0f} MB/s (ASSUMED); the workers score "
+            f"{plan.share_busy:.0%} of the time after the start",
+        ),
+        Figure(
+            "GPUs that help",
+            f"up to {plan.most_useful_gpus:,}",
+            "twice as many would save less than 5 % of the time",
         ),
         Figure("GPU-hours", f"{plan.gpu_hours:,.2f}", f"time × {layout.num_gpus} GPUs"),
         Figure(

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rsr.jobs.planning.schedule import CuttableShard
 from rsr.jobs.shards.columns import TrajectoryColumns, choose_columns
 from rsr.jobs.shards.json_file import is_json
 from rsr.jobs.shards.json_input import stage_json
-from rsr.jobs.shards.parquet import file_size_bytes, open_parquet
+from rsr.jobs.shards.parquet import file_size_bytes, open_parquet, row_groups
 from rsr.jobs.shards.reader import read_trajectories
 from rsr.jobs.shards.shard import Shard, Unit, describe_shard
 
@@ -46,7 +47,7 @@ class Sample:
 class Corpus:
     """INPUT as a whole. num_bytes: of its files. text_bytes: uncompressed trajectory columns."""
 
-    num_shards: int
+    files: list[CuttableShard]
     num_rows: int
     num_bytes: int
     text_bytes: int
@@ -57,10 +58,11 @@ def sample_corpus(
 ) -> tuple[Corpus, Sample]:
     """inputs: path and name of each file. JSON becomes Parquet in a folder that does not stay."""
     with tempfile.TemporaryDirectory(prefix="rsr-plan-") as folder:
-        shards, columns = _describe(inputs, Path(folder))
+        files, columns = _describe(inputs, Path(folder))
+        shards = [file.shard for file in files]
         sample = take_sample(shards, columns, student, max_rows)
         corpus = Corpus(
-            num_shards=len(shards),
+            files=files,
             num_rows=sum(shard.num_rows for shard in shards),
             num_bytes=sum(file_size_bytes(file) for file, _ in inputs),
             text_bytes=sum(shard.num_bytes for shard in shards),
@@ -70,17 +72,19 @@ def sample_corpus(
 
 def _describe(
     inputs: Sequence[tuple[str, str]], folder: Path
-) -> tuple[list[Shard], TrajectoryColumns]:
+) -> tuple[list[CuttableShard], TrajectoryColumns]:
     columns = TrajectoryColumns()
-    shards = []
+    files = []
     for number, (file, name) in enumerate(inputs):
         path = file
         if is_json(file):
             path = str(folder / f"{number}.parquet")
             stage_json(file, path)
-        columns = choose_columns(open_parquet(path).schema_arrow, columns, file)
-        shards.append(describe_shard(path, name, columns, None))
-    return shards, columns
+        opened = open_parquet(path)
+        columns = choose_columns(opened.schema_arrow, columns, file)
+        groups = row_groups(opened.metadata, columns.names)
+        files.append(CuttableShard(describe_shard(path, name, columns, None), groups))
+    return files, columns
 
 
 def take_sample(

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeVar, cast
+from urllib.error import HTTPError
 from urllib.parse import quote, unquote
+from urllib.request import urlopen
 
 import pyarrow as pa
 
@@ -24,6 +26,8 @@ from rsr.jobs.storage.ranged import RangedFile
 if TYPE_CHECKING:
     from huggingface_hub import HfFileSystem
 
+DEFAULT_ENDPOINT = "https://huggingface.co"
+ANSWER_SECONDS = 10.0
 HUB_SCHEME = "hf"
 HUB_FORM = "hf://datasets/ORG/NAME[@REVISION][/PATH]"
 HUB_URL = re.compile(
@@ -125,11 +129,11 @@ class HubStorage:
 
     def _ask(self, name: str, request: Callable[[], T]) -> T:
         """What `request` returns; huggingface_hub tries again what may pass."""
-        from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
+        from huggingface_hub import errors
 
         try:
             return request()
-        except HTTPError as error:
+        except errors.HTTPError as error:
             raise StorageError(f"{self.describe(name)}: {first_line(error)}") from error
 
 
@@ -139,11 +143,10 @@ def pin_revision(url: str) -> str:
     All that a run reads is then of one commit. Raises `UsageError` if there is no such dataset or
     revision, if it may not be read, or if the hub cannot be reached.
     """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import (  # type: ignore[attr-defined]
+    from huggingface_hub import HfApi, errors
+    from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
-        HTTPError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
@@ -169,10 +172,24 @@ def pin_revision(url: str) -> str:
         ) from error
     except RevisionNotFoundError as error:
         raise UsageError(f"{place} has no revision {revision!r}") from error
-    except (HfHubHTTPError, HTTPError, ConnectionError) as error:
+    except (HfHubHTTPError, errors.HTTPError, ConnectionError) as error:
         raise UsageError(f"{place} cannot be reached: {first_line(error)}") from error
     assert commit is not None, "the hub tells a dataset's commit"
     return f"hf://datasets/{repository}@{quote(commit, safe='')}{match['path'] or ''}"
+
+
+def stay_offline_without_hub() -> None:
+    """Have this process do without the hub, if it does not answer once.
+
+    What is wanted from it is then found in the cache or said to be missing at once: transformers
+    would otherwise ask five times again for each file. To be called before it is imported.
+    """
+    try:
+        urlopen(_endpoint() or DEFAULT_ENDPOINT, timeout=ANSWER_SECONDS).close()
+    except HTTPError:
+        return  # an answer all the same
+    except OSError:
+        os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 def _endpoint() -> str | None:

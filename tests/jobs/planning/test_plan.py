@@ -1,6 +1,10 @@
 """`rsr plan`: sums that come out by hand, and refusals."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -76,12 +80,56 @@ def test_more_gpus_take_less_time_and_a_measurement_replaces_the_assumption(
     four = plan_json(*common, "--num-gpus", 4)
     # As long rows as those measured, at as many tokens a second, and three minutes to start.
     assert one["seconds"] - 180 == pytest.approx(one["num_tokens"] / 10, rel=0.02)
-    assert four["seconds"] - 180 == pytest.approx((one["seconds"] - 180) / 4)
+    # 21 units of about equal length: one of the four workers scores a sixth one, the others wait.
+    assert one["num_units"] == four["num_units"] == 21
+    assert four["seconds"] - 180 == pytest.approx((one["seconds"] - 180) * 6 / 21, rel=0.05)
+    assert four["share_busy"] == pytest.approx(21 / 24, rel=0.05)
+    assert one["share_busy"] == pytest.approx(1, rel=0.01)
     because = {f["name"]: f["because"] for f in one["figures"]}
     assert because["speed of a GPU"].startswith("measured: 10 tokens/s")
     assumed = plan_json(source, "--model", tiny_student, "--gpu", "a100")
     because = {f["name"]: f["because"] for f in assumed["figures"]}
     assert because["speed of a GPU"].startswith("ASSUMED")
+
+
+def test_more_gpus_than_help_are_named(source, tiny_student):
+    """A run of seconds takes its start-up on any number of them."""
+    found = plan_json(source, "--model", tiny_student, "--gpu", "h100", "--num-gpus", 64)
+    assert found["most_useful_gpus"] == 1
+    (figure,) = (f for f in found["figures"] if f["name"] == "GPUs that help")
+    assert figure["value"] == "up to 1"
+
+
+def test_student_needs_no_weights(source, tiny_student, tmp_path):
+    folder = tmp_path / "student"
+    ignored = shutil.ignore_patterns("*.safetensors")
+    shutil.copytree(tiny_student, folder, ignore=ignored)
+    bare = plan_json(source, "--model", folder, "--gpu", "h100")
+    assert (
+        bare["num_tokens"]
+        == plan_json(source, "--model", tiny_student, "--gpu", "h100")["num_tokens"]
+    )
+    (folder / "config.json").unlink()
+    result = plan(source, "--model", folder, "--gpu", "h100")
+    assert result.exit_code == 2
+    assert "has no config.json" in result.stderr
+
+
+def test_hub_that_cannot_be_reached_is_asked_once(source, tmp_path):
+    """By a process of its own: huggingface_hub reads its environment when it is imported."""
+    command = [sys.executable, "-m", "rsr.jobs.cli", "plan", source, "--gpu", "h100"]
+    process = subprocess.run(
+        [*map(str, command), "--model", "nobody/nothing"],
+        env=os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hub")},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert process.returncode == 2
+    assert process.stderr.splitlines() == [
+        "rsr: no usable model 'nobody/nothing': We couldn't connect to 'http://127.0.0.1:9' to "
+        "load the files, and couldn't find them in the cached files."
+    ]
 
 
 def test_table_says_that_it_is_a_prediction(source, tiny_student):
