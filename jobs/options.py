@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Callable
-from dataclasses import MISSING, Field, fields
+from dataclasses import MISSING, Field, fields, replace
 from typing import Any, get_type_hints
 
 import click
@@ -108,6 +108,19 @@ def scorer_config(options: dict[str, Any], *, with_weights: bool = True) -> Scor
 
 def column_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds an option for each field of `TrajectoryColumns`, as keywords `messages_column` etc."""
+    command = click.option(
+        "--explode-column",
+        "explode_columns",
+        multiple=True,
+        metavar="NAME",
+        help="Column of lists beside --explode-responses, as long, that is exploded with it. "
+        "[may be given more than once]",
+    )(command)
+    command = click.option(
+        "--explode-responses",
+        metavar="COLUMN",
+        help="Column of a list of responses for each prompt: each becomes a row of its own.",
+    )(command)
     for kind, told in reversed(COLUMN_HELP.items()):
         command = click.option(f"--{kind.replace('_', '-')}-column", help=told)(command)
     return command
@@ -116,7 +129,8 @@ def column_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def trajectory_columns(options: dict[str, Any]) -> TrajectoryColumns:
     """From what `column_options` passed on, whatever else is among `options`.
 
-    Raises `UsageError` if columns of more than one form are named.
+    Raises `UsageError` if columns of more than one form are named, or lists that are exploded are
+    not those of the trajectories.
     """
     columns = TrajectoryColumns(**{kind: options[f"{kind}_column"] for kind in COLUMN_HELP})
     forms = [columns.messages, columns.prompt or columns.response, columns.text]
@@ -124,7 +138,27 @@ def trajectory_columns(options: dict[str, Any]) -> TrajectoryColumns:
         raise UsageError(
             "give --messages-column, or --prompt-column and --response-column, or --text-column"
         )
-    return columns
+    return _exploded(columns, options["explode_responses"], options["explode_columns"])
+
+
+def _exploded(
+    columns: TrajectoryColumns, responses: str | None, others: tuple[str, ...]
+) -> TrajectoryColumns:
+    if responses is None:
+        if others:
+            raise UsageError(
+                f"--explode-column {others[0]} goes with --explode-responses COLUMN, whose lists "
+                "say how many rows there are"
+            )
+        return columns
+    named = columns.messages or columns.response or columns.text
+    if named not in (None, responses):
+        raise UsageError(
+            f"--explode-responses {responses} is where the responses are, and {named!r} is named "
+            "for them too: leave that out"
+        )
+    exploded = tuple(dict.fromkeys((responses, *others)))
+    return replace(columns, response=columns.response if named else responses, exploded=exploded)
 
 
 def _field_of_rank_clip(

@@ -166,6 +166,12 @@ class Manifest:
     def num_rows(self) -> int:
         return sum(shard.num_rows for shard in self.shards)
 
+    @property
+    def exploded(self) -> list[str]:
+        """Columns of lists of the inputs that the run made rows of; see `TrajectoryColumns`."""
+        names = self.identity.columns.get("exploded")
+        return [str(name) for name in names] if isinstance(names, list) else []
+
     def differences(self, other: "Manifest") -> list[str]:
         """Why `other` is not a further start of this run, in words; nothing if it is one."""
         found = self.identity.differences(other.identity)

@@ -19,9 +19,8 @@ from rsr.jobs.run.manifest import STATE_FOLDER, InputShard, Manifest
 from rsr.jobs.run.receipts import Receipt
 from rsr.jobs.run.store import RunStore, stored_receipt
 from rsr.jobs.shards.inputs import PARQUET_SUFFIXES, find_inputs
-from rsr.jobs.shards.json_file import is_json
-from rsr.jobs.shards.json_input import is_made_of
 from rsr.jobs.shards.parquet import file_version, fingerprint
+from rsr.jobs.shards.staging import is_staged_from, needs_staging
 from rsr.jobs.storage import is_remote
 from rsr.jobs.terminal import shell_command
 
@@ -70,7 +69,7 @@ class ShardChecks(Protocol):
         """What is wrong with an output whose bytes are as its receipt says."""
 
     def wrong_beside_input(
-        self, folder: RunFolder, shard: InputShard, source: str
+        self, folder: RunFolder, manifest: Manifest, shard: InputShard, source: str
     ) -> Iterator[str]:
         """Where an output differs from what its input, the file `source`, makes of it.
 
@@ -105,7 +104,7 @@ def verify_output(
         receipt = stored_receipt(folder, shard.name)
         problems = list(_output_problems(folder, manifest, shard, receipt, checks))
         if deep and not problems:
-            problems += _input_problems(folder, shard, moved, checks)
+            problems += _input_problems(folder, manifest, shard, moved, checks)
         checked.problems += problems
         if receipt is not None:
             receipts[shard.name] = receipt
@@ -156,6 +155,7 @@ def _output_problems(
 
 def _input_problems(
     folder: RunFolder,
+    manifest: Manifest,
     shard: InputShard,
     moved: Mapping[str, str] | None,
     checks: ShardChecks,
@@ -168,11 +168,11 @@ def _input_problems(
         return
     try:
         # A copy elsewhere may differ in time: there, what is in it decides.
-        if moved is None and _is_another(source, folder, shard):
+        if moved is None and _is_another(source, folder, manifest, shard):
             what = f"its input {source} has changed since the run began"
             yield Problem(name, what, "overwrite")
             return
-        differences = list(checks.wrong_beside_input(folder, shard, source))
+        differences = list(checks.wrong_beside_input(folder, manifest, shard, source))
     except (UsageError, OSError, pa.ArrowException) as error:
         yield Problem(name, f"its input cannot be compared: {error}")
         return
@@ -181,10 +181,10 @@ def _input_problems(
         yield Problem(name, what, _repair_of_difference(shard) if moved is None else "none")
 
 
-def _is_another(source: str, folder: RunFolder, shard: InputShard) -> bool:
+def _is_another(source: str, folder: RunFolder, manifest: Manifest, shard: InputShard) -> bool:
     """Whether an input is seen to be another without comparing its rows."""
-    if is_json(source):
-        return not is_made_of(folder.storage.describe(shard.name), source)
+    if needs_staging(source, manifest.exploded):
+        return not is_staged_from(folder.storage.describe(shard.name), source)
     return fingerprint(source) != shard.fingerprint
 
 

@@ -8,8 +8,9 @@ the terminal is `progress.py`'s.
 """
 
 import importlib.metadata
+import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -41,8 +42,6 @@ from rsr.jobs.scoring.job import ScoringJob, import_engine, student_facts
 from rsr.jobs.shards import score_columns
 from rsr.jobs.shards.columns import TrajectoryColumns, choose_columns, warn_of_unused_columns
 from rsr.jobs.shards.inputs import find_inputs
-from rsr.jobs.shards.json_file import is_json
-from rsr.jobs.shards.json_input import stage_json
 from rsr.jobs.shards.parquet import (
     RowGroup,
     file_size_bytes,
@@ -59,6 +58,7 @@ from rsr.jobs.shards.shard import (
     unit_limits,
     was_written_again,
 )
+from rsr.jobs.shards.staging import needs_staging, stage
 from rsr.jobs.storage import is_remote
 from rsr.jobs.storage.concurrency import in_parallel
 
@@ -268,10 +268,10 @@ def _describe_input(
     output: HeldOutput,
     stop: StopRequest,
 ) -> tuple[list[Shard], TrajectoryColumns]:
-    """INPUT as shards, and the columns that hold its trajectories; stages JSON files."""
+    """INPUT as shards, and the columns that hold its trajectories; stages what needs it."""
 
     def look_at(named: tuple[str, str]) -> tuple[str, pa.Schema]:
-        return _as_parquet(*named, output)
+        return _as_parquet(*named, output, options.columns.exploded, rows_left)
 
     shards: list[Shard] = []
     columns = options.columns
@@ -302,18 +302,22 @@ def _describe_input(
     return shards, columns
 
 
-def _as_parquet(file: str, name: str, output: HeldOutput) -> tuple[str, pa.Schema]:
+def _as_parquet(
+    file: str, name: str, output: HeldOutput, exploded: Sequence[str], max_rows: int | None
+) -> tuple[str, pa.Schema]:
     """Where an input stands as Parquet, and its schema."""
     path = file
-    if is_json(file):
-        # A JSON file that was written again since is staged, and found, anew.
+    if needs_staging(file, exploded):
+        # A file that was written again since, or is exploded otherwise, is staged, and found, anew.
         version = f"{canonical(file)} {file_version(file)}"
+        if exploded:
+            version += f" {json.dumps(exploded)} {max_rows}"
         storage, staged = output.folder.storage, RunFolder.staged_name(name, version)
         path = storage.describe(staged)
         is_new = storage.find(staged) is None
         output.use_staged(staged, is_new=is_new)
         if is_new:
-            stage_json(file, path)
+            stage(file, path, exploded, max_rows=max_rows)
     return path, open_parquet(path).schema_arrow
 
 
@@ -322,7 +326,8 @@ def _identity(student: StudentFacts, columns: TrajectoryColumns) -> Identity:
     settings = asdict(student.config)
     for name in RUN_SETTINGS_THAT_CHANGE_NO_SCORE:
         del settings[name]
-    return Identity(settings, asdict(columns), student.fingerprint, _versions())
+    names = asdict(columns) | {"exploded": list(columns.exploded) or None}
+    return Identity(settings, names, student.fingerprint, _versions())
 
 
 def _versions() -> dict[str, str]:

@@ -16,10 +16,9 @@ from rsr.jobs.run.receipts import Receipt
 from rsr.jobs.run.verify import Problem
 from rsr.jobs.shards import score_columns
 from rsr.jobs.shards.compare import same_bits
-from rsr.jobs.shards.json_file import is_json
-from rsr.jobs.shards.json_input import stage_json
 from rsr.jobs.shards.parquet import open_parquet
 from rsr.jobs.shards.reader import ShardReader
+from rsr.jobs.shards.staging import needs_staging, stage
 from rsr.jobs.shards.writer import METADATA_KEY
 
 SCORED = [status.value for status in Status if status.is_scored]
@@ -60,12 +59,13 @@ class ScoringChecks:
             yield f"has rows of status {counts}; its receipt says {receipt.summary.rows_by_status}"
 
     def wrong_beside_input(
-        self, folder: RunFolder, shard: InputShard, source: str
+        self, folder: RunFolder, manifest: Manifest, shard: InputShard, source: str
     ) -> Iterator[str]:
+        exploded = manifest.exploded
         with tempfile.TemporaryDirectory(prefix="rsr-verify-") as temporary:
-            if is_json(source):
+            if needs_staging(source, exploded):
                 staged = str(Path(temporary) / "staged.parquet")
-                stage_json(source, staged)
+                stage(source, staged, exploded, max_rows=shard.num_rows)
                 source = staged
             written = folder.storage.describe(shard.name)
             what = _first_difference(source, written, shard.num_rows)

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +12,7 @@ from rsr.jobs.run.receipts import Receipt
 from rsr.jobs.run.verify import Problem
 from rsr.jobs.selection.subset import read_kept_rows
 from rsr.jobs.shards.compare import same_bits
+from rsr.jobs.shards.exploded import rows_at
 from rsr.jobs.shards.parquet import open_parquet
 from rsr.jobs.shards.reader import ShardReader
 
@@ -36,7 +36,7 @@ class SelectionChecks:
             yield f"has {there:,} rows; {num_kept:,} were taken"
 
     def wrong_beside_input(
-        self, folder: RunFolder, shard: InputShard, source: str
+        self, folder: RunFolder, manifest: Manifest, shard: InputShard, source: str
     ) -> Iterator[str]:
         mask = read_kept_rows(folder, shard)
         written = folder.storage.describe(shard.name)
@@ -57,7 +57,7 @@ class SelectionChecks:
             for name, expected, column in zip(
                 batch.schema.names, batch.columns, found.columns, strict=True
             ):
-                if not same_bits(_taken(expected, here), column.combine_chunks()):
+                if not same_bits(rows_at(expected, pa.array(here)), column.combine_chunks()):
                     last = first + len(here) - 1
                     yield f"column {name!r} differs in rows {first:,} to {last:,}"
                     return
@@ -78,11 +78,3 @@ class SelectionChecks:
 
 
 CHECKS = SelectionChecks()
-
-
-def _taken(array: "pa.Array[Any]", rows: np.ndarray) -> "pa.Array[Any]":
-    """These rows of an array, of any type: views cannot be filtered or taken from yet."""
-    try:
-        return array.take(pa.array(rows))
-    except pa.ArrowNotImplementedError:
-        return pa.concat_arrays([array.slice(row, 1) for row in rows.tolist()])

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -21,6 +21,8 @@ class TrajectoryColumns:
 
     messages, or prompt and response, or text: the form, as `Trajectory` has it. system, reasoning,
     tools, chat_template_kwargs: what may stand beside messages, or beside prompt and response.
+    exploded: columns of lists that become a row for each entry, as `Exploder` has them; the first
+    holds the trajectories.
     """
 
     messages: str | None = None
@@ -31,11 +33,12 @@ class TrajectoryColumns:
     reasoning: str | None = None
     tools: str | None = None
     chat_template_kwargs: str | None = None
+    exploded: tuple[str, ...] = ()
 
     @property
     def by_kind(self) -> dict[str, str]:
         """The names that there are, by the field of `Trajectory` that each column fills."""
-        return {kind: name for kind, name in asdict(self).items() if name}
+        return {kind: name for kind in EXPECTED if (name := getattr(self, kind))}
 
     @property
     def names(self) -> list[str]:
@@ -73,7 +76,9 @@ def choose_columns(schema: pa.Schema, wanted: TrajectoryColumns, path: str) -> T
         expected, is_one = EXPECTED[kind]
         if not is_one(schema.field(name).type):
             found = schema.field(name).type
-            raise UsageError(f"column {name!r} of {path} is {found}; expected {expected}")
+            lists = _item_type(found) is not None and kind in ("response", "text")
+            remedy = f"; --explode-responses {name} makes a row of each entry" if lists else ""
+            raise UsageError(f"column {name!r} of {path} is {found}; expected {expected}{remedy}")
     return chosen
 
 

@@ -7,7 +7,7 @@ Knows nothing of trajectories.
 import json
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rsr.jobs.errors import UsageError
+from rsr.jobs.shards.exploded import Exploder
 from rsr.jobs.shards.json_file import JSON_TEXT_KEY, JsonFile, Row, Tally
 from rsr.jobs.shards.parquet import open_parquet
 from rsr.jobs.storage import locate
@@ -40,8 +41,10 @@ class _NotOfTypeError(Exception):
     """A column's values do not fit the type that their chunks seemed to have in common."""
 
 
-def stage_json(source: str | Path, target: str | Path) -> None:
+def stage_json(source: str | Path, target: str | Path, exploded: Sequence[str] = ()) -> None:
     """Rewrite a `.json` (one list) or JSON-lines file as Parquet, one row for each entry.
+
+    exploded: columns of lists that become a row for each of their entries, see `Exploder`.
 
     Keys become columns. A column whose values have no common Arrow type holds their JSON text.
     A line that is not a JSON object becomes a row of nulls, so that every line has its row.
@@ -49,7 +52,7 @@ def stage_json(source: str | Path, target: str | Path) -> None:
     is written to meanwhile.
     """
     with _one_at_a_time:
-        _stage(JsonFile(str(source)), target)
+        _stage(JsonFile(str(source)), target, exploded)
 
 
 def is_made_of(path: str, source: str) -> bool:
@@ -64,7 +67,7 @@ def is_made_of(path: str, source: str) -> bool:
         return metadata.get(SOURCE_KEY.encode()) == hash_file(opened).encode()
 
 
-def _stage(file: JsonFile, target: str | Path) -> None:
+def _stage(file: JsonFile, target: str | Path, exploded: Sequence[str]) -> None:
     types: dict[str, ColumnType] = {}
     tally = Tally()
     for chunk in _chunks(file, tally):
@@ -76,27 +79,35 @@ def _stage(file: JsonFile, target: str | Path) -> None:
     while True:
         try:
             with storage.writing(target_name) as temporary:
-                _write(file, temporary, types, tally.content_blake2b)
+                _write(file, temporary, types, tally.content_blake2b, exploded)
             return
         except _NotOfTypeError as error:
             types[str(error)] = None
 
 
 def _write(
-    file: JsonFile, target: Path, types: dict[str, ColumnType], content_blake2b: str
+    file: JsonFile,
+    target: Path,
+    types: dict[str, ColumnType],
+    content_blake2b: str,
+    exploded: Sequence[str],
 ) -> None:
     # A table needs a column to have rows.
     names = {_column_name(key): key for key in types} or {"text": "text"}
     fields = [_field(name, types.get(key, pa.string())) for name, key in names.items()]
     schema = pa.schema(fields, metadata={SOURCE_KEY: content_blake2b})
     tally = Tally()
-    with pq.ParquetWriter(target, schema, compression="zstd") as writer:
+    exploder = Exploder(exploded, schema, file.path) if exploded else None
+    written = exploder.schema if exploder else schema
+    with pq.ParquetWriter(target, written, compression="zstd") as writer:
         for chunk in _chunks(file, tally):
             arrays = [
                 _column([row.get(key) for row in chunk], types.get(key), key)
                 for key in names.values()
             ]
-            writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
+            rows = pa.RecordBatch.from_arrays(arrays, schema=schema)
+            parts = exploder.rows(rows) if exploder else iter([rows])
+            writer.write_table(pa.Table.from_batches(parts, written))
     if tally.content_blake2b != content_blake2b:
         raise UsageError(f"{file.path} was written while it was read; start again when it is whole")
 
