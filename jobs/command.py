@@ -112,6 +112,8 @@ def guarded(
             return run(stop)
     except UsageError as error:
         terminal.complain(str(error))
+        for line in error.more:
+            terminal.complain(f"  {line}")
         sys.exit(EXIT_USAGE)
     except ShardsFailed as error:
         for line in str(error).splitlines():

@@ -1,6 +1,6 @@
 """What a run can say to its user besides a result."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from rsr.engine.errors import first_line
@@ -18,7 +18,14 @@ def refusing_values() -> Iterator[None]:
 
 
 class UsageError(Exception):
-    """What was asked cannot be done as asked: one line, exit code 2, nothing written."""
+    """What was asked cannot be done as asked: one line, exit code 2, nothing written.
+
+    more: lines that show it after that one, if it takes a table.
+    """
+
+    def __init__(self, told: str, more: Iterable[str] = ()) -> None:
+        super().__init__(told)
+        self.more = tuple(more)
 
 
 class Interrupted(Exception):

@@ -68,6 +68,12 @@ class Progress:
         self._started = self._last_line = 0.0
         self._workers: dict[int, _WorkerRate] = {}
         self._num_troubles = 0
+        self._reasons_told: set[str] = set()
+
+    def looked_at(self, told: str) -> None:
+        """Tell what was seen before the model is loaded; nothing if `told` is empty."""
+        if told:
+            self._print(told)
 
     def loading(self, model: str, num_workers: int) -> None:
         workers = "worker" if num_workers == 1 else "workers"
@@ -82,7 +88,8 @@ class Progress:
     def scoring(self, num_rows: int, kept: Tally) -> Iterator[None]:
         """While rows are scored. kept: what an earlier start already finished of them."""
         self._num_rows = num_rows
-        self._finished = Summary(num_rows=kept.num_rows, num_tokens=kept.num_tokens)
+        self._finished = Summary()
+        self._count(kept)
         self._num_rows_before, self._num_tokens_before = kept.num_rows, kept.num_tokens
         self._started = self._last_line = time.monotonic()
         if not self._console.is_terminal:
@@ -114,8 +121,7 @@ class Progress:
                     f"{format_seconds(event.seconds_left)}, then the run ends"
                 )
             case UnitFinished():
-                self._finished.num_rows += event.summary.num_rows
-                self._finished.num_tokens += event.summary.num_tokens
+                self._count(event.summary)
                 if event.worker in self._workers:
                     self._workers[event.worker].observe(event, time.monotonic())
             case UnitFailed() if event.next is not Next.AGAIN:
@@ -154,6 +160,18 @@ class Progress:
             lines.append(styled((f"  and {self._describe_workers()} in all", "dim")))
         return Group(self._bar, *lines)
 
+    def _count(self, done: Tally) -> None:
+        """Add to what is finished; a reason for which rows have no score is told once."""
+        self._finished.num_rows += done.num_rows
+        self._finished.num_tokens += done.num_tokens
+        for status, count in done.rows_by_status.items():
+            before = self._finished.rows_by_status.get(status, 0)
+            self._finished.rows_by_status[status] = before + count
+        for name, reason in done.reasons.items() if isinstance(done, Summary) else ():
+            if name not in self._reasons_told:
+                self._reasons_told.add(name)
+                self._print_trouble(f"without a score: {reason.told(name, with_count=False)}")
+
     def _print(self, line: str) -> None:
         self._console.say(line)
 
@@ -176,14 +194,20 @@ class Progress:
         tokens_per_s = (done.num_tokens - self._num_tokens_before) / seconds
         rows_per_s = (done.num_rows - self._num_rows_before) / seconds
         estimate = self._num_tokens_estimate()
+        rows = f"{done.num_rows:,} of {self._num_rows:,} rows{self._describe_refused()}"
         if estimate is None or not rows_per_s:
-            return f"{done.num_rows:,} of {self._num_rows:,} rows"
+            return rows
         left_s = (self._num_rows - done.num_rows) / rows_per_s
         return (
-            f"{done.num_rows:,} of {self._num_rows:,} rows · {done.num_tokens:,} of "
-            f"~{estimate:,.0f} tokens · {rows_per_s:,.1f} rows/s · {tokens_per_s:,.0f} tokens/s · "
-            f"{format_seconds(left_s)} left"
+            f"{rows} · {done.num_tokens:,} of ~{estimate:,.0f} tokens · {rows_per_s:,.1f} rows/s · "
+            f"{tokens_per_s:,.0f} tokens/s · {format_seconds(left_s)} left"
         )
+
+    def _describe_refused(self) -> str:
+        """` (3 without a score: 2 bad_messages, 1 too_long)`, or ""."""
+        counts = self._finished.rows_without_score
+        by_status = ", ".join(f"{count:,} {status}" for status, count in counts.items())
+        return f" ({sum(counts.values()):,} without a score: {by_status})" if counts else ""
 
     def _describe_workers(self) -> str:
         """`3 workers: 410 to 512 tokens/s`."""

@@ -62,6 +62,14 @@ from rsr.jobs.terminal import Console, Table, complain, fact_table, format_secon
     help="Seconds without a ready or loading worker after which the run ends; a busy cluster or a "
     "disk that comes back may need them. [default: 1800]",
 )
+@click.option(
+    "--max-refused",
+    type=click.FloatRange(min=0, max=1),
+    default=0.5,
+    show_default=True,
+    help="Share of the first 200 rows that may be without a score; the run ends before the model "
+    "is loaded if there are more, saying why. 1 never ends it.",
+)
 @click.option("--overwrite", is_flag=True, help="Discard the earlier run in OUTPUT.")
 @click.option(
     "--same-input",
@@ -79,6 +87,7 @@ def score(
     address: str | None,
     unit_timeout_s: float | None,
     start_timeout_s: float | None,
+    max_refused: float,
     overwrite: bool,
     same_input: bool,
     overwrite_columns: bool,
@@ -107,6 +116,7 @@ def score(
             address=address,
             unit_timeout_s=unit_timeout_s,
             start_timeout_s=start_timeout_s,
+            max_refused=max_refused,
             overwrite=overwrite,
             same_input=same_input,
             overwrite_columns=overwrite_columns,

@@ -20,6 +20,7 @@ from rsr.jobs.run.events import Cause
 from rsr.jobs.run.folder import RunFolder
 from rsr.jobs.run.store import RunStore
 from rsr.jobs.scoring.commit import commit_scored_shard
+from rsr.jobs.scoring.first_rows import FirstRows, look_at_rows
 from rsr.jobs.shards import score_columns
 from rsr.jobs.shards.columns import TrajectoryColumns
 from rsr.jobs.shards.reader import TrajectoryReader
@@ -158,12 +159,18 @@ class ScoringWork:
         return commit_scored_shard(self._job.store, shard)
 
 
-def student_facts(config: ScorerConfig) -> StudentFacts:
-    """What `config` makes of the model; raises ValueError for one that cannot be used."""
+def look_at_student(
+    config: ScorerConfig, units: Sequence[Unit], columns: TrajectoryColumns
+) -> tuple[StudentFacts, FirstRows]:
+    """What `config` makes of the model, and the model's tokenizer of the first rows of `units`.
+
+    Raises ValueError for a model that cannot be used.
+    """
     with _quick_imports():
         from rsr.engine.student import open_student
 
-        return open_student(config).facts
+        student = open_student(config)
+    return student.facts, look_at_rows(student.encoder(), units, columns)
 
 
 def import_engine() -> None:

@@ -10,7 +10,7 @@ the terminal is `progress.py`'s.
 import importlib.metadata
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -38,7 +38,8 @@ from rsr.jobs.run.preflight import (
 from rsr.jobs.run.progress import Progress
 from rsr.jobs.run.receipts import Receipt
 from rsr.jobs.run.store import RunStore
-from rsr.jobs.scoring.job import ScoringJob, import_engine, student_facts
+from rsr.jobs.scoring.first_rows import FirstRows, first_units
+from rsr.jobs.scoring.job import ScoringJob, import_engine, look_at_student
 from rsr.jobs.shards import score_columns
 from rsr.jobs.shards.columns import TrajectoryColumns, choose_columns, warn_of_unused_columns
 from rsr.jobs.shards.inputs import find_inputs
@@ -88,7 +89,8 @@ class ScoreOptions:
     machine without. address: of a Ray cluster; None is RAY_ADDRESS, or this machine alone.
     unit_timeout_s: in the engine, before a unit's worker is taken to hang; None is learned from
     finished units. start_timeout_s: how long starts are tried while no worker is ready; None is
-    half an hour. overwrite: discard an earlier run in OUTPUT. same_input: INPUT's files are copies
+    half an hour. max_refused: share of the first rows that may be without a score, or the run does
+    not begin. overwrite: discard an earlier run in OUTPUT. same_input: INPUT's files are copies
     of those that the earlier run read. overwrite_columns: replace score columns that INPUT already
     has. command: what was typed, for whoever must repeat it.
     """
@@ -102,6 +104,7 @@ class ScoreOptions:
     address: str | None = None
     unit_timeout_s: float | None = None
     start_timeout_s: float | None = None
+    max_refused: float = 0.5
     overwrite: bool = False
     same_input: bool = False
     overwrite_columns: bool = False
@@ -169,7 +172,7 @@ def run_score(options: ScoreOptions, progress: Progress, stop: StopRequest) -> S
                 tensor_parallel_size=options.scorer.tensor_parallel_size,
                 verbose=options.verbose,
             )
-            plan = _prepare(options, inputs, output, venue, stop)
+            plan = _prepare(options, inputs, output, venue, progress, stop)
         return _execute(options, plan, venue, progress, stop)
 
 
@@ -178,17 +181,27 @@ def _prepare(
     inputs: list[tuple[str, str]],
     output: HeldOutput,
     venue: Venue,
+    progress: Progress,
     stop: StopRequest,
 ) -> Plan:
     shards, columns = _describe_input(options, inputs, output, stop)
     if output.is_new:
         _require_disk_space(options, shards)
-    student = _look_at_student(options.scorer, venue, with_cluster=output.is_new)
+    question = partial(
+        look_at_student,
+        options.scorer,
+        # Of a run that goes on they were looked at when it began.
+        first_units(shards) if output.is_new else [],
+        columns,
+    )
+    student, first_rows = _ask(question, venue, with_cluster=output.is_new)
     if columns.messages and not student.has_chat_template:
         raise UsageError(
             f"{options.scorer.model} has no chat template, and INPUT holds messages: give one "
             "with --chat-template FILE, or give prompt and response columns"
         )
+    first_rows.require_scored(options.max_refused)
+    progress.looked_at(first_rows.told())
     sources = {name: canonical(file) for file, name in inputs}
     wanted = Manifest(
         writer="score",
@@ -388,11 +401,12 @@ def _execute(
     return result
 
 
-def _look_at_student(config: ScorerConfig, venue: Venue, *, with_cluster: bool) -> StudentFacts:
+def _ask(
+    question: Callable[[], tuple[StudentFacts, FirstRows]], venue: Venue, *, with_cluster: bool
+) -> tuple[StudentFacts, FirstRows]:
     """What the student is. with_cluster: there is work for a worker, so let it have a look."""
-    question = partial(student_facts, config)
-    if with_cluster and (facts := venue.ask(question, then=import_engine)) is not None:
-        return facts
+    if with_cluster and (answer := venue.ask(question, then=import_engine)) is not None:
+        return answer
     with refusing_values():
         return question()
 

@@ -13,10 +13,12 @@ import polars as pl
 import pyarrow as pa
 
 from rsr.engine.metrics import STORED_RANK_CLIPS, DatasetRsr, TrajectoryScore
+from rsr.engine.trajectory import EncodedTrajectory, Status
 
 PREFIX = "rsr"
 """Every added column is `rsr` or begins with `rsr_`."""
 
+SCORED = frozenset(status.value for status in Status if status.is_scored)
 MAX_REASONS = 20
 OTHER_REASONS = "other reasons"
 NUMBER = re.compile(r"\d[\d,.]*")
@@ -123,9 +125,10 @@ class Reason:
     example: str
     hint: str = ""
 
-    def told(self, name: str) -> str:
+    def told(self, name: str, *, with_count: bool = True) -> str:
         """One line of it. name: as in `Summary.reasons`."""
-        line = f"{self.num_rows:,} {name} (as {self.example})"
+        line = f"{self.num_rows:,} {name}" if with_count else name
+        line += f" (as {self.example})"
         return f"{line}: {self.hint}" if self.hint else line
 
 
@@ -160,6 +163,12 @@ class Summary:
             dataset=dataset_of(scored.select(dataset_sums()).row(0, named=True)),
         )
 
+    @property
+    def rows_without_score(self) -> dict[str, int]:
+        """Those of `rows_by_status` that are not scored."""
+        counts = self.rows_by_status.items()
+        return {status: count for status, count in counts if status not in SCORED}
+
     def merge(self, other: "Summary") -> None:
         self.num_rows += other.num_rows
         self.num_tokens += other.num_tokens
@@ -169,8 +178,10 @@ class Summary:
         for name, reason in other.reasons.items():
             self._count(name, reason)
 
-    def count_reasons(self, scores: Sequence[TrajectoryScore], shard: str, first_row: int) -> None:
-        """Count why rows have no score. scores: of consecutive rows of a shard."""
+    def count_reasons(
+        self, scores: Sequence[TrajectoryScore | EncodedTrajectory], shard: str, first_row: int
+    ) -> None:
+        """Count why rows have no score, or would have none. scores: of consecutive rows."""
         for row, score in enumerate(scores, first_row):
             if not score.status.is_scored:
                 reason = score.reason or NUMBER.sub("N", score.detail)

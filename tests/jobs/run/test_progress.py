@@ -1,6 +1,7 @@
 """What a run shows while it goes."""
 
 import io
+from dataclasses import replace
 
 from rsr.jobs.run import progress as progress_module
 from rsr.jobs.run.events import (
@@ -14,7 +15,7 @@ from rsr.jobs.run.events import (
     WorkerStarted,
 )
 from rsr.jobs.run.progress import MAX_TROUBLES_SHOWN, Progress
-from rsr.jobs.shards.score_columns import Summary
+from rsr.jobs.shards.score_columns import Reason, Summary
 from rsr.jobs.terminal import Console
 
 
@@ -85,3 +86,23 @@ def test_endless_trouble_does_not_fill_the_terminal():
     text = shown(is_terminal=False, events=[lost(n) for n in range(1000)])
     assert text.count("lost (crash)") == MAX_TROUBLES_SHOWN
     assert "events.jsonl" in text
+
+
+def test_rows_without_a_score_are_counted_and_each_reason_is_told_once(monkeypatch):
+    monkeypatch.setattr(progress_module, "PLAIN_LINE_SECONDS", 0.0)
+    reason = "bad_messages: the template drops reasoning"
+
+    def unit(row: int) -> UnitFinished:
+        summary = Summary(
+            num_rows=10,
+            num_tokens=500,
+            rows_by_status={"ok": 6, "truncated": 1, "bad_messages": 2, "too_long": 1},
+            reasons={reason: Reason(2, f"a.parquet row {row}", "try --render verbatim")},
+        )
+        return replace(finished(0, 500), summary=summary)
+
+    text = shown(is_terminal=False, events=[started(0), unit(3), unit(13)])
+    told = f"without a score: {reason} (as a.parquet row 3): try --render verbatim"
+    assert [line for line in text.splitlines() if line.startswith("without")] == [told]
+    last = text.strip().splitlines()[-1]
+    assert "20 of 100 rows (6 without a score: 4 bad_messages, 2 too_long) · 1,000 of" in last

@@ -97,7 +97,8 @@ def folder_run(tmp_path_factory, tiny_student):
     content = bytearray(damaged.read_bytes())
     content[4:400] = b"\xff" * 396
     damaged.write_bytes(content)
-    result = run(source, root / "out", tiny_student, "--token-columns", "--workers", "2")
+    options = ("--token-columns", "--workers", "2", "--max-refused", "1")
+    result = run(source, root / "out", tiny_student, *options)
     return root, rows, *result
 
 
