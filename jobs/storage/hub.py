@@ -133,7 +133,7 @@ class HubStorage:
 
         try:
             return request()
-        except errors.HTTPError as error:
+        except errors.HTTPError as error:  # type: ignore[attr-defined]
             raise StorageError(f"{self.describe(name)}: {first_line(error)}") from error
 
 
@@ -172,7 +172,7 @@ def pin_revision(url: str) -> str:
         ) from error
     except RevisionNotFoundError as error:
         raise UsageError(f"{place} has no revision {revision!r}") from error
-    except (HfHubHTTPError, errors.HTTPError, ConnectionError) as error:
+    except (HfHubHTTPError, errors.HTTPError, ConnectionError) as error:  # type: ignore[attr-defined]
         raise UsageError(f"{place} cannot be reached: {first_line(error)}") from error
     assert commit is not None, "the hub tells a dataset's commit"
     return f"hf://datasets/{repository}@{quote(commit, safe='')}{match['path'] or ''}"
