@@ -5,6 +5,7 @@ What all of them share is in `command.py`.
 
 import sys
 from collections.abc import Callable
+from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
 
@@ -12,20 +13,34 @@ import click
 
 from rsr.jobs.command import run_program
 
-COMMANDS = {
-    "score": "rsr.jobs.scoring.cli:score",
-    "status": "rsr.jobs.run.cli:status",
-    "verify": "rsr.jobs.run.cli:verify",
-    "plan": "rsr.jobs.planning.cli:plan",
-    "filter": "rsr.jobs.selection.cli:filter_",
-    "select": "rsr.jobs.selection.cli:select",
-    "teachers": "rsr.jobs.evidence.cli:teachers",
-    "correlate": "rsr.jobs.evidence.cli:correlate_command",
-    "report": "rsr.jobs.evidence.cli:report",
-    "simulate": "rsr.jobs.evidence.cli:simulate_command",
-    "bench": "rsr.benchmarks.cli:bench",
-    "demo": "rsr.jobs.demo.cli:demo",
+COMMANDS_BY_QUESTION = {
+    "Score trajectories": {
+        "score": "rsr.jobs.scoring.cli:score",
+        "plan": "rsr.jobs.planning.cli:plan",
+    },
+    "Look after a run": {
+        "status": "rsr.jobs.run.cli:status",
+        "verify": "rsr.jobs.run.cli:verify",
+    },
+    "Choose by the scores": {
+        "filter": "rsr.jobs.selection.cli:filter_",
+        "select": "rsr.jobs.selection.cli:select",
+    },
+    "Ask what the scores say": {
+        "teachers": "rsr.jobs.evidence.cli:teachers",
+        "report": "rsr.jobs.evidence.cli:report",
+        "correlate": "rsr.jobs.evidence.cli:correlate_command",
+        "simulate": "rsr.jobs.evidence.cli:simulate_command",
+    },
+    "Try and measure": {
+        "demo": "rsr.jobs.demo.cli:demo",
+        "doctor": "rsr.jobs.doctor.cli:doctor",
+        "bench": "rsr.benchmarks.cli:bench",
+    },
 }
+"""Where each command is, by the question that it answers, in the order of the help text."""
+
+COMMANDS = {name: place for group in COMMANDS_BY_QUESTION.values() for name, place in group.items()}
 
 
 class _Commands(click.Group):
@@ -40,6 +55,26 @@ class _Commands(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the commands under the question that each answers."""
+        for question, names in COMMANDS_BY_QUESTION.items():
+            commands = [(name, self.get_command(ctx, name)) for name in names]
+            rows = [(name, c.get_short_help_str(limit=100)) for name, c in commands if c]
+            with formatter.section(question):
+                formatter.write_dl(rows)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does; an unknown command is told with the ones that it is like."""
+        if (
+            args
+            and args[0] not in COMMANDS
+            and (like := get_close_matches(args[0], COMMANDS, cutoff=0.7))
+        ):
+            ctx.fail(f"No such command {args[0]!r}. Did you mean {' or '.join(like)}?")
+        return super().resolve_command(ctx, args)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:

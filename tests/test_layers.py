@@ -24,7 +24,7 @@ FLOORS = (
     ("run",),
     ("cluster", "selection"),
     ("scoring", "evidence"),
-    ("planning", "demo"),
+    ("planning", "demo", "doctor"),
 )
 """Of `jobs/`, from the ground: a module imports from its own floor's room or from floors below."""
 

@@ -1,6 +1,7 @@
 """What a user can get wrong: one line, exit code 2, before a model loads, nothing left behind."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -268,6 +269,19 @@ def test_run_of_another_process_is_left_alone(tmp_path, data, tiny_student):
         staged.write_text("")
         assert score(data, out, "--model", tiny_student).exit_code == 2
         assert staged.exists()
+
+
+def test_help_has_every_command_under_one_question():
+    text = CliRunner().invoke(main, ["--help"]).output
+    named = [line.split()[0] for line in text.splitlines() if re.match(r"  [a-z]+  ", line)]
+    assert sorted(named) == sorted(COMMANDS)
+
+
+@pytest.mark.parametrize(("typed", "meant"), [("scor", "score"), ("verfy", "verify")])
+def test_command_that_is_mistyped_names_the_one_that_is_meant(typed, meant):
+    result = CliRunner().invoke(main, [typed])
+    assert result.exit_code == 2
+    assert f"No such command '{typed}'. Did you mean {meant}?" in result.stderr
 
 
 def test_help_says_unit_default_and_reason():
