@@ -1,0 +1,45 @@
+"""Files about the project say what is so: workflows, the citation, and versions in one accord."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+MAKE_TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / ".github/workflows").glob("*.yml")), ids=str)
+def test_workflow_runs_what_there_is(path):
+    workflow = yaml.safe_load(path.read_text())
+    steps = [step for job in workflow["jobs"].values() for step in job["steps"]]
+    commands = [step["run"].split() for step in steps if "run" in step]
+    assert commands
+    for program, *arguments in commands:
+        if program == "make":
+            assert arguments[0] in MAKE_TARGETS
+        elif "/" in program:
+            assert (ROOT / program).is_file()
+
+
+def test_workflows_try_every_python_that_is_promised():
+    fast = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]["fast"]
+    lowest = re.search(r"[\d.]+", PROJECT["requires-python"])[0]
+    assert lowest in fast["strategy"]["matrix"]["python"]
+
+
+def test_citation_is_of_this_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == PROJECT["version"]
+    assert citation["license"] == PROJECT["license"]
+    assert all("authors" in reference for reference in citation["references"])
+
+
+def test_make_targets_that_are_named_exist():
+    told = "".join((ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md"))
+    named = set(re.findall(r"(?:\$ |`)make\s+([a-z-]+)", told))
+    assert named
+    assert named <= MAKE_TARGETS
