@@ -172,7 +172,9 @@ class Night:
     def _start(self, arguments: list[str]) -> subprocess.Popen[bytes]:
         command = [*RSR, self.command, *arguments]
         with self.log.open("ab") as log:
-            return subprocess.Popen(command, stdout=log, stderr=log, env=self.environment())
+            return subprocess.Popen(
+                command, stdout=log, stderr=log, env=self.environment(), preexec_fn=heed_hangups
+            )
 
     def is_driver_running(self) -> bool:
         return self.driver is not None and self.driver.poll() is None
@@ -566,6 +568,11 @@ class Night:
             assert self.driver is not None
             self.driver.kill()
             self.driver.wait()
+
+
+def heed_hangups() -> None:
+    """Undo what `nohup` does to its children, should the soak itself run under it."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def lock_holder(output: Path) -> int | None:
