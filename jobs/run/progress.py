@@ -75,6 +75,13 @@ class Progress:
         if told:
             self._print(told)
 
+    def going_on(self, num_done: int, num_rows: int) -> None:
+        """Tell what an earlier start has finished, if it has finished anything."""
+        if num_done == num_rows:
+            self._print(f"complete: all {num_rows:,} rows were done, nothing to do")
+        elif num_done:
+            self._print(f"going on: {num_done:,} of {num_rows:,} rows were done")
+
     def loading(self, model: str, num_workers: int) -> None:
         workers = "worker" if num_workers == 1 else "workers"
         self._print(f"loading {model} on {num_workers} {workers} …")

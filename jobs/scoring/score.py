@@ -220,10 +220,10 @@ def _prepare(
             cluster.num_workers,
             "gpu" if cluster.has_gpus else "cpu",
         )
-        wanted = replace(wanted, unit_rows=limits.max_rows, unit_bytes=limits.max_bytes)
         stop.check()
-    if output.is_new:
-        manifest = output.begin(wanted)
+        manifest = output.begin(
+            replace(wanted, unit_rows=limits.max_rows, unit_bytes=limits.max_bytes)
+        )
     else:
         manifest = output.go_on(wanted, is_same_input=options.same_input)
     # As every machine can open it, whatever its working directory.
@@ -370,6 +370,8 @@ def _execute(
     total = Summary()
     total.merge(plan.done)
     result = ScoreResult(options.output, plan.store.folder.log_path, total)
+    num_unfinished = sum(shard.num_rows for shard in plan.unfinished.values())
+    progress.going_on(plan.done.num_rows + plan.kept.num_rows, plan.done.num_rows + num_unfinished)
     if plan.unfinished:
         from rsr.jobs.cluster.run import run_on_cluster
 
@@ -382,7 +384,7 @@ def _execute(
             ),
             WorkQueue(plan.unfinished, plan.todo),
             venue.cluster(),
-            num_rows=sum(shard.num_rows for shard in plan.unfinished.values()),
+            num_rows=num_unfinished,
             kept=plan.kept,
             progress=progress,
             stop=stop,

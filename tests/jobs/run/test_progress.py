@@ -45,6 +45,17 @@ def shown(*, is_terminal: bool, events: list) -> str:
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
+def test_says_what_an_earlier_start_has_done():
+    def told(num_done: int) -> str:
+        console = Console(file=io.StringIO())
+        Progress(console).going_on(num_done, 1500)
+        return console.file.getvalue()  # type: ignore[attr-defined]
+
+    assert told(0) == ""
+    assert told(60) == "going on: 60 of 1,500 rows were done\n"
+    assert told(1500) == "complete: all 1,500 rows were done, nothing to do\n"
+
+
 def test_terminal_shows_the_rate_of_every_worker():
     text = shown(
         is_terminal=True, events=[started(0), started(1), finished(0, 500), finished(1, 900)]

@@ -1,6 +1,7 @@
 """The whole way: the `rsr` command, Ray, real vLLM, Parquet to Parquet."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -247,10 +248,10 @@ def disturbed_run(tmp_path_factory, tiny_student):
         for p in root.glob("killed/.rsr/units/*/*.scores")
         if p.name in kept
     }
-    exit_code, summary, _ = run(source, root / "killed", tiny_student)
+    exit_code, summary, told = run(source, root / "killed", tiny_student)
     assert exit_code == 0
     assert quiet.wait(timeout=300) == 0
-    return root, source, kept, still_kept, terminated_with, summary
+    return root, source, kept, still_kept, terminated_with, summary, told
 
 
 def test_killed_run_resumes_to_the_same_values(disturbed_run):
@@ -263,10 +264,11 @@ def test_killed_run_resumes_to_the_same_values(disturbed_run):
 
 
 def test_finished_units_are_not_scored_again(disturbed_run):
-    _, _, kept, still_kept, _, summary = disturbed_run
+    _, _, kept, still_kept, _, summary, told = disturbed_run
     assert len(kept) >= 3
     assert still_kept == kept
     assert summary["num_tokens_now"] < summary["num_tokens"]
+    assert re.search(r"going on: [\d,]+ of [\d,]+ rows were done", told)
 
 
 def test_terminated_run_says_start_me_again(disturbed_run):
@@ -287,9 +289,10 @@ def test_run_that_is_stopped_before_it_begins_leaves_nothing(tmp_path, tiny_stud
 
 
 def test_finished_run_has_nothing_left_to_do(disturbed_run, tiny_student):
-    root, source, *_, summary = disturbed_run
-    exit_code, again, _ = run(source, root / "killed", tiny_student)
+    root, source, *_, summary, _ = disturbed_run
+    exit_code, again, told = run(source, root / "killed", tiny_student)
     assert exit_code == 0
+    assert "rows were done, nothing to do" in told
     assert again["num_tokens_now"] == 0
     assert again["num_tokens"] == summary["num_tokens"]
     assert again["dataset_rsr"] == pytest.approx(summary["dataset_rsr"])

@@ -7,11 +7,13 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
+from s3_server import FAULTS
 
 from rsr.jobs.cli import main
 from rsr.jobs.storage import open_storage
@@ -122,6 +124,63 @@ def test_killed_copy_goes_on(tmp_path, s3, s3_url, corpora):
     kept = {file.name: file.version for file in output.list() if file.name in receipts}
     assert sum(finished.get(name) == version for name, version in kept.items()) >= 1
     run("verify", f"{s3_url}/out", "--deep")
+
+
+NUM_SMALL, SMALL_ROWS = 2_000, 20
+LARGE_GROUPS, GROUP_ROWS, PAD_BYTES = 16, 1_024, 64 << 10
+FAULT_SHARE_AT_SCALE = 0.01
+
+
+@pytest.fixture
+def large_corpora(tmp_path, write_scored, s3_url):
+    """2,000 small shards and one of 1 GiB, on a disk and on the store."""
+    local, remote = tmp_path / "scored", open_storage(f"{s3_url}/scored")
+    dice = np.random.default_rng(0)
+    shards = [(f"{i % 20:02d}/s{i:04d}", SMALL_ROWS, 64) for i in range(NUM_SMALL)]
+    shards.append(("large", LARGE_GROUPS * GROUP_ROWS, PAD_BYTES))
+    for number, (name, num_rows, pad_bytes) in enumerate(shards):
+        pads = pa.array([dice.bytes(pad_bytes) for _ in range(num_rows)], pa.binary())
+        columns = {
+            "id": [f"{name}-{row}" for row in range(num_rows)],
+            "problem": dice.integers(0, 5_000, num_rows),
+            "teacher": [f"teacher {(number + row) % 3}" for row in range(num_rows)],
+            "pad": pads,
+        }
+        scores = dice.uniform(1, 9, num_rows).tolist()
+        options = {"row_group_size": GROUP_ROWS, "compression": "none"}
+        path = write_scored(local / f"{name}.parquet", scores, columns=columns, **options)
+        remote.write(f"{name}.parquet", path.read_bytes())
+    assert path.stat().st_size > 1 << 30
+    return local, f"{s3_url}/scored"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("command", COMMANDS)
+def test_thousands_of_objects_and_a_large_one(tmp_path, s3, s3_url, large_corpora, command):
+    local, remote = large_corpora
+    options = COMMANDS[command]
+    run(command, local, tmp_path / "out", *options)
+    words = [sys.executable, "-m", "rsr.jobs.cli", command, remote, f"{s3_url}/out", *options]
+    output = open_storage(f"{s3_url}/out")
+    with s3.faults(FAULT_SHARE_AT_SCALE) as injected:
+        killed = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while killed.poll() is None and len(output.list(".rsr/receipts")) < NUM_SMALL // 4:
+            time.sleep(0.5)
+        killed.send_signal(signal.SIGKILL)
+        assert killed.wait() == -signal.SIGKILL, "it was done before it could be killed"
+        finished = {f.name: f.version for f in output.list(".rsr/receipts")}
+        output.remove(".rsr/lock")
+        subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
+    assert len(injected) == len(FAULTS)
+    kept = {f.name: f.version for f in output.list(".rsr/receipts") if f.name in finished}
+    assert kept == finished, "what was finished before was copied again"
+    expected = sorted((tmp_path / "out").rglob("*.parquet"))
+    assert len(expected) == NUM_SMALL + 1
+    for path in expected:
+        found = output.read(path.relative_to(tmp_path / "out").as_posix())
+        assert pq.read_table(pa.BufferReader(found)).equals(pq.read_table(path)), path
+    run("verify", f"{s3_url}/out")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
