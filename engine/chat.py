@@ -7,12 +7,10 @@ would have to generate. Where a response stands in the text is `layout.py`'s to 
 Knows tokenizers; knows nothing of models, scores or files.
 """
 
-import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tokenizers import Encoding, Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.integrations.mistral import convert_tekken_tokenizer, resolve_mistral_format
 
@@ -21,6 +19,7 @@ from rsr.engine.errors import first_line
 from rsr.engine.messages import BadMessagesError, to_conversation
 from rsr.engine.rendering import ConversationRenderer, NothingSaidError
 from rsr.engine.template import ChatTemplate
+from rsr.engine.tokenizer import TextTokenizer, TokenizedText
 from rsr.engine.trajectory import (
     SEQUENCE_BREAK,
     EncodedTrajectory,
@@ -62,18 +61,19 @@ def _from_tekken(model: str, revision: str | None) -> PreTrainedTokenizerBase | 
 
 @dataclass(frozen=True, slots=True)
 class _ToRead:
-    """A row's texts with their scored characters, and how they came about.
+    """A row's texts with their scored characters, and how they came about; or why there are none.
 
     is_chat: a template made them, special tokens and all.
     """
 
     texts: list[tuple[str, list[tuple[int, int]]]]
-    is_chat: bool
-    notes: tuple[str, ...]
+    is_chat: bool = False
+    notes: tuple[str, ...] = ()
+    refusal: EncodedTrajectory | None = None
 
 
 class TrajectoryEncoder:
-    """Turns trajectories into what the student reads, one at a time.
+    """Turns trajectories into what the student reads.
 
     Holds no state between but what it has learnt of the chat template. With a chat template,
     `prompt` + `response` are a user's and an assistant's turn; without, they are joined as plain
@@ -94,7 +94,7 @@ class TrajectoryEncoder:
         turns: Turns = "all",
         template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
-        self._tokenizer = _untrimmed_backend(tokenizer)
+        self._tokenizer = TextTokenizer(tokenizer)
         self._renderer = None
         if chat_template is not None:
             template = ChatTemplate(tokenizer, chat_template)
@@ -107,44 +107,59 @@ class TrajectoryEncoder:
 
     def encode(self, trajectory: Trajectory) -> EncodedTrajectory:
         """Token ids and scored spans, or a refusal with its status; never raises for a bad row."""
-        return self._encode(trajectory)[1]
+        return self.encode_all([trajectory])[0]
+
+    def encode_all(self, trajectories: Sequence[Trajectory]) -> list[EncodedTrajectory]:
+        """Each as `encode` gives it, tokenized together: on all cores, without Python's lock."""
+        rows = [self._to_read(trajectory) for trajectory in trajectories]
+        return [encoded for encoded, _ in self._encoded(rows)]
 
     def inspect(self, trajectory: Trajectory) -> InspectedTrajectory:
         """What `encode` gives, with the text and the characters that its tokens stand for."""
-        texts, encoded = self._encode(trajectory)
+        row = self._to_read(trajectory)
+        ((encoded, sequences),) = self._encoded([row])
         whole, scored = "", []
-        for number, text in enumerate(texts):
-            whole += SEQUENCE_BREAK if number else ""
-            for sequence in encoded.sequences[number : number + 1]:
-                # Sequences that do not fit are the last ones.
-                is_chat = trajectory.text is None and self._renderer is not None
-                encoding = self._tokenizer.encode(text, add_special_tokens=not is_chat)
-                scored += [
-                    (len(whole) + encoding.offsets[a][0], len(whole) + encoding.offsets[b - 1][1])
-                    for a, b in sequence.spans
-                ]
+        for (text, _), sequence in zip(row.texts, sequences, strict=True):
+            whole += SEQUENCE_BREAK if whole else ""
+            # Of a refused row nothing is scored, whatever would have been.
+            for start, end in sequence.spans if encoded.sequences else ():
+                offsets = self._tokenizer.offsets(text, add_special_tokens=not row.is_chat)
+                scored.append((len(whole) + offsets[start][0], len(whole) + offsets[end - 1][1]))
             whole += text
         return InspectedTrajectory(whole, scored, encoded)
 
-    def _encode(self, trajectory: Trajectory) -> tuple[list[str], EncodedTrajectory]:
-        """The texts that the student reads, and what they become."""
-        texts: list[str] = []
-        try:
-            to_read = self._to_read(trajectory)
-            sequences = []
-            for text, spans in to_read.texts:
-                texts.append(text)
-                encoded = self._tokenized(text, spans, add_special_tokens=not to_read.is_chat)
-                sequences.append(self._fit(encoded) if encoded.token_ids else encoded)
-            return texts, _joined(sequences, to_read.notes)
-        except NothingSaidError as error:
-            return texts, EncodedTrajectory.refused(Status.NO_RESPONSE, error.detail)
-        except BadMessagesError as error:
-            return texts, EncodedTrajectory.refused(
-                Status.BAD_MESSAGES, error.detail, reason=error.reason, hint=error.hint
-            )
+    def _encoded(
+        self, rows: Sequence["_ToRead"]
+    ) -> Iterator[tuple[EncodedTrajectory, list[EncodedTrajectory]]]:
+        """Each row as a whole, and the sequences that its texts become."""
+        tokenized = {
+            is_chat: iter(self._tokenized([r for r in rows if r.is_chat is is_chat], is_chat))
+            for is_chat in (True, False)
+        }
+        for row in rows:
+            sequences = [
+                self._sequence(next(tokenized[row.is_chat]), spans) for _, spans in row.texts
+            ]
+            yield row.refusal or self._joined(sequences, row.notes), sequences
+
+    def _tokenized(self, rows: Sequence["_ToRead"], is_chat: bool) -> list[TokenizedText | None]:
+        texts = [text for row in rows for text, _ in row.texts]
+        positions = [[p for span in spans for p in span] for row in rows for _, spans in row.texts]
+        return self._tokenizer.tokenize(texts, positions, add_special_tokens=not is_chat)
 
     def _to_read(self, trajectory: Trajectory) -> "_ToRead":
+        """The texts of a row, or none and its refusal."""
+        try:
+            return self._texts(trajectory)
+        except NothingSaidError as error:
+            refusal = EncodedTrajectory.refused(Status.NO_RESPONSE, error.detail)
+        except BadMessagesError as error:
+            refusal = EncodedTrajectory.refused(
+                Status.BAD_MESSAGES, error.detail, reason=error.reason, hint=error.hint
+            )
+        return _ToRead([], refusal=refusal)
+
+    def _texts(self, trajectory: Trajectory) -> "_ToRead":
         """The texts of a row; raises `BadMessagesError` where there are none."""
         is_plain = trajectory.messages is None and trajectory.response is None
         if is_plain and trajectory.text is None:
@@ -163,7 +178,7 @@ class TrajectoryEncoder:
                 "this student has no chat template", hint="try --chat-template FILE"
             )
         span = (len(prompt), len(prompt) + len(response))
-        return _ToRead([(prompt + response, [span])], is_chat=False, notes=())
+        return _ToRead([(prompt + response, [span])])
 
     def _rendered(self, trajectory: Trajectory, renderer: ConversationRenderer) -> "_ToRead":
         rendered = renderer.render(to_conversation(trajectory, self._template_kwargs))
@@ -179,37 +194,33 @@ class TrajectoryEncoder:
         ]
         return _ToRead(texts, is_chat=True, notes=rendered.notes)
 
-    def _tokenized(
-        self, text: str, char_spans: list[tuple[int, int]], *, add_special_tokens: bool
+    def _sequence(
+        self, tokenized: TokenizedText | None, char_spans: list[tuple[int, int]]
     ) -> EncodedTrajectory:
-        """A token is scored where its first character lies in a response.
+        """A text's tokens with their spans, or why it cannot be one of the row's sequences.
 
-        A token that begins in the header and ends in the response is context: the student had
-        to emit its beginning before the response began.
+        A token is scored where its first character lies in a response. A token that begins in the
+        header and ends in the response is context: the student had to emit its beginning before
+        the response began.
         """
-        try:
-            encoding = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
-        except (UnicodeEncodeError, TypeError) as error:
-            # A lone surrogate: no text, says the tokenizer.
-            raise BadMessagesError("not valid Unicode") from error
-        spans = []
-        for start, end in char_spans:
-            first = max(1, _first_token_from(encoding, start, len(text)))
-            last = _first_token_from(encoding, end, len(text))
-            if first < last:
-                spans.append((first, last))
+        if tokenized is None:
+            return EncodedTrajectory.refused(Status.BAD_MESSAGES, "not valid Unicode")
+        borders = iter(tokenized.borders)
+        spans = [(max(1, next(borders)), next(borders)) for _ in char_spans]
+        spans = [(first, last) for first, last in spans if first < last]
         if not spans:
             return EncodedTrajectory.refused(Status.NO_RESPONSE, "no token to score")
-        return EncodedTrajectory(token_ids=list(encoding.ids), spans=spans)
+        return self._fit(EncodedTrajectory(tokenized.token_ids, spans))
 
     def _fit(self, encoded: EncodedTrajectory) -> EncodedTrajectory:
         """Hold a sequence to the student's vocabulary and to `max_model_len`."""
         largest = max(encoded.token_ids)
         if self._vocab_size is not None and largest >= self._vocab_size:
             # vLLM would refuse all requests beside it.
-            raise BadMessagesError(
-                "a token is beyond the student's vocabulary",
-                detail=f"token {largest} is beyond the student's vocabulary of {self._vocab_size}",
+            return EncodedTrajectory.refused(
+                Status.BAD_MESSAGES,
+                f"token {largest} is beyond the student's vocabulary of {self._vocab_size}",
+                reason="a token is beyond the student's vocabulary",
             )
         num_tokens, limit = len(encoded.token_ids), self._max_model_len
         if num_tokens <= limit:
@@ -221,6 +232,7 @@ class TrajectoryEncoder:
                 f"{num_tokens} tokens, the limit is {limit}",
                 reason=f"longer than {limit} tokens",
                 hint="try --on-long truncate, or a higher --max-model-len",
+                num_cut=num_tokens,
             )
         if not spans:
             return EncodedTrajectory.refused(
@@ -228,66 +240,32 @@ class TrajectoryEncoder:
                 f"no response within the first {limit} of {num_tokens} tokens",
                 reason=f"no response within the first {limit} tokens",
                 hint="try a higher --max-model-len",
+                num_cut=num_tokens,
             )
-        return EncodedTrajectory(encoded.token_ids[:limit], spans, Status.TRUNCATED)
+        cut = num_tokens - limit
+        return EncodedTrajectory(encoded.token_ids[:limit], spans, Status.TRUNCATED, num_cut=cut)
 
+    def _joined(
+        self, sequences: list[EncodedTrajectory], notes: tuple[str, ...]
+    ) -> EncodedTrajectory:
+        """One trajectory of its sequences, in order; those without a token to score are left out.
 
-def _joined(sequences: list[EncodedTrajectory], notes: tuple[str, ...]) -> EncodedTrajectory:
-    """One trajectory of its sequences, in order; those without a token to score are left out.
-
-    Histories grow, so that what is too long comes last, as in a conversation that is cut off.
-    """
-    usable = [s for s in sequences if s.token_ids]
-    too_long = [s for s in sequences if s.status is Status.TOO_LONG]
-    if not usable or (too_long and any("limit is" in s.detail for s in too_long)):
-        return (too_long or sequences)[0]
-    is_cut = bool(too_long) or any(s.status is Status.TRUNCATED for s in usable)
-    first, *others = usable
-    return replace(
-        first,
-        status=Status.TRUNCATED if is_cut else Status.OK,
-        notes=notes,
-        more=tuple(others),
-    )
-
-
-def _untrimmed_backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
-    """A copy whose offsets tile the text.
-
-    Byte-level tokenizers as shipped trim white space off their offsets, which moves a header's
-    final newline into the response.
-    """
-
-    def untrimmed(node: Any) -> Any:
-        if isinstance(node, dict):
-            return {k: False if k == "trim_offsets" else untrimmed(v) for k, v in node.items()}
-        return [untrimmed(v) for v in node] if isinstance(node, list) else node
-
-    settings = json.loads(tokenizer.backend_tokenizer.to_str())
-    # The vocabulary is by far the largest part, and has no offsets in it.
-    for part in ("pre_tokenizer", "post_processor"):
-        settings[part] = untrimmed(settings.get(part))
-    backend = Tokenizer.from_str(json.dumps(settings))
-    backend.no_truncation()
-    backend.no_padding()
-    return backend
-
-
-def _first_token_from(encoding: Encoding, position: int, num_chars: int) -> int:
-    """The first token whose first character is at `position` or after; past the last if none.
-
-    Tokens that a post-processor added (BOS) have no place in the text and are not counted.
-    """
-    # Not by the list of all offsets, which takes longer to make than everything else here.
-    for covered in range(position, num_chars):
-        token = encoding.char_to_token(covered)
-        if token is not None:
-            break
-    else:
-        token = len(encoding)
-        while token and encoding.token_to_chars(token - 1) is None:
-            token -= 1
-        return token
-    while (chars := encoding.token_to_chars(token)) is not None and chars[0] < position:
-        token += 1
-    return token
+        Histories grow, so that what is too long comes last, as in a conversation that is cut off.
+        """
+        usable = [s for s in sequences if s.token_ids]
+        too_long = [s for s in sequences if s.status is Status.TOO_LONG]
+        unreadable = [s for s in sequences if s.status is Status.BAD_MESSAGES]
+        if unreadable:
+            return unreadable[0]
+        num_cut = sum(s.num_cut for s in sequences)
+        if not usable or (too_long and not self._truncate):
+            return replace((too_long or sequences)[0], num_cut=num_cut)
+        is_cut = bool(too_long) or any(s.status is Status.TRUNCATED for s in usable)
+        first, *others = usable
+        return replace(
+            first,
+            status=Status.TRUNCATED if is_cut else Status.OK,
+            notes=notes,
+            num_cut=num_cut,
+            more=tuple(others),
+        )

@@ -80,7 +80,7 @@ class Scorer:
 
         May run in one thread while `score_encoded` runs in another.
         """
-        return [self._encoder.encode(trajectory) for trajectory in trajectories]
+        return self._encoder.encode_all(trajectories)
 
     def score_encoded(self, encoded: Sequence[EncodedTrajectory]) -> list[TrajectoryScore]:
         """The second half of `score`: one score for each encoded row, in input order."""

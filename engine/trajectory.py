@@ -73,6 +73,7 @@ class EncodedTrajectory:
     detail: what was wrong with this row. reason: the same without what is this row's alone, to
         count rows by. hint: the option that may help, or "".
     notes: what was changed before rendering, each in the same few words for every such row.
+    num_cut: tokens that the student would have read as well, were it not for `max_model_len`.
     more: further sequences of the same trajectory, where turns have histories of their own; the
         trajectory's sums run over all of them.
     """
@@ -84,13 +85,14 @@ class EncodedTrajectory:
     reason: str = ""
     hint: str = ""
     notes: tuple[str, ...] = ()
+    num_cut: int = 0
     more: "tuple[EncodedTrajectory, ...]" = ()
 
     @classmethod
     def refused(
-        cls, status: Status, detail: str, *, reason: str = "", hint: str = ""
+        cls, status: Status, detail: str, *, reason: str = "", hint: str = "", num_cut: int = 0
     ) -> "EncodedTrajectory":
-        return cls([], [], status, detail, reason or detail, hint)
+        return cls([], [], status, detail, reason or detail, hint, num_cut=num_cut)
 
     @property
     def sequences(self) -> "tuple[EncodedTrajectory, ...]":

@@ -1,0 +1,198 @@
+"""Texts to token ids, and where in the ids a position of the text is.
+
+Asking `tokenizers` for offsets costs up to a third of its time. In a byte-level vocabulary they
+come for less: a token's own text says how many bytes it stands for, and the bytes of all tokens
+are those of the text, one after another. A text for which they are not, for whatever reason, and
+every text of another kind of vocabulary, is encoded with offsets.
+
+Knows tokenizers; knows nothing of conversations, templates or models.
+"""
+
+import json
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Encoding, Tokenizer
+from transformers import PreTrainedTokenizerBase
+
+BATCH_CHARS = 1 << 20
+"""Characters that are tokenized at a time: `tokenizers` makes some fifty bytes of each."""
+
+Settings = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedText:
+    """token_ids: of the whole text. borders: for each position that was asked for, the first token
+    whose first character is there or after; behind the last such token if there is none."""
+
+    token_ids: list[int]
+    borders: list[int]
+
+
+class TextTokenizer:
+    """A student's tokenizer, which also says where its tokens stand in the text."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        settings: Settings = json.loads(tokenizer.backend_tokenizer.to_str())
+        self._backend = _untrimmed_backend(settings)
+        self._token_bytes = _token_bytes(settings)
+        self._is_normalizing = bool(_steps(settings, "normalizer"))
+        self._adds_tokens = self._backend.num_special_tokens_to_add(False) > 0
+
+    def tokenize(
+        self,
+        texts: Sequence[str],
+        positions: Sequence[Sequence[int]],
+        *,
+        add_special_tokens: bool,
+    ) -> list[TokenizedText | None]:
+        """Each text's tokens; None for a text with a lone surrogate, which no tokenizer reads.
+
+        positions: of characters in each text, whose borders are asked for. add_special_tokens:
+        also those that the tokenizer puts around a text, which have no place in it. Works on all
+        cores and without Python's lock if there are several texts; the tokens of a text do not
+        depend on the others.
+        """
+        found: list[TokenizedText | None] = []
+        lengths = None if add_special_tokens and self._adds_tokens else self._token_bytes
+        encode = self._backend.encode_batch if lengths is None else self._backend.encode_batch_fast
+        for batch in _batches(texts):
+            encoded = [_utf8(text) for text in batch]
+            readable = [t for t, utf8 in zip(batch, encoded, strict=True) if utf8 is not None]
+            encodings = iter(encode(readable, add_special_tokens=add_special_tokens))
+            for text, utf8 in zip(batch, encoded, strict=True):
+                wanted = positions[len(found)]
+                if utf8 is None:
+                    found.append(None)
+                elif lengths is None:
+                    found.append(_by_offsets(next(encodings), len(text), wanted))
+                else:
+                    ids = next(encodings).ids
+                    borders = self._by_lengths(text, utf8, lengths[ids], wanted)
+                    if borders is None:
+                        encoding = self._backend.encode(text, add_special_tokens=add_special_tokens)
+                        found.append(_by_offsets(encoding, len(text), wanted))
+                    else:
+                        found.append(TokenizedText(ids, borders))
+        return found
+
+    def offsets(self, text: str, *, add_special_tokens: bool) -> list[tuple[int, int]]:
+        """The characters that each token of a text stands for, [start, end)."""
+        encoding = self._backend.encode(text, add_special_tokens=add_special_tokens)
+        offsets: list[tuple[int, int]] = encoding.offsets
+        return offsets
+
+    def _by_lengths(
+        self, text: str, utf8: bytes, lengths: NDArray[np.int64], positions: Sequence[int]
+    ) -> list[int] | None:
+        """Borders by the tokens' lengths in bytes; None if those are not the text's."""
+        ends = lengths.cumsum()
+        if (ends[-1] if len(ends) else 0) != len(utf8):
+            return None
+        if self._is_normalizing and not unicodedata.is_normalized("NFC", text):
+            # What was read is not this text, and may be as long by accident.
+            return None
+        if len(utf8) != len(text):
+            positions = [len(text[:position].encode()) for position in positions]
+        borders: list[int] = np.searchsorted(ends - lengths, positions).tolist()
+        return borders
+
+
+def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    num_chars = 0
+    for text in texts:
+        if batch and num_chars + len(text) > BATCH_CHARS:
+            yield batch
+            batch, num_chars = [], 0
+        batch.append(text)
+        num_chars += len(text)
+    if batch:
+        yield batch
+
+
+def _utf8(text: str) -> bytes | None:
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        return None
+
+
+def _by_offsets(encoding: Encoding, num_chars: int, positions: Sequence[int]) -> TokenizedText:
+    borders = [_first_token_from(encoding, position, num_chars) for position in positions]
+    return TokenizedText(encoding.ids, borders)
+
+
+def _first_token_from(encoding: Encoding, position: int, num_chars: int) -> int:
+    """The first token whose first character is at `position` or after; past the last if none.
+
+    Tokens that a post-processor added (BOS) have no place in the text and are not counted.
+    """
+    # Not by the list of all offsets, which takes longer to make than everything else here.
+    for covered in range(position, num_chars):
+        token = encoding.char_to_token(covered)
+        if token is not None:
+            break
+    else:
+        token = len(encoding)
+        while token and encoding.token_to_chars(token - 1) is None:
+            token -= 1
+        return token
+    while (chars := encoding.token_to_chars(token)) is not None and chars[0] < position:
+        token += 1
+    return token
+
+
+def _untrimmed_backend(settings: Settings) -> Tokenizer:
+    """A copy whose offsets tile the text.
+
+    Byte-level tokenizers as shipped trim white space off their offsets, which moves a header's
+    final newline into the response.
+    """
+
+    def untrimmed(node: Any) -> Any:
+        if isinstance(node, dict):
+            return {k: False if k == "trim_offsets" else untrimmed(v) for k, v in node.items()}
+        return [untrimmed(v) for v in node] if isinstance(node, list) else node
+
+    # The vocabulary is by far the largest part, and has no offsets in it.
+    parts = {name: untrimmed(settings.get(name)) for name in ("pre_tokenizer", "post_processor")}
+    backend = Tokenizer.from_str(json.dumps(settings | parts))
+    backend.no_truncation()
+    backend.no_padding()
+    return backend
+
+
+def _token_bytes(settings: Settings) -> NDArray[np.int64] | None:
+    """How many bytes of a text each token stands for, by its id; None if it is not byte-level."""
+    model = settings["model"]
+    if model["type"] != "BPE" or not _is_byte_level(settings):
+        return None
+    if any(step["type"] != "NFC" for step in _steps(settings, "normalizer")):
+        return None
+    # In a byte-level vocabulary each character of a token's name is one byte.
+    sizes = {token_id: len(token) for token, token_id in model["vocab"].items()}
+    for token in settings["added_tokens"]:
+        sizes[token["id"]] = len(token["content"].encode())
+    lengths = np.zeros(max(sizes) + 1, np.int64)
+    lengths[list(sizes)] = list(sizes.values())
+    return lengths
+
+
+def _is_byte_level(settings: Settings) -> bool:
+    steps = _steps(settings, "pre_tokenizer")
+    return any(s["type"] == "ByteLevel" and not s.get("add_prefix_space") for s in steps)
+
+
+def _steps(settings: Settings, part: str) -> list[Settings]:
+    """The steps of a `normalizer` or a `pre_tokenizer`, none if there is no such part."""
+    whole = settings.get(part) or {"type": "Sequence"}
+    steps: list[Settings] = [whole]
+    if whole["type"] == "Sequence":
+        steps = whole.get(f"{part.replace('_', '')}s", [])
+    return steps
