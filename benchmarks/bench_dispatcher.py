@@ -1,8 +1,10 @@
 """What the dispatcher itself costs: units per second, its memory, and how even it keeps workers.
 
 `throughput`: real files and real Ray workers with a stand-in for the engine that takes no time.
-`makespan`: 64 workers that only sleep, 2 s ± 50 % a unit, against the shortest possible run. Both
-check what came out before a number counts, and append a row to a CSV file.
+`makespan`: 64 workers that only sleep, 2 s ± 50 % a unit, against the shortest possible run.
+`long rows`, `short rows`: 64 that sleep for each row by its length, 5,000 rows of 48 kB or
+1,000,000 of 400 bytes, in the units that a run on 64 GPUs is cut into, and how long `rsr plan`
+takes that to be. All check what came out before a number counts, and append a row to a CSV file.
 """
 
 import csv
@@ -10,8 +12,9 @@ import random
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -32,17 +35,20 @@ from rsr.jobs.cluster.job import UnitJob
 from rsr.jobs.cluster.pool import RayPool
 from rsr.jobs.cluster.session import Room, ray_session
 from rsr.jobs.cluster.work import CommitShard, Task, WorkQueue
+from rsr.jobs.planning.schedule import CuttableShard, PaperRun
 from rsr.jobs.run.events import Tally
 from rsr.jobs.run.folder import RunFolder
 from rsr.jobs.run.manifest import Identity
 from rsr.jobs.run.store import RunStore
 from rsr.jobs.scoring.job import ScoringJob
 from rsr.jobs.shards.columns import TrajectoryColumns
+from rsr.jobs.shards.parquet import RowGroup
 from rsr.jobs.shards.score_columns import Summary
-from rsr.jobs.shards.shard import Shard, Unit, describe_shard
+from rsr.jobs.shards.shard import Shard, Unit, cut_units, describe_shard
 
 COLUMNS = TrajectoryColumns(text="text")
 IDENTITY = Identity({"token_scores": False})
+ROWS_OF_GROUP = 10_000
 MEMORY_SECONDS = 0.1
 """Between two looks at the driver's memory."""
 
@@ -60,6 +66,7 @@ class Row:
     driver_mib_peak_growth: float
     ideal_seconds: float | None
     share_of_ideal: float | None
+    planned_seconds: float | None = None
     ray: str = ray.__version__
 
 
@@ -92,9 +99,12 @@ class NoEngine:
 
 
 class Sleepers:
-    """Many workers in one process: each does one unit at a time, by sleeping."""
+    """Many workers in one process: each does one unit at a time, by sleeping.
 
-    def __init__(self, seconds_of_unit: Sequence[float]) -> None:
+    seconds_of_unit: by the unit's first row.
+    """
+
+    def __init__(self, seconds_of_unit: Mapping[int, float]) -> None:
         import asyncio
         from collections import defaultdict
 
@@ -115,7 +125,7 @@ class Sleepers:
         seconds = self._seconds[task.unit.start]
         async with self._turns[worker]:
             await asyncio.sleep(seconds)
-        return Done(summary=Summary(num_rows=1), seconds=seconds)
+        return Done(summary=Summary(num_rows=task.unit.num_rows), seconds=seconds)
 
 
 class _Seat:
@@ -137,7 +147,9 @@ class _SeatMethod:
 class SleeperPool(RayPool):
     """Workers that share a few processes; the calls are Ray's all the same."""
 
-    def __init__(self, seconds_of_unit: Sequence[float], num_workers: int, num_hosts: int) -> None:
+    def __init__(
+        self, seconds_of_unit: Mapping[int, float], num_workers: int, num_hosts: int
+    ) -> None:
         super().__init__(cast(UnitJob[Tally], None), Room({"num_cpus": 0}))
         self._num_workers = num_workers
         options = {"num_cpus": 0, "max_concurrency": 1000}
@@ -226,12 +238,44 @@ def measure_throughput(num_units: int, num_workers: int, num_shards: int) -> Row
 def measure_makespan(num_units: int, num_workers: int, mean_seconds: float, seed: int) -> Row:
     """Units of `mean_seconds` ± 50 % on workers that sleep."""
     dice = random.Random(seed)
-    seconds = [mean_seconds * dice.uniform(0.5, 1.5) for _ in range(num_units)]
+    seconds = {unit: mean_seconds * dice.uniform(0.5, 1.5) for unit in range(num_units)}
     shard = Shard("none", "none", num_units, num_units, "")
+    return _timed_asleep("makespan", shard, _rows(shard), seconds, num_workers)
+
+
+def measure_feeding(
+    name: str, num_rows: int, mean_bytes: int, num_workers: int, ideal_seconds: float, seed: int
+) -> Row:
+    """One file of rows of random length, in the units of a run on `num_workers` GPUs.
+
+    ideal_seconds: that the workers would take if none ever waited.
+    """
+    dice = np.random.default_rng(seed)
+    # About half of the rows between two thirds of their median and one and a half of it.
+    row_bytes = np.ceil(mean_bytes * dice.lognormal(-0.18, 0.6, num_rows)).astype(np.int64)
+    ends = np.concatenate([[0], np.cumsum(row_bytes)])
+    groups = [
+        RowGroup(stop - start, int(ends[stop] - ends[start]))
+        for start, stop in pairwise([*range(0, num_rows, ROWS_OF_GROUP), num_rows])
+    ]
+    shard = Shard("none", "none", num_rows, int(ends[-1]), "")
+    seconds_per_byte = ideal_seconds * num_workers / shard.num_bytes
+    plan = PaperRun([CuttableShard(shard, groups)], seconds_per_byte, 0.0).on(num_workers)
+    units = cut_units(
+        shard, max_rows=plan.limits.max_rows, max_bytes=plan.limits.max_bytes, groups=groups
+    )
+    seconds = {u.start: float(ends[u.stop] - ends[u.start]) * seconds_per_byte for u in units}
+    row = _timed_asleep(name, shard, units, seconds, num_workers)
+    return replace(row, planned_seconds=round(plan.seconds, 2))
+
+
+def _timed_asleep(
+    name: str, shard: Shard, units: list[Unit], seconds: Mapping[int, float], num_workers: int
+) -> Row:
     with ray_session(None, verbose=False):
         pool = SleeperPool(seconds, num_workers, num_hosts=4)
-        queue = WorkQueue({shard.name: shard}, _rows(shard))
-        return _timed("makespan", pool, queue, num_workers, sum(seconds) / num_workers)
+        queue = WorkQueue({shard.name: shard}, units)
+        return _timed(name, pool, queue, num_workers, sum(seconds.values()) / num_workers)
 
 
 def _write_shard(folder: Path, number: int, num_rows: int) -> Shard:
@@ -248,11 +292,22 @@ def _rows(shard: Shard) -> list[Unit]:
 @click.command()
 @click.option("--units", default=10_000, show_default=True, help="Of the throughput benchmark.")
 @click.option("--workers", default=2, show_default=True, help="Of the throughput benchmark.")
-@click.option(
-    "--sleepers", default=64, show_default=True, help="Workers of the makespan benchmark."
-)
+@click.option("--sleepers", default=64, show_default=True, help="Workers of the other benchmarks.")
 @click.option("--units-per-sleeper", default=32, show_default=True)
 @click.option("--mean-seconds", default=2.0, show_default=True, help="Of a sleeper's unit, ± 50 %.")
+@click.option(
+    "--ideal-seconds",
+    default=60.0,
+    show_default=True,
+    help="Of the runs of long and of short rows, if no worker ever waited.",
+)
+@click.option(
+    "--only",
+    "chosen",
+    multiple=True,
+    type=click.Choice(["throughput", "makespan", "long rows", "short rows"]),
+    help="May be repeated. Default: all.",
+)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--csv", "csv_path", type=click.Path(path_type=Path), help="Append the rows to it.")
 def main(
@@ -261,16 +316,26 @@ def main(
     sleepers: int,
     units_per_sleeper: int,
     mean_seconds: float,
+    ideal_seconds: float,
+    chosen: tuple[str, ...],
     seed: int,
     csv_path: Path | None,
 ) -> None:
     """Measure the dispatcher with stand-ins for what it dispatches to."""
-    measurements: list[Callable[[], Row]] = [
-        lambda: measure_throughput(units, workers, num_shards=10),
-        lambda: measure_makespan(sleepers * units_per_sleeper, sleepers, mean_seconds, seed),
-    ]
-    for measurement in measurements:
-        row = asdict(measurement())
+    measurements: dict[str, Callable[[], Row]] = {
+        "throughput": lambda: measure_throughput(units, workers, num_shards=10),
+        "makespan": lambda: measure_makespan(
+            sleepers * units_per_sleeper, sleepers, mean_seconds, seed
+        ),
+        "long rows": lambda: measure_feeding(
+            "long rows", 5_000, 48_000, sleepers, ideal_seconds, seed
+        ),
+        "short rows": lambda: measure_feeding(
+            "short rows", 1_000_000, 400, sleepers, ideal_seconds, seed
+        ),
+    }
+    for name in chosen or measurements:
+        row = asdict(measurements[name]())
         click.echo("\n".join(f"{name:24}{value}" for name, value in row.items()) + "\n")
         if csv_path is not None:
             is_new = not csv_path.exists()
