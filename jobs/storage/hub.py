@@ -6,13 +6,13 @@ what `hf auth login` has stored. HF_ENDPOINT names another hub.
 
 import os
 import re
+import urllib.error
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeVar, cast
-from urllib.error import HTTPError
 from urllib.parse import quote, unquote
 from urllib.request import urlopen
 
@@ -129,11 +129,11 @@ class HubStorage:
 
     def _ask(self, name: str, request: Callable[[], T]) -> T:
         """What `request` returns; huggingface_hub tries again what may pass."""
-        from huggingface_hub import errors
+        from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 
         try:
             return request()
-        except errors.HTTPError as error:  # type: ignore[attr-defined]
+        except HTTPError as error:
             raise StorageError(f"{self.describe(name)}: {first_line(error)}") from error
 
 
@@ -143,10 +143,11 @@ def pin_revision(url: str) -> str:
     All that a run reads is then of one commit. Raises `UsageError` if there is no such dataset or
     revision, if it may not be read, or if the hub cannot be reached.
     """
-    from huggingface_hub import HfApi, errors
-    from huggingface_hub.errors import (
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import (  # type: ignore[attr-defined]
         GatedRepoError,
         HfHubHTTPError,
+        HTTPError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
@@ -172,7 +173,7 @@ def pin_revision(url: str) -> str:
         ) from error
     except RevisionNotFoundError as error:
         raise UsageError(f"{place} has no revision {revision!r}") from error
-    except (HfHubHTTPError, errors.HTTPError, ConnectionError) as error:  # type: ignore[attr-defined]
+    except (HfHubHTTPError, HTTPError, ConnectionError) as error:
         raise UsageError(f"{place} cannot be reached: {first_line(error)}") from error
     assert commit is not None, "the hub tells a dataset's commit"
     return f"hf://datasets/{repository}@{quote(commit, safe='')}{match['path'] or ''}"
@@ -186,7 +187,7 @@ def stay_offline_without_hub() -> None:
     """
     try:
         urlopen(_endpoint() or DEFAULT_ENDPOINT, timeout=ANSWER_SECONDS).close()
-    except HTTPError:
+    except urllib.error.HTTPError:
         return  # an answer all the same
     except OSError:
         os.environ["HF_HUB_OFFLINE"] = "1"
