@@ -28,7 +28,7 @@ TESTED_VLLM = ((0, 32), (0, 33))
 0.32.0 runs the tests. Of 0.33.0, whose wheel is for GPUs, the sources were compared: every name
 these two files import, call, override or set is there, with the same parameters; logits
 processor, pooler base class, pooling metadata and vLLM's second model runner's pooling are
-unchanged.
+unchanged. It needs torch 2.14, transformers 5.16.1 and CUDA 13, of which the tests see nothing.
 """
 
 CPU_BLOCK_SIZE = 32
@@ -273,6 +273,8 @@ def _open_vllm(student: Student, *, scoring_architectures: Sequence[str], **sett
             enable_chunked_prefill=True,
             enforce_eager=not config.compile,
             disable_log_stats=True,
+            # Asynchronous scheduling is left to vLLM, which has it off for pooling models, where it
+            # says that they lose by it; nothing here has measured it on a GPU.
             worker_extension_cls="rsr.engine.pooler.ScoringWorker",
             **_memory_settings(config),
             **_prefix_cache_settings(config, scoring_architectures),

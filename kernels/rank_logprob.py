@@ -51,7 +51,8 @@ def rank_logprob(
         logits_dtype: "float32" ranks what fp32 accumulation of the operands gives; "model" rounds
             each logit once to the operands' dtype first, as the published numbers do.
         impl: "fused" is Triton, "tiled" torch by tiles, "reference" forms all logits; "auto" takes
-            "fused" on a GPU that Triton can use and "tiled" elsewhere.
+            "fused" on a GPU of compute capability 8.0 or more where Triton is, and "tiled"
+            elsewhere.
         entropy: also return the entropy of each predictive distribution.
 
     Returns:

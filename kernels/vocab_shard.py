@@ -21,6 +21,10 @@ from rsr.kernels.stats import RankLogprob, VocabStats, finish, merge_stats
 logger = logging.getLogger(__name__)
 
 ShardImpl = Literal["auto", "fused", "tiled"]
+
+FUSED_CAPABILITY = (8, 0)
+"""Least compute capability for the Triton kernel: below it Triton compiles bf16 products without
+tensor cores, with kilobytes of spills."""
 OPERAND_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -172,6 +176,10 @@ def _is_fused_usable(device_type: str) -> bool:
         import triton  # noqa: F401
     except ImportError as error:
         logger.warning("rank kernel: tiled torch on %s, for want of Triton: %s", device_type, error)
+        return False
+    capability = torch.cuda.get_device_capability()
+    if capability < FUSED_CAPABILITY:
+        logger.info("rank kernel: tiled torch on compute capability %d.%d", *capability)
         return False
     logger.info("rank kernel: fused Triton on %s", device_type)
     return True

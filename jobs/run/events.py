@@ -44,6 +44,8 @@ class Cause(StrEnum):
     """The engine raised an error."""
     MEMORY = "out_of_memory"
     """The accelerator's memory, the machine's, or the KV cache."""
+    BUSY = "device_busy"
+    """Another process, perhaps one that is ending, holds the accelerator's memory."""
     NODE = "node_lost"
     """The machine left the cluster."""
     INPUT = "input"

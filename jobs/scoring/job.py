@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from rsr.engine.config import ScorerConfig, ScorerKind
-from rsr.engine.errors import is_out_of_memory
+from rsr.engine.errors import has_lost_a_rank, is_device_busy, is_out_of_memory
 from rsr.engine.facts import StudentFacts
 from rsr.engine.metrics import TrajectoryScore
 from rsr.engine.trajectory import EncodedTrajectory, Status, Trajectory
@@ -88,7 +88,11 @@ class ScoringJob:
         return ScoringWork(self, self.open_engine(config))
 
     def cause_of(self, error: Exception) -> Cause:
-        return Cause.MEMORY if is_out_of_memory(error) else Cause.ENGINE
+        if is_out_of_memory(error):
+            return Cause.MEMORY
+        if is_device_busy(error):
+            return Cause.BUSY
+        return Cause.CRASH if has_lost_a_rank(error) else Cause.ENGINE
 
 
 @dataclass(frozen=True, slots=True)

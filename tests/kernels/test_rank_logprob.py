@@ -207,6 +207,20 @@ def test_auto_says_once_what_it_took(caplog):
     assert [r.message for r in caplog.records] == ["rank kernel: tiled torch on cpu"]
 
 
+@pytest.mark.parametrize(("capability", "is_fused"), [((7, 5), False), ((8, 0), True)])
+def test_auto_leaves_gpus_without_bf16_tensor_cores_to_the_tiled_pass(
+    monkeypatch, capability, is_fused
+):
+    pytest.importorskip("triton")
+    from rsr.kernels import vocab_shard
+
+    # There is no such card here: what torch would say of it.
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+    vocab_shard._is_fused_usable.cache_clear()
+    assert vocab_shard._is_fused_usable("cuda") is is_fused
+    vocab_shard._is_fused_usable.cache_clear()
+
+
 def test_tiled_and_reference_agree_beyond_one_block(normal_operands, monkeypatch):
     monkeypatch.setattr(tiled, "MAX_BLOCK_ROWS", 64)
     monkeypatch.setattr(tiled, "TILE_ROWS", 32)

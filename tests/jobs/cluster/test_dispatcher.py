@@ -3,7 +3,7 @@
 import itertools
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 from hypothesis import given, settings
@@ -311,6 +311,26 @@ def test_model_that_cannot_be_loaded_is_refused_at_once():
     pool = PaperPool(start_answers=refuse)
     with pytest.raises(CannotStartError, match="no such architecture"):
         run_on_paper(pool, WorkQueue({"a": shard}, cut(shard, 2)))
+
+
+def test_card_that_a_dying_process_still_holds_is_waited_for():
+    """Half a minute, in which nothing else goes on."""
+
+    def busy_until(end: float) -> Callable[[PaperPool, int], list[Answer] | None]:
+        def answers(pool: PaperPool, worker: int) -> list[Answer] | None:
+            held = Failed(cause=Cause.BUSY, reason="Free memory on device is less than desired")
+            return [Placed(node="paper", pid=1), held] if pool.now < end else None
+
+        return answers
+
+    shard = make_shard("a", 4)
+    pool = PaperPool(num_places=2, start_answers=busy_until(25.0))
+    run_on_paper(pool, WorkQueue({"a": shard}, cut(shard, 2)))
+    assert rows_of(pool.scored) == all_rows(shard)
+    pool = PaperPool(num_places=2, start_answers=busy_until(1e9))
+    with pytest.raises(CannotStartError, match="Free memory on device"):
+        run_on_paper(pool, WorkQueue({"a": shard}, cut(shard, 2)))
+    assert pool.now < 120
 
 
 def test_worker_that_dies_while_it_loads_is_replaced():

@@ -1,6 +1,7 @@
 """Scoring as a worker does it, step by step, with a stand-in for the engine and no Ray."""
 
 import asyncio
+import importlib.util
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
@@ -89,6 +90,35 @@ def test_memory_is_what_a_smaller_step_can_mend(job):
     assert job.open(512).max_num_batched_tokens == 512
     assert job.cause_of(RuntimeError("CUDA out of memory. Tried to")) is Cause.MEMORY
     assert job.cause_of(RuntimeError("an illegal instruction")) is Cause.ENGINE
+
+
+BUSY = (
+    "Free memory on device cuda:0 (3.1/79.2 GiB) on startup is less than desired GPU memory "
+    "utilization (0.9, 71.28 GiB). Decrease GPU memory utilization or reduce GPU memory used by "
+    "other processes."
+)
+LOST_RANK = (
+    "WorkerProc initialization failed due to an exception in a background process. See stack "
+    "trace for root cause."
+)
+
+
+def test_start_that_may_work_a_little_later_is_told_from_one_that_will_not(job):
+    """In vLLM's words, which a later version must still have."""
+    assert job.cause_of(ValueError(BUSY)) is Cause.BUSY
+    assert job.cause_of(Exception(LOST_RANK)) is Cause.CRASH
+    assert job.cause_of(ValueError("no such architecture")) is Cause.ENGINE
+    wrapped = RuntimeError("the engine did not start")
+    wrapped.__cause__ = ValueError(BUSY)
+    assert job.cause_of(wrapped) is Cause.BUSY
+
+
+@pytest.mark.vllm
+def test_vllm_still_says_so():
+    folder = Path(importlib.util.find_spec("vllm").origin).parent
+    assert "Free memory on device" in (folder / "v1/worker/utils.py").read_text()
+    told = (folder / "v1/executor/multiproc_executor.py").read_text()
+    assert "initialization failed due to an exception in a " in told
 
 
 def test_user_is_told_of_a_head_that_needs_the_other_scorer(job):
