@@ -10,7 +10,8 @@ No run waits for ever. As long as work is left, one of these holds:
 - A worker is ready. It has a task in hand, and every task has a deadline; or the work that is left
   is paused until a known time, which happens to a task at most twice.
 - A worker is being started. It has `PLACE_SECONDS` until its process answers and `LOAD_SECONDS`
-  until its model is loaded.
+  until its model is loaded. Of more workers than there are places, those without a process wait for
+  longer, which no run waits for.
 - A start is due at a known time, because the last one at that place failed, or because the cluster
   had no place. This goes on for `start_timeout_s` without a ready worker, and no longer.
 
@@ -97,12 +98,13 @@ class CannotStartError(Exception):
 class _Worker:
     """A worker from the call that starts it until it is lost.
 
+    waiting_since: for its process, not counting the time in which there was no room for it.
     num_start_failures: starts in a row that failed at its place before this one.
     max_num_batched_tokens: what it was told to start with; if nothing, what it chose.
     """
 
     number: int
-    started_at: float
+    waiting_since: float
     num_start_failures: int
     max_num_batched_tokens: int | None
     node: str = "?"
@@ -218,6 +220,7 @@ class Dispatcher:
             return
         self._resize_at = now + RESIZE_SECONDS
         num_places = self._num_workers or self._pool.num_places
+        self._excuse_those_without_room(now)
         busy = sum(1 for worker in self._workers.values() if worker.in_hand)
         useful = max(1, busy + self._queue.num_units)
         # Places that the cluster lost are forgotten, the ones that failed last before others.
@@ -231,6 +234,13 @@ class Dispatcher:
         for place in due[: max(0, num_starts - num_untried)]:
             self._resting.remove(place)
             self._start(now, place.num_failures)
+
+    def _excuse_those_without_room(self, now: float) -> None:
+        """Some of more workers than fit wait for room, which an autoscaler may bring."""
+        if self._num_workers and len(self._workers) > self._pool.num_places:
+            for worker in self._workers.values():
+                if worker.placed_at is None:
+                    worker.waiting_since = now
 
     def _start(self, now: float, num_start_failures: int) -> None:
         number = self._num_started
@@ -304,7 +314,7 @@ class Dispatcher:
         """What the worker is to bring to an end: a name, since when, and the seconds allowed."""
         if worker.placed_at is None:
             what = "start of a process, for which the cluster may have no room"
-            yield what, worker.started_at, PLACE_SECONDS
+            yield what, worker.waiting_since, PLACE_SECONDS
         elif not worker.is_ready:
             yield "loading the model", worker.placed_at, LOAD_SECONDS
         if worker.units:

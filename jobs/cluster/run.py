@@ -200,7 +200,7 @@ def run_on_cluster(
             for listener in listeners:
                 listener(event)
 
-        progress.loading(job.name, cluster.num_workers)
+        progress.loading(job.name, cluster.num_workers, cluster.room.num_places)
         tell(_started(job, num_rows - kept.num_rows, queue, cluster.num_workers))
         with _ending(report, queue, tell):
             _start(dispatcher, job, tell, stop)

@@ -82,9 +82,11 @@ class Progress:
         elif num_done:
             self._print(f"going on: {num_done:,} of {num_rows:,} rows were done")
 
-    def loading(self, model: str, num_workers: int) -> None:
+    def loading(self, model: str, num_workers: int, num_places: int) -> None:
+        """num_workers: that are asked for. num_places: for how many there is room now."""
         workers = "worker" if num_workers == 1 else "workers"
-        self._print(f"loading {model} on {num_workers} {workers} …")
+        room = f", for {num_places} of which there is room now" * (num_places < num_workers)
+        self._print(f"loading {model} on {num_workers} {workers}{room} …")
 
     def stopping(self, seconds: float) -> None:
         self._print(
@@ -204,10 +206,14 @@ class Progress:
         rows = f"{done.num_rows:,} of {self._num_rows:,} rows{self._describe_refused()}"
         if estimate is None or not rows_per_s:
             return rows
+        rows_and_tokens = f"{rows} · {done.num_tokens:,} of ~{estimate:,.0f} tokens"
+        if not self._workers:
+            # Whatever time is left, none of it passes now.
+            return rows_and_tokens
         left_s = (self._num_rows - done.num_rows) / rows_per_s
         return (
-            f"{rows} · {done.num_tokens:,} of ~{estimate:,.0f} tokens · {rows_per_s:,.1f} rows/s · "
-            f"{tokens_per_s:,.0f} tokens/s · {format_seconds(left_s)} left"
+            f"{rows_and_tokens} · {rows_per_s:,.1f} rows/s · {tokens_per_s:,.0f} tokens/s · "
+            f"{format_seconds(left_s)} left"
         )
 
     def _describe_refused(self) -> str:

@@ -134,7 +134,7 @@ def show_verification(text):
 def show_plan(text):
     figures = [Figure("rows", text, text)]
     bars = [{"up_to": 128, "num_rows": 1}]
-    plan = RunPlan(1, 1, 1, 1, bars, 1, 1, 1, 1, 1, 1, 1, 1, 1, {}, figures)
+    plan = RunPlan(1, 1, 1, 1, bars, *[1] * 11, {}, figures)
     planning._print(plan, text, text)
 
 
@@ -149,7 +149,7 @@ def events_about(text):
 
 def show_progress(text, **options):
     progress = Progress(Console(file=sys.stdout, **options))
-    progress.loading(text, 1)
+    progress.loading(text, 1, 1)
     with progress.scoring(1, Summary()):
         for event in events_about(text):
             progress.tell(event)

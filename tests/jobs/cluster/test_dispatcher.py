@@ -16,6 +16,7 @@ from rsr.jobs.cluster.dispatcher import (
     LOAD_SECONDS,
     MAX_SETBACKS,
     MIN_BATCHED_TOKENS,
+    PLACE_SECONDS,
     CannotStartError,
     Dispatcher,
 )
@@ -297,6 +298,32 @@ def test_cluster_that_grows_gets_more_workers():
     run_on_paper(pool, WorkQueue({"a": shard}, cut(shard, 10)))
     assert len({worker for worker, _ in pool.sent}) == 6
     assert pool.now < 100 / 2 + 5 + 300 / 6 + 10
+
+
+def test_workers_beyond_the_places_wait_for_room_and_are_not_taken_to_hang():
+    """An autoscaler sees what is asked for, and brings machines when it likes."""
+    grown_at = 3 * PLACE_SECONDS
+
+    def grow(pool: PaperPool, worker: int, unit: Unit) -> None:
+        if pool.now >= grown_at:
+            pool.num_places = 5
+
+    shard = make_shard("a", 100)
+    pool = PaperPool(
+        misfortune=grow,
+        seconds_of=lambda unit: 100.0,
+        start_answers=lambda pool, worker: None if worker < 2 else [],
+    )
+    queue = WorkQueue({"a": shard}, cut(shard, 1))
+    dispatcher = Dispatcher(pool, queue, num_workers=5, clock=lambda: pool.now)
+    lost_at = []
+    for event in itertools.chain(dispatcher.until_ready(), dispatcher.run()):
+        if isinstance(event, WorkerLost):
+            lost_at.append(pool.now)
+    assert rows_of(pool.scored) == all_rows(shard)
+    # There is room for them now, and still they do not come.
+    assert len(lost_at) >= 3
+    assert min(lost_at) >= grown_at + PLACE_SECONDS
 
 
 def test_model_that_cannot_be_loaded_is_refused_at_once():

@@ -117,3 +117,25 @@ def test_rows_without_a_score_are_counted_and_each_reason_is_told_once(monkeypat
     assert [line for line in text.splitlines() if line.startswith("without")] == [told]
     last = text.strip().splitlines()[-1]
     assert "20 of 100 rows (6 without a score: 4 bad_messages, 2 too_long) · 1,000 of" in last
+
+
+def test_no_time_is_left_to_say_while_no_worker_is_there(monkeypatch):
+    monkeypatch.setattr(progress_module, "PLAIN_LINE_SECONDS", 0.0)
+    events = [started(0), finished(0, 500), lost(0), started(1)]
+    lines = shown(is_terminal=False, events=events).splitlines()
+    before, without, after = (line for line in lines if line.startswith("10 of 100 rows"))
+    assert " left" in before
+    assert without == "10 of 100 rows · 500 of ~5,000 tokens · 0 workers"
+    assert " left" in after
+
+
+def test_workers_that_have_no_room_yet_are_named():
+    console = Console(file=io.StringIO(), width=200)
+    Progress(console).loading("m", 8, 8)
+    Progress(console).loading("m", 8, 2)
+    Progress(console).loading("m", 1, 0)
+    assert console.file.getvalue().splitlines() == [
+        "loading m on 8 workers …",
+        "loading m on 8 workers, for 2 of which there is room now …",
+        "loading m on 1 worker, for 0 of which there is room now …",
+    ]
