@@ -15,6 +15,7 @@ from rsr.jobs.command import run_program
 
 COMMANDS_BY_QUESTION = {
     "Score trajectories": {
+        "inspect": "rsr.jobs.inspection.cli:inspect",
         "score": "rsr.jobs.scoring.cli:score",
         "plan": "rsr.jobs.planning.cli:plan",
     },

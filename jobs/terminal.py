@@ -33,7 +33,10 @@ OBEYED = (
 _OBEYED = re.compile(f"[{OBEYED}]")
 _OBEYED_IN_LINES = re.compile(f"(?!\n)[{OBEYED}]")
 
-ASCII = {"×": "x", "–": "-", "−": "-", "…": "...", "→": "->", "·": "|", "±": "+-", "█": "#"}
+ASCII = {"×": "x", "–": "-", "−": "-", "…": "...", "→": "->", "·": "|", "±": "+-", "█": "#"} | {
+    "⟦": "[[",
+    "⟧": "]]",
+}
 """How our own texts look where the terminal has no such character."""
 
 

@@ -22,7 +22,7 @@ FLOORS = (
     ("storage",),
     ("shards",),
     ("run",),
-    ("cluster", "selection"),
+    ("cluster", "selection", "inspection"),
     ("scoring", "evidence"),
     ("planning", "demo", "doctor"),
 )

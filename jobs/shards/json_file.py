@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Literal, TypeAlias
 
 import pyarrow as pa
@@ -88,13 +89,14 @@ class JsonFile:
     """A JSON file that can be read any number of times, from front to back.
 
     A `.json` file is one list, and is held in memory; one that holds JSON lines all the same is
-    read as such. Any other is read a line at a time.
+    read as such. Any other is read a line at a time. max_entries: of which no more are read.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, max_entries: int | None = None) -> None:
         name = JSON_NAME.fullmatch(path)
         assert name is not None, "only files of JSON names are opened as JSON"
         self.path = path
+        self._max_entries = max_entries
         self._compression = COMPRESSIONS.get((name["compression"] or "").lower())
         self._is_list = name["kind"].lower() == "json"
 
@@ -104,7 +106,8 @@ class JsonFile:
         Raises `UsageError` if the file can be told to be of another kind.
         """
         entries = self._list(tally) if self._is_list else None
-        for entry, text, length in self._lines(tally) if entries is None else entries:
+        entries = self._lines(tally) if entries is None else entries
+        for entry, text, length in islice(entries, self._max_entries):
             tally.add(entry, text)
             yield (entry if isinstance(entry, dict) else None), length
 

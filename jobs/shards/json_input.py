@@ -41,10 +41,17 @@ class _NotOfTypeError(Exception):
     """A column's values do not fit the type that their chunks seemed to have in common."""
 
 
-def stage_json(source: str | Path, target: str | Path, exploded: Sequence[str] = ()) -> None:
+def stage_json(
+    source: str | Path,
+    target: str | Path,
+    exploded: Sequence[str] = (),
+    *,
+    max_entries: int | None = None,
+) -> None:
     """Rewrite a `.json` (one list) or JSON-lines file as Parquet, one row for each entry.
 
     exploded: columns of lists that become a row for each of their entries, see `Exploder`.
+    max_entries: stop after so many; of such a file `is_made_of` knows nothing.
 
     Keys become columns. A column whose values have no common Arrow type holds their JSON text.
     A line that is not a JSON object becomes a row of nulls, so that every line has its row.
@@ -52,7 +59,7 @@ def stage_json(source: str | Path, target: str | Path, exploded: Sequence[str] =
     is written to meanwhile.
     """
     with _one_at_a_time:
-        _stage(JsonFile(str(source)), target, exploded)
+        _stage(JsonFile(str(source), max_entries), target, exploded)
 
 
 def is_made_of(path: str, source: str) -> bool:

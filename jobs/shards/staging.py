@@ -28,6 +28,17 @@ def stage(
         explode_parquet(source, target, exploded, max_rows=max_rows)
 
 
+def stage_head(source: str, target: str, exploded: Sequence[str], num_rows: int) -> None:
+    """Rewrite no more of a file that needs it than its first rows, for somebody to look at.
+
+    Raises `UsageError` if what is read is not what it should be.
+    """
+    if is_json(source):
+        stage_json(source, target, exploded, max_entries=num_rows)
+    else:
+        explode_parquet(source, target, exploded, max_rows=num_rows)
+
+
 def is_staged_from(path: str, source: str) -> bool:
     """Whether a staged file, or one written from it, was made of `source` as it is now."""
     return is_made_of(path, source) if is_json(source) else is_exploded_from(path, source)
