@@ -9,7 +9,7 @@ Knows conversations and their layouts; knows nothing of tokens, models or scores
 
 import json
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -32,6 +32,7 @@ from rsr.engine.template import ChatTemplate, RefusedByTemplateError
 MAX_CACHED_LAYOUTS = 4096
 _OWN_FIELDS = frozenset({"role", "content", "reasoning", "reasoning_field", "tool_calls"})
 VERBATIM_NOTE = "rendered verbatim"
+END_LEFT_OUT_NOTE = "end-of-turn token of their own left out"
 
 
 class NothingSaidError(BadMessagesError):
@@ -69,10 +70,12 @@ class ConversationRenderer:
 
     def render(self, conversation: Conversation) -> Rendered:
         """The row's texts. Raises `BadMessagesError`; `NothingSaidError` if nothing is scored."""
+        if self._mode == "verbatim":
+            conversation = self._without_ends(conversation)
         pieces = [cut(turn) for turn in conversation.turns]
         for turn, piece in zip(conversation.turns, pieces, strict=True):
             for text in (*piece.words, *_strings(turn.get("tool_calls"))):
-                self._template.require_no_control_token(turn["role"], text)
+                self._template.require_no_control_token(turn["role"], text, self._end_of_turn)
         scored = self._scored(conversation, pieces)
         row = _Row(conversation, pieces)
         if self._mode != "verbatim":
@@ -84,6 +87,23 @@ class ConversationRenderer:
                     raise
         texts = [self._verbatim(row.until(index), index) for index in sorted(scored)]
         return Rendered(texts, (*conversation.notes, VERBATIM_NOTE))
+
+    def _without_ends(self, conversation: Conversation) -> Conversation:
+        """Without the one end-of-turn token that a response may bring along.
+
+        Engines return it with special tokens kept. A trainer would see it twice; the authors' code
+        scores up to the first.
+        """
+        end = self._end_of_turn
+        turns = [
+            {**turn, "content": turn["content"].rstrip().removesuffix(end)}
+            if end and turn["role"] == "assistant" and turn["content"].rstrip().endswith(end)
+            else turn
+            for turn in conversation.turns
+        ]
+        if turns == conversation.turns:
+            return conversation
+        return replace(conversation, turns=turns, notes=(*conversation.notes, END_LEFT_OUT_NOTE))
 
     def _scored(self, conversation: Conversation, pieces: Sequence[Pieces]) -> frozenset[int]:
         assistant = [i for i, t in enumerate(conversation.turns) if t["role"] == "assistant"]

@@ -86,19 +86,26 @@ class ChatTemplate:
             ) from error
         return rendered[0], marks[0] if marks else []
 
-    def require_no_control_token(self, role: str, text: str) -> None:
+    def require_no_control_token(self, role: str, text: str, end_of_turn: str) -> None:
         """Raises `BadMessagesError` if the tokenizer would read part of `text` as control.
 
-        Reasoning tags in an assistant's text are meant as the tokens that they are.
+        Reasoning tags in an assistant's text are meant as the tokens that they are. end_of_turn:
+        what the template puts after a response, which verbatim rows may bring along.
         """
         if self.control_tokens is None:
             return
         for found in self.control_tokens.finditer(text):
             if role == "assistant" and REASONING_TAG.fullmatch(found.group()):
                 continue
+            reason, hint = "a message contains one of this student's control tokens", ""
+            is_last = not text[found.end() :].strip()
+            if role == "assistant" and found.group() == end_of_turn and is_last:
+                reason = "a response brings its end-of-turn token along"
+                hint = "try --render verbatim, which leaves it out"
             raise BadMessagesError(
-                "a message contains one of this student's control tokens",
+                reason,
                 detail=f"{role} text contains this student's control token {found.group()!r}",
+                hint=hint,
             )
 
 

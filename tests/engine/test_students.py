@@ -135,3 +135,31 @@ def test_what_was_read_before_changes_nothing(student):
 
 def _squeeze(text: str) -> str:
     return "".join(text.split())
+
+
+@pytest.mark.parametrize(("name", "end"), [("Qwen3", "<|im_end|>"), ("Llama-3.1", "<|eot_id|>")])
+def test_end_of_turn_token_that_a_response_brings_along(name, end):
+    """Engines leave it there with special tokens kept; the student is to write it once."""
+    (student,) = (student for student in STUDENTS if student.name == name)
+
+    def encode(answer: str, render: str):
+        encoder = TrajectoryEncoder(
+            student.tokenizer(), chat_template=student.template, max_model_len=999, render=render
+        )
+        user = {"role": "user", "content": "2+2?"}
+        rounds = [user, {"role": "assistant", "content": answer}] * 2
+        return encoder.encode(Trajectory(messages=rounds))
+
+    plain = encode("It is 4.", "verbatim")
+    for tail in (end, f"{end}\n"):
+        ended = encode(f"It is 4.{tail}", "verbatim")
+        assert [s.token_ids for s in ended.sequences] == [s.token_ids for s in plain.sequences]
+        assert [s.spans for s in ended.sequences] == [s.spans for s in plain.sequences]
+        assert set(ended.notes) - set(plain.notes) == {"end-of-turn token of their own left out"}
+        refused = encode(f"It is 4.{tail}", "auto")
+        assert refused.status is Status.BAD_MESSAGES
+        assert refused.hint.startswith("try --render verbatim")
+    for answer in (f"It is 4.{end}{end}", f"It{end} is 4."):
+        assert encode(answer, "verbatim").status is Status.BAD_MESSAGES
+    assert not encode(f"It{end} is 4.", "auto").hint
+    assert encode(end, "verbatim").status is Status.NO_RESPONSE

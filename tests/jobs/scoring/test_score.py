@@ -182,7 +182,7 @@ def test_reasons_stand_beside_the_rows_and_are_counted(folder_run):
     assert details["control token"].endswith("control token '<|im_end|>'")
     assert frame.filter(pl.col("rsr").is_null())["rsr_detail"].null_count() == 0
     row = frame["case"].to_list().index("control token")
-    reason = "bad_messages: a message contains one of this student's control tokens"
+    reason = "bad_messages: a response brings its end-of-turn token along"
     assert summary["reasons"][reason]["num_rows"] == 1
     assert summary["reasons"][reason]["example"] == f"rows.parquet row {row}"
 
