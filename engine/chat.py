@@ -11,8 +11,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from tokenizers import Tokenizer
+from transformers import (
+    AutoTokenizer,
+    LlamaTokenizer,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 from transformers.integrations.mistral import convert_tekken_tokenizer, resolve_mistral_format
+from transformers.utils import cached_file
 
 from rsr.engine.config import RenderMode, Turns
 from rsr.engine.errors import first_line
@@ -28,6 +35,9 @@ from rsr.engine.trajectory import (
     Trajectory,
 )
 
+TELLING_TEXT = 'a``` … "quoted" it\'s\n\n  12345 + 6\t日本語 Zürich 🙂'
+"""Tokenizers of two kinds do not give the same ids for it."""
+
 
 def load_tokenizer(
     model: str, *, revision: str | None = None, trust_remote_code: bool = False
@@ -42,6 +52,8 @@ def load_tokenizer(
         raise ValueError(f"no usable tokenizer in {model!r}: {reason}") from error
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         tokenizer = _from_tekken(model, revision) or tokenizer
+    if isinstance(tokenizer, LlamaTokenizer):
+        tokenizer = _as_its_file_says(tokenizer, model, revision)
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise ValueError(
             f"the tokenizer of {model!r} is a {type(tokenizer).__name__}, which cannot tell where "
@@ -57,6 +69,29 @@ def _from_tekken(model: str, revision: str | None) -> PreTrainedTokenizerBase | 
     """
     _, file = resolve_mistral_format(model, revision=revision)
     return None if file is None else convert_tekken_tokenizer(file)
+
+
+def _as_its_file_says(
+    tokenizer: PreTrainedTokenizerBase, model: str, revision: str | None
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of `tokenizer.json`, where transformers makes another one of its vocabulary.
+
+    Checkpoints of the DeepSeek family say that theirs is a LlamaTokenizer, which transformers 5
+    builds anew: without the file's pre-tokenizer, and with other ids for nearly any text. It knows
+    some of them by model type or by name on the hub, but not a copy in a folder.
+    """
+    file = cached_file(
+        model, "tokenizer.json", revision=revision, _raise_exceptions_for_missing_entries=False
+    )
+    if file is None:
+        return tokenizer
+    of_file, built = (
+        backend.encode(TELLING_TEXT, add_special_tokens=False).ids
+        for backend in (Tokenizer.from_file(file), tokenizer.backend_tokenizer)
+    )
+    if of_file == built:
+        return tokenizer
+    return PreTrainedTokenizerFast.from_pretrained(model, revision=revision)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +198,7 @@ class TrajectoryEncoder:
         """The texts of a row; raises `BadMessagesError` where there are none."""
         is_plain = trajectory.messages is None and trajectory.response is None
         if is_plain and trajectory.text is None:
-            raise NothingSaidError("null row")
+            raise NothingSaidError("null row" if trajectory.prompt is None else "empty response")
         prompt, response = trajectory.prompt or "", trajectory.response or ""
         if is_plain:
             prompt, response = "", trajectory.text or ""

@@ -1,11 +1,13 @@
 """Spans are right when decoding them gives back what the assistant said, and nothing else."""
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from rsr.engine.chat import TrajectoryEncoder, load_tokenizer
@@ -456,3 +458,17 @@ def test_what_is_inspected_is_what_is_encoded(make_encoder):
 def test_template_file_that_is_not_there_is_refused(make_tokenizer):
     with pytest.raises(ValueError, match="readable Jinja file"):
         resolve_chat_template(make_tokenizer(), "no/such/file.jinja")
+
+
+def test_tokenizer_is_that_of_its_file_whatever_class_it_is_said_to_be(make_tokenizer, tmp_path):
+    """Copies of R1 distillations say LlamaTokenizer; transformers then builds another one."""
+    make_tokenizer().save_pretrained(tmp_path)
+    settings_file = tmp_path / "tokenizer_config.json"
+    said = json.loads(settings_file.read_text()) | {"tokenizer_class": "LlamaTokenizerFast"}
+    settings_file.write_text(json.dumps(said))
+    text = "a``` “quoted”\n\n  12"
+    of_file = Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode(text)
+    loaded = load_tokenizer(str(tmp_path))
+    assert loaded.backend_tokenizer.encode(text).ids == of_file.ids
+    assert loaded.chat_template
+    assert loaded.eos_token == "<|im_end|>"

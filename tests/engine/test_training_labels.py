@@ -1,54 +1,16 @@
 """What is scored is what training puts the loss on."""
 
 import json
-import random
 
 import pytest
+from labelled_rows import labelled_rows, scored_ids
 from toy_students import STUDENTS
 from trl_rule import chat_labels, text_labels
 
 from rsr.engine.chat import TrajectoryEncoder
-from rsr.engine.trajectory import Status, Trajectory
+from rsr.engine.trajectory import Trajectory
 
-NUM_ROWS = 50
 BY_NAME = {student.name: student for student in STUDENTS}
-WORDS = (
-    *("so", "wait", "2 + 2", "Zürich", "\n", "\n\n", "  ", "日本語", "🙂", "\\frac{1}{2}", "\t"),
-    *("def f(x):\n    ", "<answer>", "</answer>", "```", "\r\n", '"quoted"', "it's", "…", "1.5"),
-)
-
-
-def _text(random_source: random.Random) -> str:
-    words = random_source.choices(WORDS, k=random_source.randint(1, 12))
-    return "a" + " ".join(words) + "z"
-
-
-def _rows(*, reasoning: str) -> list[tuple[list[dict[str, str]], dict[str, str]]]:
-    """Prompts of one to three rounds, with and without a system turn, and a last answer."""
-    source = random.Random(13)
-    rows = []
-    for number in range(NUM_ROWS):
-        prompt = [{"role": "system", "content": _text(source)}] if number % 3 == 0 else []
-        for _ in range(number % 2):
-            prompt += [
-                {"role": "user", "content": _text(source)},
-                {"role": "assistant", "content": _text(source)},
-            ]
-        prompt.append({"role": "user", "content": _text(source)})
-        thought, answer = _text(source), _text(source)
-        completion = {"role": "assistant", "content": answer}
-        if number % 5 and reasoning == "content":
-            completion["content"] = f"<think>\n{thought}\n</think>\n\n{answer}"
-        elif number % 5 and reasoning == "field":
-            completion["reasoning_content"] = thought
-        rows.append((prompt, completion))
-    return rows
-
-
-def _scored(encoder: TrajectoryEncoder, trajectory: Trajectory) -> list[int]:
-    encoded = encoder.encode(trajectory)
-    assert encoded.status is Status.OK, encoded.detail
-    return [id for start, end in encoded.spans for id in encoded.token_ids[start:end]]
 
 
 @pytest.mark.parametrize(
@@ -67,10 +29,10 @@ def test_scored_tokens_of_a_chat_row_are_its_labels(name, reasoning, end_of_turn
         tokenizer, chat_template=student.template, max_model_len=1 << 20, render="template"
     )
     ending = tokenizer.encode(end_of_turn, add_special_tokens=False)
-    for prompt, completion in _rows(reasoning=reasoning):
+    for prompt, completion in labelled_rows(reasoning=reasoning):
         labels = chat_labels(tokenizer, prompt, [completion])
         assert labels[-len(ending) :] == ending
-        found = _scored(encoder, Trajectory(prompt=prompt, response=[completion]))
+        found = scored_ids(encoder, Trajectory(prompt=prompt, response=[completion]))
         assert found == labels[: -len(ending)]
 
 
@@ -81,13 +43,13 @@ def test_scored_tokens_of_a_verbatim_row_are_the_labels_of_its_text(name):
     encoder = TrajectoryEncoder(
         tokenizer, chat_template=student.template, max_model_len=1 << 20, render="verbatim"
     )
-    for prompt, completion in _rows(reasoning="content"):
+    for prompt, completion in labelled_rows(reasoning="content"):
         text = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
         response = completion["content"]
         if text.endswith("<think>\n"):
             response = response.removeprefix("<think>\n")
         labels = text_labels(tokenizer, text, response)
-        found = _scored(encoder, Trajectory(prompt=prompt, response=completion["content"]))
+        found = scored_ids(encoder, Trajectory(prompt=prompt, response=completion["content"]))
         assert found == labels[:-1]
 
 
@@ -96,7 +58,7 @@ def test_auto_reads_r1_rows_as_their_text_is_trained_on():
     options = {"chat_template": student.template, "max_model_len": 1 << 20}
     auto = TrajectoryEncoder(student.tokenizer(), **options)
     verbatim = TrajectoryEncoder(student.tokenizer(), **options, render="verbatim")
-    for prompt, completion in _rows(reasoning="content"):
+    for prompt, completion in labelled_rows(reasoning="content"):
         if "</think>" in completion["content"]:
             row = Trajectory(prompt=prompt, response=[completion])
             assert auto.encode(row) == verbatim.encode(row)
