@@ -7,6 +7,7 @@ would have to generate. Where a response stands in the text is `layout.py`'s to 
 Knows tokenizers; knows nothing of models, scores or files.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,6 +25,7 @@ from transformers.utils import cached_file
 from rsr.engine.config import RenderMode, Turns
 from rsr.engine.errors import first_line
 from rsr.engine.messages import BadMessagesError, to_conversation
+from rsr.engine.parts import with_parts
 from rsr.engine.rendering import ConversationRenderer, NothingSaidError
 from rsr.engine.template import ChatTemplate
 from rsr.engine.tokenizer import TextTokenizer, TokenizedText
@@ -113,7 +115,8 @@ class TrajectoryEncoder:
     Holds no state between but what it has learnt of the chat template. With a chat template,
     `prompt` + `response` are a user's and an assistant's turn; without, they are joined as plain
     text. `text` is plain text always. A tokenizer may know more tokens than the model: a row with
-    one at or beyond `vocab_size` is refused. The other options are `ScorerConfig`'s.
+    one at or beyond `vocab_size` is refused. step_pattern: what ends a step; None looks for no
+    steps and gives no parts. The other options are `ScorerConfig`'s.
     """
 
     def __init__(
@@ -128,6 +131,8 @@ class TrajectoryEncoder:
         render: RenderMode = "auto",
         turns: Turns = "all",
         template_kwargs: Mapping[str, Any] | None = None,
+        step_pattern: str | None = None,
+        prompt_metrics: bool = False,
     ) -> None:
         self._tokenizer = TextTokenizer(tokenizer)
         self._renderer = None
@@ -139,6 +144,8 @@ class TrajectoryEncoder:
         self._truncate = truncate
         self._score_end_of_turn = score_end_of_turn
         self._template_kwargs = dict(template_kwargs or {})
+        self._step_end = None if step_pattern is None else re.compile(step_pattern)
+        self._prompt_metrics = prompt_metrics
 
     def encode(self, trajectory: Trajectory) -> EncodedTrajectory:
         """Token ids and scored spans, or a refusal with its status; never raises for a bad row."""
@@ -175,12 +182,27 @@ class TrajectoryEncoder:
             sequences = [
                 self._sequence(next(tokenized[row.is_chat]), spans) for _, spans in row.texts
             ]
-            yield row.refusal or self._joined(sequences, row.notes), sequences
+            encoded = row.refusal or self._joined(sequences, row.notes)
+            if self._step_end is not None:
+                encoded = with_parts(encoded, prompt=self._prompt_metrics)
+            yield encoded, sequences
 
     def _tokenized(self, rows: Sequence["_ToRead"], is_chat: bool) -> list[TokenizedText | None]:
         texts = [text for row in rows for text, _ in row.texts]
-        positions = [[p for span in spans for p in span] for row in rows for _, spans in row.texts]
+        positions = [self._positions(text, spans) for row in rows for text, spans in row.texts]
         return self._tokenizer.tokenize(texts, positions, add_special_tokens=not is_chat)
+
+    def _positions(self, text: str, spans: Sequence[tuple[int, int]]) -> list[int]:
+        """Where `_sequence` must know a text's tokens: the ends of each span, then of each step
+        but a span's first the first character and the one after it. A step ends with a match."""
+        positions = [position for span in spans for position in span]
+        if self._step_end is None:
+            return positions
+        for start, end in spans:
+            for match in self._step_end.finditer(text, start, end):
+                if match.end() < end:
+                    positions += [match.end(), match.end() + 1]
+        return positions
 
     def _to_read(self, trajectory: Trajectory) -> "_ToRead":
         """The texts of a row, or none and its refusal."""
@@ -245,7 +267,12 @@ class TrajectoryEncoder:
         spans = [(first, last) for first, last in spans if first < last]
         if not spans:
             return EncodedTrajectory.refused(Status.NO_RESPONSE, "no token to score")
-        return self._fit(EncodedTrajectory(tokenized.token_ids, spans))
+        step_starts = [first for first, _ in spans]
+        for here, after in zip(borders, borders, strict=True):
+            # Of "3. So" most tokenizers make " So" a token: no token begins with the "S".
+            step_starts.append(here if here < after else here - 1)
+        encoded = EncodedTrajectory(tokenized.token_ids, spans, step_starts=tuple(step_starts))
+        return self._fit(encoded)
 
     def _fit(self, encoded: EncodedTrajectory) -> EncodedTrajectory:
         """Hold a sequence to the student's vocabulary and to `max_model_len`."""
@@ -277,8 +304,13 @@ class TrajectoryEncoder:
                 hint="try a higher --max-model-len",
                 num_cut=num_tokens,
             )
-        cut = num_tokens - limit
-        return EncodedTrajectory(encoded.token_ids[:limit], spans, Status.TRUNCATED, num_cut=cut)
+        return replace(
+            encoded,
+            token_ids=encoded.token_ids[:limit],
+            spans=spans,
+            status=Status.TRUNCATED,
+            num_cut=num_tokens - limit,
+        )
 
     def _joined(
         self, sequences: list[EncodedTrajectory], notes: tuple[str, ...]

@@ -5,14 +5,20 @@ unit and default are said here and nowhere else. `rsr score` makes its options o
 """
 
 import json
+import re
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from rsr.engine.metrics import DEFAULT_RANK_CLIP
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Metrics = Literal["all", "rsr"]
 LogitsDtype = Literal["float32", "model"]
 OnLong = Literal["truncate", "skip"]
+DEFAULT_STEP_PATTERN = r"\. |\? "
+"""What ends a step in ASLEC's code (arXiv 2604.06834): a full stop or a question mark, and a
+space."""
+
 PrefixReuse = Literal["auto", "on", "off"]
 ScorerKind = Literal["kernel", "prompt-logprobs"]
 RenderMode = Literal["auto", "template", "verbatim"]
@@ -64,6 +70,27 @@ class ScorerConfig:
     token_scores: bool = field(
         default=False,
         metadata=_said("Also write each scored token's id, rank and log-probability (nats)."),
+    )
+    metrics: Metrics = field(
+        default="all",
+        metadata=_said(
+            "all also stores the sums that every metric of one pass is made of (rsr metrics "
+            "--list), at most 200 bytes a row; rsr stores RSR's own."
+        ),
+    )
+    prompt_metrics: bool = field(
+        default=False,
+        metadata=_said(
+            "Also sum up the surprisal of the prompt: one more row through the LM head for each of "
+            "its tokens."
+        ),
+    )
+    step_pattern: str = field(
+        default=DEFAULT_STEP_PATTERN,
+        metadata=_said(
+            "A regular expression of what ends a step of a response, for the metrics that treat "
+            "the first token of each step apart."
+        ),
     )
     max_model_len: int | None = field(
         default=None,
@@ -159,6 +186,18 @@ class ScorerConfig:
             'a JSON object such as {"enable_thinking": true}',
         )
 
+        self._require("step_pattern", _ends_something(self.step_pattern), PATTERN_EXPECTED)
+        self._require(
+            "prompt_metrics",
+            not self.prompt_metrics or self.has_metrics,
+            "False where metrics is 'rsr', which stores no sums of them",
+        )
+
+    @property
+    def has_metrics(self) -> bool:
+        """Whether the sums of all metrics are stored."""
+        return self.metrics == "all"
+
     @property
     def template_kwargs(self) -> dict[str, Any]:
         """`chat_template_kwargs`, read."""
@@ -172,6 +211,16 @@ class ScorerConfig:
 def choices_of(kind: Any) -> tuple[str, ...]:
     """The values of a `Literal`; of any other type none."""
     return get_args(kind) if get_origin(kind) is Literal else ()
+
+
+PATTERN_EXPECTED = "a regular expression that matches no empty text, such as \\n\\n"
+
+
+def _ends_something(pattern: str) -> bool:
+    try:
+        return re.compile(pattern).match("") is None
+    except re.error:
+        return False
 
 
 def _json_object(text: str) -> dict[str, Any] | None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rsr.engine.metric_sums import MetricSums
 from rsr.engine.trajectory import Status, TokenScores, join_tokens
 
 DEFAULT_RANK_CLIP = 100
@@ -38,7 +39,8 @@ class TrajectoryScore:
     rank_clip: the run's r_max; None means unclipped.
     rank_sum: Σ min(rank, rank_clip). surprisal_sum_nats: Σ −log p.
     entropy_sum_nats: Σ H, or None where entropy was not asked for.
-    rank_sums: Σ min(rank, r) for each of STORED_RANK_CLIPS.
+    rank_sums: Σ min(rank, r) for each of STORED_RANK_CLIPS. metric_sums: what other metrics are
+    made of, or None where they were not asked for.
     tokens: per-token values where they were asked for.
     detail: why there is no score. reason: the same without what is this row's alone, or "".
     hint: the option that may help, or "".
@@ -51,6 +53,7 @@ class TrajectoryScore:
     surprisal_sum_nats: float = 0.0
     entropy_sum_nats: float | None = None
     rank_sums: dict[str, float] = field(default_factory=dict)
+    metric_sums: MetricSums | None = None
     tokens: TokenScores | None = None
     detail: str = ""
     reason: str = ""
@@ -92,14 +95,15 @@ TERMS = ("rank", "surprisal_nats", "entropy_nats", *STORED_RANK_CLIPS)
 def token_terms(ranks: Any, logprobs: Any, entropies: Any, rank_clip: int | None) -> list[Any]:
     """Each of `TERMS` for each token: (T,) NumPy arrays or torch tensors, as they were given."""
     return [
-        _clipped(ranks, rank_clip),
+        clipped(ranks, rank_clip),
         -logprobs,
         entropies,
-        *(_clipped(ranks, clip) for clip in STORED_RANK_CLIPS.values()),
+        *(clipped(ranks, clip) for clip in STORED_RANK_CLIPS.values()),
     ]
 
 
-def _clipped(ranks: Any, rank_clip: int | None) -> Any:
+def clipped(ranks: Any, rank_clip: int | None) -> Any:
+    """min(rank, rank_clip) of each."""
     return ranks if rank_clip is None else ranks.clip(max=rank_clip)
 
 
@@ -128,11 +132,13 @@ def trajectory_score(
     has_entropy: bool,
     status: Status = Status.OK,
     rank_clip: int | None = DEFAULT_RANK_CLIP,
+    metric_sums: NDArray[np.float64] | None = None,
     tokens: TokenScores | None = None,
 ) -> TrajectoryScore:
     """A trajectory's score from the sums of its tokens' `TERMS`.
 
-    has_entropy: whether entropy was asked for; if not, its sum is not looked at. A sum of
+    has_entropy: whether entropy was asked for; if not, its sum is not looked at. metric_sums:
+    (len(metric_sums.SUMS),), or None where they were not asked for. A sum of
     surprisals or of entropies that is not finite makes the row `NOT_FINITE`, without any number.
     """
     rank_sum, surprisal_sum_nats, entropy_sum_nats, *rank_sums = sums.tolist()
@@ -147,6 +153,9 @@ def trajectory_score(
         surprisal_sum_nats=surprisal_sum_nats + 0.0,
         entropy_sum_nats=entropy_sum_nats if has_entropy else None,
         rank_sums=dict(zip(STORED_RANK_CLIPS, rank_sums, strict=True)),
+        metric_sums=(
+            None if metric_sums is None else MetricSums.of(metric_sums, has_entropy=has_entropy)
+        ),
         tokens=tokens,
     )
 
@@ -187,8 +196,20 @@ def add_scores(parts: Sequence[TrajectoryScore], status: Status) -> TrajectorySc
         surprisal_sum_nats=sum(part.surprisal_sum_nats for part in parts),
         entropy_sum_nats=None if None in entropies else sum(e for e in entropies if e is not None),
         rank_sums={name: sum(part.rank_sums[name] for part in parts) for name in first.rank_sums},
+        metric_sums=_add_metric_sums([part.metric_sums for part in parts]),
         tokens=join_tokens(tokens) if tokens else None,
     )
+
+
+def _add_metric_sums(parts: Sequence[MetricSums | None]) -> MetricSums | None:
+    """The sums over all parts; None where one has none."""
+    given = [part for part in parts if part is not None]
+    if len(given) < len(parts):
+        return None
+    total = given[0]
+    for part in given[1:]:
+        total = total + part
+    return total
 
 
 @dataclass(slots=True)

@@ -36,7 +36,10 @@ class ScoringPooler(Pooler):
         super().__init__()
         self.head_reader = head_reader
         self._scorer = StepScorer(
-            head_reader, entropy=settings.entropy, rank_clip=settings.rank_clip
+            head_reader,
+            entropy=settings.entropy,
+            rank_clip=settings.rank_clip,
+            has_metrics=settings.has_metrics,
         )
 
     def get_supported_tasks(self) -> Set[PoolingTask]:

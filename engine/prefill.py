@@ -18,7 +18,13 @@ from numpy.typing import NDArray
 from rsr.engine import vllm_plugin
 from rsr.engine.config import ScorerConfig
 from rsr.engine.student import Student
-from rsr.engine.wire import POOLING_TASK, PrefillRequest, PrefillScores, WorkerSettings
+from rsr.engine.wire import (
+    POOLING_TASK,
+    PrefillRequest,
+    PrefillScores,
+    ScoredTokens,
+    WorkerSettings,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -172,6 +178,7 @@ class StockPrefill:
                 request.detail_end,
                 self._rank_clip,
                 has_entropy=self.has_entropy,
+                parts=ScoredTokens.unpack(request.pack()).parts,
             )
             for request, output in zip(requests, outputs, strict=True)
         ]

@@ -14,12 +14,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rsr.engine import metrics
-from rsr.engine.wire import REST_COLUMNS, TOKEN_COLUMNS, ScoredTokens, pack_scores
+from rsr.engine import metric_sums, metrics
+from rsr.engine.parts import NUM_PARTS
+from rsr.engine.wire import SUM_COLUMNS, TOKEN_COLUMNS, ScoredTokens, pack_scores
 from rsr.kernels import RankLogprob
 
 BLOCK_ROWS = 256
 """Rows that are reduced together: two levels take 65,536 tokens; short rows have few to fill."""
+
+
+ROW_COLUMNS = (*TOKEN_COLUMNS, "part")
+"""Of one scored token inside a worker: also the part of its trajectory that it is of."""
 
 
 class Head(Protocol):
@@ -56,7 +61,10 @@ class Chunk:
         # The hidden state at position p predicts the token at p + 1.
         first, last = np.searchsorted(request.positions, (start + 1, start + num_tokens + 1))
         scored = ScoredTokens(
-            request.positions[first:last], request.targets[first:last], request.detail_end
+            request.positions[first:last],
+            request.targets[first:last],
+            request.parts[first:last],
+            request.detail_end,
         )
         return cls(start, num_tokens, is_last, scored)
 
@@ -66,7 +74,7 @@ class ScoredRows:
     """Scored tokens of one request.
 
     positions: (T,) int32, ascending, on the host: to count them there keeps the device busy.
-    values: (T, 4) float32 `TOKEN_COLUMNS` on the device.
+    values: (T, 5) float32 `ROW_COLUMNS` on the device.
     """
 
     positions: NDArray[np.int32]
@@ -83,8 +91,17 @@ class ScoredRows:
 class StepScorer:
     """Scores the chunks of one prefill step; keeps no hidden state between steps."""
 
-    def __init__(self, head_source: HeadSource, *, entropy: bool, rank_clip: int | None) -> None:
+    def __init__(
+        self,
+        head_source: HeadSource,
+        *,
+        entropy: bool,
+        rank_clip: int | None,
+        has_metrics: bool = True,
+    ) -> None:
+        """has_metrics: also form the sums of `metric_sums.SUMS`."""
         self._head_source = head_source
+        self._has_metrics = has_metrics
         self._entropy = entropy
         self._rank_clip = rank_clip
 
@@ -123,16 +140,20 @@ class StepScorer:
             offset += chunk.num_tokens
         counts = [len(part) for part in positions]
         if not sum(counts):
-            values = torch.empty(0, len(TOKEN_COLUMNS), device=device)
+            values = torch.empty(0, len(ROW_COLUMNS), device=device)
         else:
             targets = [chunk.scored.targets for chunk in chunks]
-            plan = np.stack([np.concatenate(parts) for parts in (rows, targets, positions)])
-            index, target, position = _to_device(plan.astype(np.int64), device)
+            parts = [chunk.scored.parts for chunk in chunks]
+            columns = (rows, targets, positions, parts)
+            plan = np.stack([np.concatenate(column).astype(np.int64) for column in columns])
+            index, target, position, part = _to_device(plan, device)
             scored, head = self._head_source.prepare(hidden_states[index])
             rank, logprob, entropy = head.score(scored, target, entropy=self._entropy)
             if entropy is None:
                 entropy = torch.full_like(logprob, float("nan"))
-            values = torch.stack((position.float(), rank.float(), logprob, entropy), dim=1)
+            values = torch.stack(
+                (position.float(), rank.float(), logprob, entropy, part.float()), dim=1
+            )
         return [
             ScoredRows(part, new) for part, new in zip(positions, values.split(counts), strict=True)
         ]
@@ -142,43 +163,76 @@ class StepScorer:
         if not finished:
             return iter(())
         parts = [[rows.split_at(end) for rows in kept] for kept, end in finished]
-        fronts = [[front.values for front, _ in request] for request in parts]
+        shown = slice(len(TOKEN_COLUMNS))
+        fronts = [[front.values[:, shown] for front, _ in request] for request in parts]
         rests = [[rest.values for _, rest in request] for request in parts]
-        reduced = reduce_rows(rests, self._rank_clip, has_entropy=self._entropy)
+        reduced = reduce_rows(
+            rests, self._rank_clip, has_entropy=self._entropy, has_metrics=self._has_metrics
+        )
         return pack_scores(reduced, fronts)
 
 
 def reduce_rows(
-    requests: Sequence[Sequence[torch.Tensor]], rank_clip: int | None, *, has_entropy: bool
+    requests: Sequence[Sequence[torch.Tensor]],
+    rank_clip: int | None,
+    *,
+    has_entropy: bool,
+    has_metrics: bool = True,
 ) -> torch.Tensor:
-    """Each request's (T, 4) `TOKEN_COLUMNS`, in pieces, to (requests, len(REST_COLUMNS)) float64.
+    """Each request's (T, 5) `ROW_COLUMNS`, in pieces, to (requests, len(REST_COLUMNS)) float64.
 
     Blocks of fixed size are reduced, then blocks of their results: a long row is as parallel as
     many short ones, no atomic addition makes runs differ, and a request's sums depend on its rows
     alone.
     """
-    padding = requests[0][0].new_zeros(BLOCK_ROWS, len(TOKEN_COLUMNS))
+    padding = requests[0][0].new_zeros(BLOCK_ROWS, len(ROW_COLUMNS))
     blocks, num_blocks = _in_blocks(requests, padding)
-    position, rank, logprob, entropy = blocks.double().unbind(dim=-1)
+    position, rank, logprob, entropy, part = blocks.double().unbind(dim=-1)
     # Padding is the only thing at position 0, adds 0 to every sum and is finite.
     is_token = (position > 0).double()
     terms = metrics.token_terms(rank, logprob, entropy, rank_clip)
+    more_terms: list[torch.Tensor] = []
+    if has_metrics:
+        is_response = metric_sums.is_response(part)
+        terms = [term * is_response for term in terms]
+        part = part.masked_fill(position == 0, -1)
+        more_terms = _metric_terms(metrics.clipped(rank, rank_clip), -logprob, entropy, part)
     is_scored = metrics.is_finite(logprob, entropy if has_entropy else None)
     not_finite = position.masked_fill(is_scored, math.inf)
-    reduced = _reduce(torch.stack([is_token, position, *terms, not_finite], dim=-1))
-    padding = reduced.new_zeros(BLOCK_ROWS, len(REST_COLUMNS))
+    sums = torch.stack([is_token, position, *terms], dim=-1)
+    reduced = _reduce(torch.cat([sums, *more_terms, not_finite[..., None]], dim=-1))
+    padding = reduced.new_zeros(BLOCK_ROWS, reduced.shape[1])
     padding[:, -1] = math.inf
     while max(num_blocks) > 1:
         parts = reduced.split(num_blocks)
         blocks, num_blocks = _in_blocks([[part] for part in parts], padding)
         reduced = _reduce(blocks)
+    if not has_metrics:
+        nothing = reduced.new_zeros(len(reduced), len(metric_sums.SUMS))
+        reduced = torch.cat([reduced[:, :-1], nothing, reduced[:, -1:]], dim=1)
     return reduced
 
 
+def _metric_terms(
+    ranks: torch.Tensor, surprisals: torch.Tensor, entropies: torch.Tensor, parts: torch.Tensor
+) -> list[torch.Tensor]:
+    """(blocks, BLOCK_ROWS, …) terms of `metric_sums.SUMS`, all but the first 0 for padding."""
+    numbers = torch.arange(NUM_PARTS, device=parts.device)
+    terms = metric_sums.token_terms(ranks, surprisals, entropies, parts)
+    return [
+        torch.stack(terms, dim=-1),
+        *metric_sums.part_terms(ranks, surprisals, parts, numbers),
+    ]
+
+
 def _reduce(blocks: torch.Tensor) -> torch.Tensor:
-    """(blocks, BLOCK_ROWS, len(REST_COLUMNS)) to one row for each block."""
-    sums, first_not_finite = blocks[..., :-1].sum(dim=1), blocks[..., -1:].amin(dim=1)
-    return torch.cat([sums, first_not_finite], dim=1)
+    """(blocks, BLOCK_ROWS, C) to one row for each block: sums, and the smallest of the last column.
+
+    In two sums: how wide a table is decides in which order torch adds up a column, and the first
+    columns must not depend on whether others are asked for.
+    """
+    first, more, not_finite = blocks.tensor_split((len(SUM_COLUMNS), blocks.shape[2] - 1), dim=2)
+    return torch.cat([first.sum(dim=1), more.sum(dim=1), not_finite.amin(dim=1)], dim=1)
 
 
 def _in_blocks(

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rsr.engine.config import ScorerConfig, ScorerKind
-from rsr.engine.metrics import TrajectoryScore, add_scores, sum_terms, trajectory_score
+from rsr.engine.metric_sums import is_response
+from rsr.engine.metrics import TrajectoryScore, add_scores, trajectory_score
 from rsr.engine.prefill import Prefill, StockPrefill, UnsupportedHeadError
 from rsr.engine.prefix_reuse import (
     MIN_SHARED_FRACTION,
@@ -25,7 +26,7 @@ from rsr.engine.prefix_reuse import (
 )
 from rsr.engine.student import Student, open_student
 from rsr.engine.trajectory import EncodedTrajectory, Status, TokenScores, Trajectory
-from rsr.engine.wire import PrefillRequest, PrefillScores, first_not_finite
+from rsr.engine.wire import PrefillRequest, PrefillScores, first_not_finite, sums_of
 
 logger = logging.getLogger(__name__)
 
@@ -113,10 +114,7 @@ class Scorer:
         if reuse:
             self._prefill.forget_prefixes()
         results = self._prefill.score(
-            [
-                PrefillRequest(batch[i].token_ids, batch[i].spans, detail_ends[i], reuse)
-                for i in order
-            ]
+            [_request(batch[i], detail_ends[i], reuse_prefix=reuse) for i in order]
         )
         scores = [result for _, result in sorted(zip(order, results, strict=True), key=_first)]
         arrays = [score.tokens for score in scores]
@@ -153,7 +151,7 @@ class Scorer:
             return
         for index in suspects:
             encoded, end = batch[index], detail_ends[index]
-            (result,) = self._prefill.score([PrefillRequest(encoded.token_ids, encoded.spans, end)])
+            (result,) = self._prefill.score([_request(encoded, end)])
             scores[index] = self._reduce(encoded, result, end)
             if scores[index].status is Status.NOT_FINITE:
                 self._prefill.clean_cache()
@@ -190,6 +188,7 @@ class Scorer:
         positions, ranks, logprobs, entropies = scores.tokens.T
         expected = scored_positions(encoded)
         front, rest = expected[expected < detail_end], expected[expected >= detail_end]
+        parts = np.frombuffer(encoded.parts or bytes(len(expected)), dtype=np.uint8)
         # A lost token would be a wrong score that looks right.
         assert np.array_equal(positions, front), "the engine lost or reordered scored tokens"
         assert (len(rest), rest.sum()) == (scores.num_rest, scores.rest_position_sum), (
@@ -197,19 +196,22 @@ class Scorer:
         )
         rank_clip, has_entropy = self.config.rank_clip, self._prefill.has_entropy
         tokens = None
+        in_response = is_response(parts)
         if self.config.token_scores:
             tokens = TokenScores(
-                token_ids=np.asarray(encoded.token_ids, dtype=np.int32)[expected],
-                ranks=ranks.astype(np.int32),
-                logprobs=logprobs.astype(np.float32),
-                entropies=entropies.astype(np.float32),
+                token_ids=np.asarray(encoded.token_ids, dtype=np.int32)[expected[in_response]],
+                ranks=ranks[in_response].astype(np.int32),
+                logprobs=logprobs[in_response].astype(np.float32),
+                entropies=entropies[in_response].astype(np.float32),
             )
+        sums, more_sums = sums_of(scores.tokens, parts[: len(front)], rank_clip)
         score = trajectory_score(
-            scores.rest_sums + sum_terms(ranks, logprobs, entropies, rank_clip),
-            len(expected),
+            scores.rest_sums + sums,
+            int(np.count_nonzero(in_response)),
             has_entropy=has_entropy,
             status=encoded.status,
             rank_clip=rank_clip,
+            metric_sums=scores.rest_metric_sums + more_sums if self.config.has_metrics else None,
             tokens=tokens,
         )
         if score.status is Status.NOT_FINITE:
@@ -223,6 +225,15 @@ class Scorer:
             )
             return replace(score, detail=detail)
         return score
+
+
+def _request(
+    encoded: EncodedTrajectory, detail_end: int, *, reuse_prefix: bool = False
+) -> PrefillRequest:
+    """For all that is to be scored of a sequence."""
+    return PrefillRequest(
+        encoded.token_ids, encoded.scored_spans, detail_end, reuse_prefix, encoded.parts
+    )
 
 
 def _open_prefill(student: Student) -> Prefill | StockPrefill:

@@ -52,6 +52,8 @@ class Student:
             render=self.config.render,
             turns=self.config.turns,
             template_kwargs=self.config.template_kwargs,
+            step_pattern=self.config.step_pattern if self.config.has_metrics else None,
+            prompt_metrics=self.config.prompt_metrics,
         )
 
 

@@ -98,9 +98,19 @@ class TextTokenizer:
             # What was read is not this text, and may be as long by accident.
             return None
         if len(utf8) != len(text):
-            positions = [len(text[:position].encode()) for position in positions]
+            positions = _byte_positions(text, positions)
         borders: list[int] = np.searchsorted(ends - lengths, positions).tolist()
         return borders
+
+
+def _byte_positions(text: str, positions: Sequence[int]) -> list[int]:
+    """How many bytes of UTF-8 come before each of these characters; looks at each byte once."""
+    before = {0: 0}
+    last = 0
+    for position in sorted(set(positions)):
+        before[position] = before[last] + len(text[last:position].encode())
+        last = position
+    return [before[position] for position in positions]
 
 
 def _batches(texts: Sequence[str]) -> Iterator[list[str]]:

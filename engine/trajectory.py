@@ -76,6 +76,11 @@ class EncodedTrajectory:
     num_cut: tokens that the student would have read as well, were it not for `max_model_len`.
     more: further sequences of the same trajectory, where turns have histories of their own; the
         trajectory's sums run over all of them.
+    step_starts: positions of tokens that begin a step of a response, where steps are
+        looked for; some may lie outside of `spans`.
+    num_prompt: tokens before the first response that are scored for the prompt's own sums.
+    parts: of each scored position, one byte, the part of the trajectory as `parts.py` numbers
+        them; empty where nobody asks for sums by part.
     """
 
     token_ids: list[int]
@@ -87,6 +92,9 @@ class EncodedTrajectory:
     notes: tuple[str, ...] = ()
     num_cut: int = 0
     more: "tuple[EncodedTrajectory, ...]" = ()
+    step_starts: tuple[int, ...] = ()
+    num_prompt: int = 0
+    parts: bytes = b""
 
     @classmethod
     def refused(
@@ -105,12 +113,23 @@ class EncodedTrajectory:
         return sum(len(sequence.token_ids) for sequence in self.sequences)
 
     @property
+    def scored_spans(self) -> list[tuple[int, int]]:
+        """Half-open ranges of all positions to score: the prompt's, then the responses'."""
+        return [(1, 1 + self.num_prompt), *self.spans] if self.num_prompt else self.spans
+
+    @property
     def num_scored(self) -> int:
+        """Response tokens, of all sequences."""
         return sum(end - start for s in self.sequences for start, end in s.spans)
 
+    @property
+    def num_head_rows(self) -> int:
+        """Tokens that go through the LM head, of all sequences: the prompt's too, where scored."""
+        return self.num_scored + sum(sequence.num_prompt for sequence in self.sequences)
+
     def spans_within(self, start: int, end: int) -> list[tuple[int, int]]:
-        """The parts of `spans` in [start, end)."""
-        parts = [(max(first, start), min(last, end)) for first, last in self.spans]
+        """The parts of `scored_spans` in [start, end)."""
+        parts = [(max(first, start), min(last, end)) for first, last in self.scored_spans]
         return [(first, last) for first, last in parts if first < last]
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rsr.engine import metrics
+from rsr.engine import metric_sums, metrics
 from rsr.engine.config import LogitsDtype, ScorerConfig
 
 POOLING_TASK = "token_classify"
@@ -26,6 +26,8 @@ POSITIONS_KEY = "rsr_positions"
 """In `PoolingParams.extra_kwargs`: the scored positions, the bytes of an int32 array."""
 TARGETS_KEY = "rsr_targets"
 """Likewise: the tokens at these positions. The last of them is not part of vLLM's prompt."""
+PARTS_KEY = "rsr_parts"
+"""Likewise: the part of its trajectory that each of these tokens is of, one byte a token."""
 DETAIL_END_KEY = "rsr_detail_end"
 """Likewise: scored positions before it come back one by one, those from it on as sums."""
 
@@ -33,9 +35,10 @@ TOKEN_COLUMNS = ("position", "rank", "logprob", "entropy")
 """Of one scored token; positions and ranks are exact in float32 below 2**24."""
 SUM_COLUMNS = ("num_tokens", "position", *metrics.TERMS)
 """Sums over scored tokens. That of positions tells a lost or repeated token from none."""
-REST_COLUMNS = (*SUM_COLUMNS, "first_not_finite")
-"""Of the scored tokens from a request's detail end on: `SUM_COLUMNS`, and the position of the first
-of them without a finite score, or inf where all have one."""
+REST_COLUMNS = (*SUM_COLUMNS, *metric_sums.SUMS, "first_not_finite")
+"""Of the scored tokens from a request's detail end on: `SUM_COLUMNS`, of which only the first two
+count the prompt's tokens; the other metrics' sums, 0 where they are not asked for; and the position
+of the first of these tokens without a finite score, or inf where all have one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +48,11 @@ class WorkerSettings:
     logits_dtype: LogitsDtype
     entropy: bool
     rank_clip: int | None
+    has_metrics: bool
 
     @classmethod
     def of(cls, config: ScorerConfig) -> Self:
-        return cls(config.logits_dtype, config.entropy, config.rank_clip)
+        return cls(config.logits_dtype, config.entropy, config.rank_clip, config.has_metrics)
 
     def pack(self) -> dict[str, Any]:
         """For `VllmConfig.additional_config`."""
@@ -67,13 +71,15 @@ class PrefillRequest:
     token_ids: the sequence. spans: half-open [start, end) ranges of positions ≥ 1, at least one.
     detail_end: scored positions before it come back one by one, those from it on only as sums.
     reuse_prefix: take from the cache what earlier requests have computed of the same prefix; the
-    scored positions that those hidden states predict do not come back.
+    scored positions that those hidden states predict do not come back. parts: of each position in
+    `spans`, as in `EncodedTrajectory`; empty where no sums by part are wanted of it.
     """
 
     token_ids: list[int]
     spans: list[tuple[int, int]]
     detail_end: int = sys.maxsize
     reuse_prefix: bool = False
+    parts: bytes = b""
 
     @property
     def computed_ids(self) -> list[int]:
@@ -85,6 +91,7 @@ class PrefillRequest:
         positions = np.concatenate([np.arange(*span, dtype=np.int32) for span in self.spans])
         targets = np.asarray(self.token_ids, dtype=np.int32)[positions]
         return {
+            PARTS_KEY: self.parts or bytes(len(positions)),
             POSITIONS_KEY: positions.tobytes(),
             TARGETS_KEY: targets.tobytes(),
             DETAIL_END_KEY: self.detail_end,
@@ -96,11 +103,12 @@ class ScoredTokens:
     """What a worker is to score of one request.
 
     positions: (T,) int32, ascending. targets: (T,) int32, the tokens at these positions.
-    detail_end: positions before it are wanted one by one.
+    parts: (T,) uint8, of `parts.py`. detail_end: positions before it are wanted one by one.
     """
 
     positions: NDArray[np.int32]
     targets: NDArray[np.int32]
+    parts: NDArray[np.uint8]
     detail_end: int
 
     @classmethod
@@ -109,6 +117,7 @@ class ScoredTokens:
         return cls(
             np.frombuffer(extra_kwargs[POSITIONS_KEY], dtype=np.int32),
             np.frombuffer(extra_kwargs[TARGETS_KEY], dtype=np.int32),
+            np.frombuffer(extra_kwargs[PARTS_KEY], dtype=np.uint8),
             extra_kwargs[DETAIL_END_KEY],
         )
 
@@ -116,7 +125,7 @@ class ScoredTokens:
     def all_of(cls, num_tokens: int) -> Self:
         """Of a made-up request: each of its tokens predicts a token 0."""
         positions = np.arange(1, num_tokens + 1, dtype=np.int32)
-        return cls(positions, np.zeros_like(positions), 0)
+        return cls(positions, np.zeros_like(positions), np.zeros(num_tokens, np.uint8), 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,15 +133,16 @@ class PrefillScores:
     """The scores of one request's tokens: one by one before its detail end, as sums from it on.
 
     tokens: (T, 4) float64 rows of `TOKEN_COLUMNS`. num_rest, rest_position_sum: how many scored
-    positions there are from the detail end on, and their sum. rest_sums: over these, the sums of
-    `metrics.TERMS`. rest_first_not_finite: the position of the first of these that has no finite
-    score; inf where all have one.
+    positions there are from the detail end on, and their sum. rest_sums, rest_metric_sums: over
+    these, the sums of `metrics.TERMS` and of `metric_sums.SUMS`. rest_first_not_finite: the
+    position of the first of these that has no finite score; inf where all have one.
     """
 
     tokens: NDArray[np.float64]
     num_rest: int
     rest_position_sum: int
     rest_sums: NDArray[np.float64]
+    rest_metric_sums: NDArray[np.float64]
     rest_first_not_finite: float
 
     @classmethod
@@ -143,30 +153,45 @@ class PrefillScores:
         rank_clip: int | None,
         *,
         has_entropy: bool,
+        parts: NDArray[np.uint8],
     ) -> Self:
-        """From (T, 4) rows of `TOKEN_COLUMNS`, one for each scored position."""
+        """From (T, 4) rows of `TOKEN_COLUMNS`, one for each scored position, and their parts."""
         is_rest = rows[:, 0] >= detail_end
         rest = rows[is_rest]
-        positions, ranks, logprobs, entropies = rest.T
+        sums, more_sums = sums_of(rest, parts[is_rest], rank_clip)
         return cls(
             tokens=rows[~is_rest],
-            num_rest=len(positions),
-            rest_position_sum=int(positions.sum()),
-            rest_sums=metrics.sum_terms(ranks, logprobs, entropies, rank_clip),
+            num_rest=len(rest),
+            rest_position_sum=int(rest[:, 0].sum()),
+            rest_sums=sums,
+            rest_metric_sums=more_sums,
             rest_first_not_finite=first_not_finite(rest, has_entropy=has_entropy),
         )
 
     @classmethod
     def unpack(cls, flat: NDArray[np.float64]) -> Self:
         """The inverse of `pack_scores`, for one request."""
-        num_rest, rest_position_sum, *rest_sums, first = flat[: len(REST_COLUMNS)].tolist()
+        metrics_from, metrics_to = len(SUM_COLUMNS), len(REST_COLUMNS) - 1
         return cls(
             tokens=flat[len(REST_COLUMNS) :].reshape(-1, len(TOKEN_COLUMNS)),
-            num_rest=int(num_rest),
-            rest_position_sum=int(rest_position_sum),
-            rest_sums=np.array(rest_sums),
-            rest_first_not_finite=first,
+            num_rest=int(flat[0]),
+            rest_position_sum=int(flat[1]),
+            rest_sums=flat[2:metrics_from],
+            rest_metric_sums=flat[metrics_from:metrics_to],
+            rest_first_not_finite=float(flat[metrics_to]),
         )
+
+
+def sums_of(
+    rows: NDArray[np.float64], parts: NDArray[np.uint8], rank_clip: int | None
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The sums of `metrics.TERMS`, and of `metric_sums.SUMS`, over (T, 4) `TOKEN_COLUMNS`."""
+    _, ranks, logprobs, entropies = rows.T
+    own = metric_sums.is_response(parts)
+    return (
+        metrics.sum_terms(ranks[own], logprobs[own], entropies[own], rank_clip),
+        metric_sums.sum_metrics(metrics.clipped(ranks, rank_clip), -logprobs, entropies, parts),
+    )
 
 
 def first_not_finite(rows: NDArray[np.float64], *, has_entropy: bool) -> float:

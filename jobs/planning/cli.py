@@ -35,7 +35,7 @@ from rsr.jobs.terminal import Console, Table, print_json, printable
     show_default=True,
     help="Rows to tokenize.",
 )
-@scorer_options(*ENCODING_FIELDS, "dtype", "token_scores")
+@scorer_options(*ENCODING_FIELDS, "dtype", "metrics", "prompt_metrics", "token_scores")
 @json_option
 def plan(
     input: str,

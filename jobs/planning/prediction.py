@@ -19,7 +19,11 @@ from rsr.jobs.errors import UsageError, refusing_values
 from rsr.jobs.planning.gpus import Gpu
 from rsr.jobs.planning.sample import Corpus, Sample, histogram, sample_corpus
 from rsr.jobs.planning.schedule import PaperRun, Schedule
-from rsr.jobs.scoring.score import SCORE_BYTES_PER_ROW, TOKEN_COLUMN_BYTES_PER_TEXT_BYTE
+from rsr.jobs.scoring.score import (
+    METRIC_BYTES_PER_ROW,
+    SCORE_BYTES_PER_ROW,
+    TOKEN_COLUMN_BYTES_PER_TEXT_BYTE,
+)
 from rsr.jobs.shards.inputs import find_inputs
 from rsr.jobs.storage.hub import stay_offline_without_hub
 from rsr.jobs.terminal import format_seconds
@@ -218,7 +222,7 @@ def predict(
         share_busy=schedule.share_busy,
         most_useful_gpus=size * run.most_useful_workers(ASSUMED_START_S),
         output_bytes=corpus.num_bytes
-        + SCORE_BYTES_PER_ROW * corpus.num_rows
+        + (SCORE_BYTES_PER_ROW + METRIC_BYTES_PER_ROW * scorer.has_metrics) * corpus.num_rows
         + per_text_byte * corpus.text_bytes,
         settings={
             "workers": layout.num_workers,
@@ -259,8 +263,8 @@ def _figures(
         Figure(
             "scored tokens",
             f"{plan.num_scored_tokens:,.0f}",
-            f"of the sample, {refused:,} rows have no score and {truncated:,} are cut to the "
-            "longest sequence",
+            f"rows through the LM head; of the sample, {refused:,} rows have no score and "
+            f"{truncated:,} are cut to the longest sequence",
         ),
         Figure(
             "FLOPs",
@@ -300,7 +304,8 @@ def _figures(
         Figure(
             "output",
             f"{plan.output_bytes / 1e9:,.2f} GB",
-            f"INPUT's files again and {SCORE_BYTES_PER_ROW} bytes a row, more with token columns",
+            f"INPUT's files again and {SCORE_BYTES_PER_ROW} bytes a row, with all metrics "
+            f"{METRIC_BYTES_PER_ROW} more, and more with token columns",
         ),
         Figure(
             "units",

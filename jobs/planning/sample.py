@@ -105,7 +105,7 @@ def take_sample(
         for trajectory in read_trajectories(Unit(shard, start, start + size), columns):
             encoded = encoder.encode(trajectory)
             num_tokens.append(encoded.num_tokens)
-            scored_tokens.append(encoded.num_scored)
+            scored_tokens.append(encoded.num_head_rows)
             num_refused += not encoded.status.is_scored
             num_truncated += encoded.status == "truncated"
     return Sample(num_tokens, scored_tokens, num_refused, num_truncated)

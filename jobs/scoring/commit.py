@@ -37,8 +37,8 @@ def commit_scored_shard(store: RunStore, shard: Shard) -> Summary:
 
 def _score_tables(store: RunStore, units: Sequence[Unit]) -> Iterator[pa.Table]:
     """The units' score columns, one after the other; at least one table, if an empty one."""
-    with_tokens = bool(store.identity.settings["token_scores"])
-    yield score_columns.to_arrow(score_columns.to_frame([], token_columns=with_tokens))
+    kept = score_columns.kept_by(store.identity.settings)
+    yield score_columns.to_arrow(score_columns.to_frame([], **kept))
     for unit in units:
         frame = store.read_unit(unit)
         if frame is None:

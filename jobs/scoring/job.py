@@ -147,7 +147,10 @@ class ScoringWork:
         return scores
 
     def keep(self, unit: Unit, results: list[TrajectoryScore]) -> Summary:
-        frame = score_columns.to_frame(results, token_columns=self._job.scorer.token_scores)
+        scorer = self._job.scorer
+        frame = score_columns.to_frame(
+            results, token_columns=scorer.token_scores, metrics=scorer.has_metrics
+        )
         summary = Summary.of(frame)
         summary.count_reasons(results, unit.shard.name, unit.start)
         self._job.store.commit_unit(unit, frame, summary)

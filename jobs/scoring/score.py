@@ -76,6 +76,8 @@ RUN_SETTINGS_THAT_CHANGE_NO_SCORE = (
 
 
 SCORE_BYTES_PER_ROW = 128
+METRIC_BYTES_PER_ROW = 170
+"""What the sums of all metrics take beside `SCORE_BYTES_PER_ROW`, without compression."""
 TOKEN_COLUMN_BYTES_PER_TEXT_BYTE = 3
 """For the disk check: three 4-byte values a token, a token being about four bytes of text."""
 
@@ -356,10 +358,10 @@ def _versions() -> dict[str, str]:
 def _require_disk_space(options: ScoreOptions, shards: list[Shard]) -> None:
     if is_remote(str(options.output)):
         return  # asking for the sizes of its inputs would be in vain
+    per_row = SCORE_BYTES_PER_ROW + METRIC_BYTES_PER_ROW * options.scorer.has_metrics
     per_text_byte = TOKEN_COLUMN_BYTES_PER_TEXT_BYTE if options.scorer.token_scores else 0
     needed_bytes = sum(
-        file_size_bytes(s.path) + SCORE_BYTES_PER_ROW * s.num_rows + per_text_byte * s.num_bytes
-        for s in shards
+        file_size_bytes(s.path) + per_row * s.num_rows + per_text_byte * s.num_bytes for s in shards
     )
     require_disk_space(options.output, needed_bytes)
 

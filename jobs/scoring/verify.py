@@ -38,8 +38,8 @@ class ScoringChecks:
             schema, there = file.schema_arrow, file.metadata.num_rows
         if there != shard.num_rows:
             yield f"has {there:,} rows; expected {shard.num_rows:,}"
-        token_columns = bool(manifest.identity.settings["token_scores"])
-        wanted = pa.schema(score_columns.arrow_fields(token_columns=token_columns))
+        kept = score_columns.kept_by(manifest.identity.settings)
+        wanted = pa.schema(score_columns.arrow_fields(**kept))
         scores = [f for f in schema if score_columns.is_score_column(f.name)]
         if not pa.schema(scores).equals(wanted) or list(schema)[-len(scores) :] != scores:
             yield f"has score columns {[f'{f.name}: {f.type}' for f in scores]}; expected {wanted}"

@@ -7,12 +7,14 @@ where the columns go is `writer.py`'s.
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, TypedDict
 
 import polars as pl
 import pyarrow as pa
 
+from rsr.engine.metric_sums import MetricSums, PartSums
 from rsr.engine.metrics import STORED_RANK_CLIPS, DatasetRsr, TrajectoryScore
+from rsr.engine.parts import NUM_QUARTERS
 from rsr.engine.trajectory import EncodedTrajectory, Status
 
 PREFIX = "rsr"
@@ -52,6 +54,46 @@ ROW_COLUMNS = (
 QUESTIONED_COLUMNS = ROW_COLUMNS[:-1]
 """Those that `filter`, `select`, `teachers` and the like need; they ask nothing of `rsr_detail`."""
 
+QUARTERS = tuple(f"q{number + 1}" for number in range(NUM_QUARTERS))
+
+
+def _sums_column(name: str, sums: Mapping[str, Any]) -> ScoreColumn:
+    """A struct of 32-bit counts and 64-bit sums, or of such structs."""
+
+    def arrow_type(kind: Any) -> pa.DataType:
+        if isinstance(kind, pl.Struct):
+            return pa.struct([(field.name, arrow_type(field.dtype)) for field in kind.fields])
+        return pa.int32() if kind == pl.Int32 else pa.float64()
+
+    kind = pl.Struct(dict(sums))
+    return ScoreColumn(name, kind, arrow_type(kind))
+
+
+_PART_SUMS = {"rank_sum": pl.Float64, "surprisal_sum": pl.Float64}
+
+METRIC_COLUMNS = (
+    _sums_column(
+        "rsr_quarters", dict.fromkeys(QUARTERS, pl.Struct({"num_tokens": pl.Int32, **_PART_SUMS}))
+    ),
+    _sums_column("rsr_steps", {"num_steps": pl.Int32, **_PART_SUMS}),
+    _sums_column(
+        "rsr_sums",
+        dict.fromkeys(
+            (
+                "surprisal_squared",
+                "entropy",
+                "rank_per_surprisal",
+                "rank_per_entropy",
+                "surprisal_per_entropy",
+            ),
+            pl.Float64,
+        ),
+    ),
+    _sums_column("rsr_prompt", {"num_tokens": pl.Int32, "surprisal_sum": pl.Float64}),
+)
+"""What the metrics beside RSR are made of; `--metrics rsr` leaves them out, as runs of earlier
+releases do."""
+
 TOKEN_COLUMNS = (
     ScoreColumn("rsr_token_ids", pl.List(pl.Int32), pa.list_(pa.int32())),
     ScoreColumn("rsr_token_ranks", pl.List(pl.Int32), pa.list_(pa.int32())),
@@ -59,20 +101,42 @@ TOKEN_COLUMNS = (
 )
 
 
-def columns(*, token_columns: bool) -> tuple[ScoreColumn, ...]:
+class Kept(TypedDict):
+    """What a run keeps beside `ROW_COLUMNS`: keywords of the functions below."""
+
+    metrics: bool
+    token_columns: bool
+
+
+def kept_by(settings: Mapping[str, Any]) -> Kept:
+    """From the settings of a run's identity; runs of earlier releases say nothing of metrics."""
+    return {
+        "metrics": settings.get("metrics", "rsr") == "all",
+        "token_columns": bool(settings["token_scores"]),
+    }
+
+
+def columns(*, token_columns: bool, metrics: bool = False) -> tuple[ScoreColumn, ...]:
     """The columns of a run, in order."""
-    return ROW_COLUMNS + TOKEN_COLUMNS if token_columns else ROW_COLUMNS
+    return (
+        *ROW_COLUMNS,
+        *(METRIC_COLUMNS if metrics else ()),
+        *(TOKEN_COLUMNS if token_columns else ()),
+    )
 
 
-def arrow_fields(*, token_columns: bool) -> "list[pa.Field[Any]]":
-    return [pa.field(c.name, c.arrow_type) for c in columns(token_columns=token_columns)]
+def arrow_fields(*, token_columns: bool, metrics: bool = False) -> "list[pa.Field[Any]]":
+    chosen = columns(token_columns=token_columns, metrics=metrics)
+    return [pa.field(c.name, c.arrow_type) for c in chosen]
 
 
 def is_score_column(name: str) -> bool:
     return name == PREFIX or name.startswith(f"{PREFIX}_")
 
 
-def to_frame(scores: Sequence[TrajectoryScore], *, token_columns: bool) -> pl.DataFrame:
+def to_frame(
+    scores: Sequence[TrajectoryScore], *, token_columns: bool, metrics: bool = False
+) -> pl.DataFrame:
     """One row per score, in order."""
     values: dict[str, list[Any]] = {
         "rsr": [s.rsr for s in scores],
@@ -84,19 +148,61 @@ def to_frame(scores: Sequence[TrajectoryScore], *, token_columns: bool) -> pl.Da
         "rsr_status": [s.status.value for s in scores],
         "rsr_detail": [s.detail or None for s in scores],
     }
+    if metrics:
+        sums = [s.metric_sums for s in scores]
+        values |= {
+            "rsr_quarters": [m and _quarters(m) for m in sums],
+            "rsr_steps": [m and _steps(m) for m in sums],
+            "rsr_sums": [
+                s.metric_sums and _sums(s.metric_sums, s.entropy_sum_nats) for s in scores
+            ],
+            "rsr_prompt": [m and _prompt(m) for m in sums],
+        }
     if token_columns:
         values |= {
             "rsr_token_ids": [s.tokens and pl.Series(s.tokens.token_ids) for s in scores],
             "rsr_token_ranks": [s.tokens and pl.Series(s.tokens.ranks) for s in scores],
             "rsr_token_logprobs": [s.tokens and pl.Series(s.tokens.logprobs) for s in scores],
         }
-    chosen = columns(token_columns=token_columns)
+    chosen = columns(token_columns=token_columns, metrics=metrics)
     return pl.DataFrame({c.name: pl.Series(c.name, values[c.name], c.polars_type) for c in chosen})
+
+
+def _quarters(sums: MetricSums) -> dict[str, Any]:
+    return {
+        name: {"num_tokens": part.num_tokens} | _part_sums(part)
+        for name, part in zip(QUARTERS, sums.quarters, strict=True)
+    }
+
+
+def _steps(sums: MetricSums) -> dict[str, Any]:
+    return {"num_steps": sums.step_firsts.num_tokens} | _part_sums(sums.step_firsts)
+
+
+def _part_sums(part: PartSums) -> dict[str, float]:
+    return {"rank_sum": part.rank_sum, "surprisal_sum": part.surprisal_sum_nats}
+
+
+def _sums(sums: MetricSums, entropy_sum_nats: float | None) -> dict[str, float | None]:
+    return {
+        "surprisal_squared": sums.surprisal_squared_nats2,
+        "entropy": entropy_sum_nats,
+        "rank_per_surprisal": sums.rank_per_surprisal,
+        "rank_per_entropy": sums.rank_per_entropy,
+        "surprisal_per_entropy": sums.surprisal_per_entropy,
+    }
+
+
+def _prompt(sums: MetricSums) -> dict[str, Any] | None:
+    prompt = sums.prompt
+    if prompt is None:
+        return None
+    return {"num_tokens": prompt.num_tokens, "surprisal_sum": prompt.surprisal_sum_nats}
 
 
 def to_arrow(frame: pl.DataFrame) -> pa.Table:
     """`frame` with the Arrow types above instead of Polars' large ones."""
-    types = {c.name: c.arrow_type for c in ROW_COLUMNS + TOKEN_COLUMNS}
+    types = {c.name: c.arrow_type for c in columns(token_columns=True, metrics=True)}
     schema = pa.schema([pa.field(name, types[name]) for name in frame.columns])
     return frame.to_arrow().cast(schema)
 

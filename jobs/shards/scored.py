@@ -33,7 +33,15 @@ SCORED_STATUSES = [status.value for status in Status if status.is_scored]
 USUAL_ID, USUAL_TEACHER, USUAL_CORRECT = "id", "teacher", "correct"
 """Columns of the input that are looked for where no other is named."""
 
-SETTINGS_OF_NO_STUDENT = ("model", "rank_clip", "entropy", "token_scores", "trust_remote_code")
+SETTINGS_OF_NO_STUDENT = (
+    "model",
+    "rank_clip",
+    "entropy",
+    "token_scores",
+    "metrics",
+    "prompt_metrics",
+    "trust_remote_code",
+)
 """Settings that may differ between scores of one student: where it lay, and what else was kept."""
 
 RANK_CLIP_NAMES = {str(clip or "none"): name for name, clip in STORED_RANK_CLIPS.items()}

@@ -38,7 +38,7 @@ def pool(reader, extra_kwargs, lengths, num_scheduled):
 
     from rsr.engine.pooler import ScoringPooler
 
-    pooler = ScoringPooler(reader, WorkerSettings("float32", True, None))
+    pooler = ScoringPooler(reader, WorkerSettings("float32", True, None, True))
     params = [PoolingParams(task=POOLING_TASK, extra_kwargs=extra) for extra in extra_kwargs]
     for one in params:
         pooler.get_pooling_updates(POOLING_TASK).apply(one)

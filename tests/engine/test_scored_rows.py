@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stand_in_device import StandInDevice
 
-from rsr.engine import metrics
+from rsr.engine import metric_sums, metrics
+from rsr.engine.parts import NUM_PARTS
 from rsr.engine.scored_rows import Chunk, ScoredRows, StepScorer, reduce_rows
 from rsr.engine.wire import PrefillRequest, PrefillScores, ScoredTokens, first_not_finite
 from rsr.kernels import RankLogprob, rank_logprob
@@ -46,6 +47,10 @@ def step_scorer(*, entropy: bool = True, head: PlainHead = HEAD) -> StepScorer:
     return StepScorer(head, entropy=entropy, rank_clip=RANK_CLIP)
 
 
+def parts_of(request: PrefillRequest) -> np.ndarray:
+    return ScoredTokens.unpack(request.pack()).parts
+
+
 def rows_of(request: PrefillRequest, head: PlainHead = HEAD) -> np.ndarray:
     """(T, 4) token columns of all scored positions, without any steps."""
     positions = [p for start, end in request.spans for p in range(start, end)]
@@ -57,8 +62,13 @@ def rows_of(request: PrefillRequest, head: PlainHead = HEAD) -> np.ndarray:
 
 
 def expected_of(request: PrefillRequest, head: PlainHead = HEAD) -> PrefillScores:
-    rows = rows_of(request, head)
-    return PrefillScores.of(rows, request.detail_end, RANK_CLIP, has_entropy=True)
+    return PrefillScores.of(
+        rows_of(request, head),
+        request.detail_end,
+        RANK_CLIP,
+        has_entropy=True,
+        parts=parts_of(request),
+    )
 
 
 def assert_same(found: PrefillScores, expected: PrefillScores) -> None:
@@ -67,6 +77,9 @@ def assert_same(found: PrefillScores, expected: PrefillScores) -> None:
     assert found.num_rest == expected.num_rest
     assert found.rest_position_sum == expected.rest_position_sum
     np.testing.assert_allclose(found.rest_sums, expected.rest_sums, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        found.rest_metric_sums, expected.rest_metric_sums, rtol=1e-5, atol=1e-5
+    )
     assert found.rest_first_not_finite == expected.rest_first_not_finite
 
 
@@ -106,7 +119,9 @@ def requests(draw) -> PrefillRequest:
     spans = [(start, middle)]
     if middle + 1 < len(token_ids):
         spans.append((draw(st.integers(middle + 1, len(token_ids) - 1)), len(token_ids)))
-    return PrefillRequest(token_ids, spans, draw(st.integers(0, 25)))
+    num_scored = sum(end - start for start, end in spans)
+    parts = draw(st.lists(st.integers(0, NUM_PARTS - 1), min_size=num_scored, max_size=num_scored))
+    return PrefillRequest(token_ids, spans, draw(st.integers(0, 25)), parts=bytes(parts))
 
 
 @settings(deadline=None)
@@ -145,7 +160,9 @@ def test_positions_behind_a_cached_prefix_are_in_no_answer():
         ],
     )
     rows = rows_of(request)
-    assert_same(found, PrefillScores.of(rows[rows[:, 0] > 5], 9, RANK_CLIP, has_entropy=True))
+    rows = rows[rows[:, 0] > 5]
+    parts = np.zeros(len(rows), np.uint8)
+    assert_same(found, PrefillScores.of(rows, 9, RANK_CLIP, has_entropy=True, parts=parts))
     assert found.tokens[:, 0].tolist() == [6, 7, 8]
     assert found.num_rest == 3
 
@@ -172,18 +189,48 @@ def test_sums_are_exact_whatever_the_length(lengths):
                 random.integers(1, 150_000, length),
                 -(10.0 ** random.uniform(-9, 3, length)),
                 random.uniform(0, 12, length),
+                random.integers(0, NUM_PARTS, length),
             ],
             axis=1,
         ).astype(np.float32)
-        exact = metrics.token_terms(*rows.astype(np.float64)[:, 1:].T, RANK_CLIP)
-        expected.append([length, length * (length + 1) / 2, *map(math.fsum, exact), math.inf])
         requests.append(list(torch.from_numpy(rows).split(99)))
-    bad = torch.full((7, 4), float("nan"))
+        _, ranks, logprobs, entropies, parts = rows.astype(np.float64).T
+        exact = metrics.token_terms(ranks, logprobs, entropies, RANK_CLIP)
+        exact = [term[parts != NUM_PARTS - 1] for term in exact]
+        ranks = np.minimum(ranks, RANK_CLIP)
+        exact += metric_sums.token_terms(ranks, -logprobs, entropies, parts)
+        by_part = metric_sums.part_terms(ranks, -logprobs, parts, np.arange(NUM_PARTS))
+        exact += [column for terms in by_part for column in terms.T]
+        expected.append([length, length * (length + 1) / 2, *map(math.fsum, exact), math.inf])
+    bad = torch.full((7, 5), float("nan"))
     batch = [request for good in requests for request in ([bad], good)]
     found = reduce_rows(batch, RANK_CLIP, has_entropy=True)[1::2]
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-12)
     alone = torch.cat([reduce_rows([request], RANK_CLIP, has_entropy=True) for request in requests])
     assert torch.equal(found, alone)
+
+
+def test_rsr_has_the_same_bits_whether_other_metrics_are_asked_for_or_not():
+    random = np.random.default_rng(1)
+    rows = np.stack(
+        [
+            np.arange(1, 3001),
+            random.integers(1, 150_000, 3000),
+            -(10.0 ** random.uniform(-9, 3, 3000)),
+            random.uniform(0, 12, 3000),
+            random.integers(0, NUM_PARTS - 1, 3000),
+        ],
+        axis=1,
+    ).astype(np.float32)
+    batch = [[torch.from_numpy(rows)], [torch.from_numpy(rows[:7])]]
+    with_metrics, without = (
+        reduce_rows(batch, RANK_CLIP, has_entropy=True, has_metrics=asked)
+        for asked in (True, False)
+    )
+    num_sums = len(metric_sums.SUMS)
+    assert torch.equal(with_metrics[:, : -num_sums - 1], without[:, : -num_sums - 1])
+    assert torch.equal(with_metrics[:, -1], without[:, -1])
+    assert not without[:, -num_sums - 1 : -1].any()
 
 
 class LogitsHead(PlainHead):
@@ -261,17 +308,23 @@ def test_entropy_is_nan_where_it_is_not_asked_for():
 @pytest.mark.parametrize("detail_end", [0, 3, 1000])
 def test_a_token_without_a_finite_score_is_named(entropy, value, detail_end):
     """The first one, however long the row and whichever way it comes back."""
-    rows = np.ones((700, 4), dtype=np.float32)
+    rows = np.ones((700, 5), dtype=np.float32)
     rows[:, 0] = np.arange(1, 701)
     rows[[300, 600], 2 if not entropy else 3] = value
     fine = torch.from_numpy(np.delete(rows, [300, 600], axis=0)).split(200)
     tensors = torch.from_numpy(rows).split(200)
     reduced = reduce_rows([fine, tensors], None, has_entropy=entropy)
     assert reduced[:, -1].tolist() == [math.inf, 301.0]
-    scores = PrefillScores.of(rows.astype(np.float64), detail_end, None, has_entropy=entropy)
+    scores = PrefillScores.of(
+        rows[:, :4].astype(np.float64),
+        detail_end,
+        None,
+        has_entropy=entropy,
+        parts=rows[:, 4].astype(np.uint8),
+    )
     of_tokens = first_not_finite(scores.tokens, has_entropy=entropy)
     assert min(of_tokens, scores.rest_first_not_finite) == 301
     # Entropy that nobody asked for is NaN, and no reason to refuse a row.
-    rows[:, 2:] = 1.0, math.nan
+    rows[:, 2:4] = 1.0, math.nan
     (reduced,) = reduce_rows([[torch.from_numpy(rows)]], None, has_entropy=False)
     assert reduced[-1] == math.inf

@@ -10,6 +10,7 @@ from hypothesis.extra import numpy as hnp
 from rsr.engine import ScorerConfig
 from rsr.engine.wire import (
     REST_COLUMNS,
+    SUM_COLUMNS,
     TOKEN_COLUMNS,
     PrefillRequest,
     PrefillScores,
@@ -29,7 +30,9 @@ def requests(draw) -> PrefillRequest:
         )
     )
     spans = list(zip(bounds[::2], bounds[1::2], strict=True))
-    return PrefillRequest(token_ids, spans, draw(st.integers(0, 41)), draw(st.booleans()))
+    num_scored = sum(end - start for start, end in spans)
+    parts = draw(st.binary(min_size=num_scored, max_size=num_scored) | st.just(b""))
+    return PrefillRequest(token_ids, spans, draw(st.integers(0, 41)), draw(st.booleans()), parts)
 
 
 @given(requests())
@@ -39,6 +42,7 @@ def test_a_request_says_which_tokens_to_score(request):
     assert scored.positions.tolist() == positions
     assert scored.targets.tolist() == [request.token_ids[p] for p in positions]
     assert scored.detail_end == request.detail_end
+    assert scored.parts.tobytes() == (request.parts or bytes(len(positions)))
     # Each target's hidden state is computed, and nothing that no target needs.
     assert request.computed_ids == request.token_ids[: positions[-1]]
 
@@ -64,7 +68,9 @@ def test_scores_come_back_bit_for_bit(num_rest, rest_position_sum, rest_sums, to
     for flat, expected in zip(flats, [tokens, tokens, tokens[:0]], strict=True):
         scores = PrefillScores.unpack(flat.numpy())
         assert (scores.num_rest, scores.rest_position_sum) == (num_rest, rest_position_sum)
-        np.testing.assert_array_equal(scores.rest_sums, rest_sums)
+        together = np.concatenate([scores.rest_sums, scores.rest_metric_sums])
+        np.testing.assert_array_equal(together, rest_sums)
+        assert len(scores.rest_sums) == len(SUM_COLUMNS) - 2
         assert scores.rest_first_not_finite == num_rest / 2
         np.testing.assert_array_equal(scores.tokens, expected)
 
@@ -73,4 +79,4 @@ def test_scores_come_back_bit_for_bit(num_rest, rest_position_sum, rest_sums, to
 def test_settings_come_back(rank_clip):
     config = ScorerConfig(model="any", logits_dtype="model", entropy=False, rank_clip=rank_clip)
     packed = WorkerSettings.of(config).pack()
-    assert WorkerSettings.unpack(packed) == WorkerSettings("model", False, rank_clip)
+    assert WorkerSettings.unpack(packed) == WorkerSettings("model", False, rank_clip, True)
