@@ -9,6 +9,7 @@ from typing import Any, get_type_hints
 
 import click
 
+from rsr.engine.catalogue import BY_NAME, RSR
 from rsr.engine.config import ScorerConfig, choices_of
 from rsr.engine.model_folder import require_model_folder
 from rsr.jobs.command import RankClip
@@ -175,3 +176,12 @@ rank_clip_option = click.option(
     "[default: the run's own]",
 )
 """Passes on a name of `STORED_RANK_CLIPS`, or None for the r_max that the run was scored at."""
+
+metric_option = click.option(
+    "--metric",
+    type=click.Choice(list(BY_NAME)),
+    default=RSR,
+    show_default=True,
+    metavar="NAME",
+    help="What to compare by; rsr metrics --list says what there is, and which values are better.",
+)

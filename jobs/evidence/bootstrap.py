@@ -53,12 +53,12 @@ def resampled_ratios(
 def ratios(
     numerators: NDArray[np.float64], denominators: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """`metrics.rank_surprisal_ratio`, elementwise; NaN where the numerator is 0.
+    """`metrics.rank_surprisal_ratio`, elementwise; NaN where both are 0, for lack of any row.
 
-    Every scored row adds a mean rank of at least 1: a sum of 0 means that there was no row.
+    Of RSR every row adds a mean rank of at least 1; of other metrics, as a rule, a denominator.
     """
     floored = np.maximum(denominators, MIN_SURPRISAL_SUM_NATS)
-    return np.where(numerators > 0, numerators / floored, np.nan)
+    return np.where((numerators != 0) | (denominators > 0), numerators / floored, np.nan)
 
 
 def interval(draws: NDArray[np.float64]) -> tuple[float, float] | None:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import click
 
+from rsr.engine.catalogue import BY_NAME
 from rsr.jobs.command import configure_logging, guarded, json_option
 from rsr.jobs.errors import UsageError
 from rsr.jobs.evidence.correlate import (
@@ -20,6 +21,7 @@ from rsr.jobs.evidence.correlate import (
     correlate,
     read_table,
 )
+from rsr.jobs.evidence.metric_table import MetricTable, metric_table, write_metrics
 from rsr.jobs.evidence.observations import (
     NO_PROBLEMS,
     ObservationColumns,
@@ -28,6 +30,8 @@ from rsr.jobs.evidence.observations import (
 from rsr.jobs.evidence.printing import (
     print_comparisons,
     print_correlations,
+    print_metric_list,
+    print_metric_table,
     print_simulation,
 )
 from rsr.jobs.evidence.simulate import (
@@ -44,7 +48,8 @@ from rsr.jobs.evidence.teachers import (
     compare_teachers,
 )
 from rsr.jobs.interrupt import StopRequest
-from rsr.jobs.options import rank_clip_option
+from rsr.jobs.options import metric_option, rank_clip_option
+from rsr.jobs.shards.measures import measure, stored_measures
 from rsr.jobs.shards.scored import USUAL_TEACHER, open_scored
 from rsr.jobs.storage.atomic import write_text_atomically
 from rsr.jobs.terminal import Console, print_json, wide_console
@@ -62,6 +67,9 @@ problem_column_option = click.option(
     show_default=True,
     help=f"What the trajectory answers; problems are resampled, not rows. {NO_PROBLEMS!r}: every "
     "row is a problem of its own.",
+)
+quality_option = click.option(
+    "--quality-column", metavar="COLUMN", help="A reward or the like, which the metric car takes."
 )
 confound_option = click.option(
     "--confound",
@@ -104,6 +112,8 @@ def _columns(teacher: str, problem: str, confounds: tuple[str, ...]) -> Observat
 @click.argument("scored", metavar="SCORED...", nargs=-1, required=True)
 @teacher_column_option
 @problem_column_option
+@metric_option
+@quality_option
 @rank_clip_option
 @click.option(
     "--sample",
@@ -127,6 +137,8 @@ def teachers(
     scored: tuple[str, ...],
     teacher_column: str,
     problem_column: str,
+    metric: str,
+    quality_column: str | None,
     rank_clip: str | None,
     sample: int | None,
     num_draws: int,
@@ -136,10 +148,11 @@ def teachers(
     csv_path: Path | None,
     as_json: bool,
 ) -> None:
-    """Rank teachers by the data-set RSR of their trajectories in SCORED (lower is better).
+    """Rank teachers by the data-set RSR of their trajectories in SCORED, or by another metric.
 
-    SCORED is what `rsr score` wrote: a file, a folder or a glob. Several are several students,
-    compared side by side. Intervals are 95 % bootstrap intervals over problems.
+    Lower RSR is better; length and surprisal are always shown beside it. SCORED is what `rsr
+    score` wrote: a file, a folder or a glob. Several are several students, compared side by side.
+    Intervals are 95 % bootstrap intervals over problems.
     """
     configure_logging(verbose=False)
     columns = _columns(teacher_column, problem_column, confounds)
@@ -150,7 +163,12 @@ def teachers(
         for path in scored:
             stop.check()
             observations = observe(
-                path, columns, rank_clip=rank_clip, allow_mixed_students=allow_mixed_students
+                path,
+                columns,
+                rank_clip=rank_clip,
+                metric=metric,
+                quality_column=quality_column,
+                allow_mixed_students=allow_mixed_students,
             )
             comparisons.append(compare_teachers(observations, options))
         labelled = _distinct_students(comparisons)
@@ -160,7 +178,7 @@ def teachers(
 
     comparisons = guarded(run)
     if as_json:
-        print_json({"students": [asdict(c) for c in comparisons]})
+        print_json({"students": [c.to_json() for c in comparisons]})
     else:
         print_comparisons(comparisons, wide_console())
 
@@ -190,6 +208,79 @@ def _write_text(path: Path, text: str) -> None:
         write_text_atomically(path, text)
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error.strerror}") from error
+
+
+@click.command(name="metrics")
+@click.argument("scored", metavar="[SCORED]", required=False)
+@click.option("--by", metavar="COLUMN", help="Column of the groups, such as teacher.")
+@click.option(
+    "--metric",
+    "names",
+    type=click.Choice(list(BY_NAME)),
+    metavar="NAME",
+    multiple=True,
+    help="Only this one; may be repeated, and the others are compared with the first. [default: "
+    "every one that SCORED stores]",
+)
+@quality_option
+@rank_clip_option
+@mixed_option
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="FOLDER",
+    help="Also write the table, one line a group, as metrics.csv, which rsr correlate reads, and "
+    "the metrics of each trajectory as rows.parquet.",
+)
+@click.option("--list", "is_list", is_flag=True, help="Say what every metric is, and end.")
+@click.option("--markdown", is_flag=True, help="With --list: as the table in docs/metrics.md.")
+@json_option
+def metrics_command(
+    scored: str | None,
+    by: str | None,
+    names: tuple[str, ...],
+    quality_column: str | None,
+    rank_clip: str | None,
+    allow_mixed_students: bool,
+    output: Path | None,
+    is_list: bool,
+    markdown: bool,
+    as_json: bool,
+) -> None:
+    """Show every metric of the trajectories in SCORED that one pass of the student can tell.
+
+    SCORED is what `rsr score` wrote: a file, a folder or a glob. Nothing but its stored sums is
+    read: no GPU, no student.
+    """
+    configure_logging(verbose=False)
+    if is_list:
+        print_metric_list(wide_console(), markdown=markdown)
+        return
+
+    def run(_: StopRequest) -> MetricTable:
+        if scored is None:
+            raise UsageError("give SCORED, what rsr score wrote, or --list")
+        table = open_scored(
+            scored,
+            rank_clip=rank_clip,
+            columns=[by] if by else [],
+            allow_mixed_students=allow_mixed_students,
+        )
+        if names:
+            lacking: dict[str, str] = {}
+            measures = [measure(table, name, quality_column=quality_column) for name in names]
+        else:
+            measures, lacking = stored_measures(table, quality_column=quality_column)
+        told = metric_table(table, measures, by=by, lacking=lacking)
+        if output is not None:
+            write_metrics(table, measures, told, output)
+        return told
+
+    told = guarded(run)
+    if as_json:
+        print_json(told.to_json())
+    else:
+        print_metric_table(told, wide_console())
 
 
 @click.command(name="correlate")
@@ -295,6 +386,8 @@ def _plot_simulation(simulation: Simulation, path: Path) -> None:
 @click.argument("page", metavar="OUT.html", type=click.Path(path_type=Path, dir_okay=False))
 @teacher_column_option
 @problem_column_option
+@metric_option
+@quality_option
 @rank_clip_option
 @click.option(
     "--selection",
@@ -333,6 +426,8 @@ def report(
     page: Path,
     teacher_column: str,
     problem_column: str,
+    metric: str,
+    quality_column: str | None,
     rank_clip: str | None,
     selection: str | None,
     num_points: int,
@@ -360,10 +455,19 @@ def report(
         if page.suffix != ".html":
             raise UsageError(f"OUT.html must end in .html, got {page}")
         options = ReportOptions(
-            CompareOptions(num_draws=num_draws, seed=seed), num_points, num_examples, tokenizer
+            CompareOptions(num_draws=num_draws, seed=seed),
+            num_points,
+            num_examples,
+            tokenizer,
+            quality_column,
         )
         pool = observe(
-            scored, columns, rank_clip=rank_clip, allow_mixed_students=allow_mixed_students
+            scored,
+            columns,
+            rank_clip=rank_clip,
+            metric=metric,
+            quality_column=quality_column,
+            allow_mixed_students=allow_mixed_students,
         )
         chosen = selection and open_scored(
             selection, rank_clip=rank_clip, allow_mixed_students=allow_mixed_students
@@ -373,7 +477,7 @@ def report(
 
     comparison = guarded(run)
     if as_json:
-        print_json({"report": str(page)} | asdict(comparison))
+        print_json({"report": str(page)} | comparison.to_json())
     else:
         print_comparisons([comparison], wide_console())
         console = Console()

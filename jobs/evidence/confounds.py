@@ -1,20 +1,19 @@
-"""What else RSR goes with: length, surprisal, correctness, and any column a user names.
+"""What else a metric goes with: length, surprisal, correctness, and any column a user names.
 
-Spearman's coefficient of RSR with each, over all rows and within problems, and warnings where a
-result may say less than it seems to. The thresholds are conventions, stated here and in
-`docs/evidence.md`; a warning never changes a number. Knows nothing of files.
+Spearman's coefficient of RSR, or of another metric, with each, over all rows and within problems,
+and warnings where a result may say less than it seems to. The thresholds are conventions, stated
+here and in `docs/evidence.md`; a warning never changes a number. Knows nothing of files.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from rsr.jobs.evidence.observations import Observations, datasets_by_teacher
-
-LENGTH, SURPRISAL = "length", "surprisal"
-"""Names of the confounds that every scored row has: scored tokens, and mean surprisal."""
+from rsr.engine.catalogue import LENGTH, SURPRISAL
+from rsr.jobs.evidence.bootstrap import ratios
+from rsr.jobs.evidence.observations import Observations
 
 STRONG = 0.5
 """From this |Spearman| on, RSR may be a stand-in for the confound."""
@@ -45,7 +44,7 @@ MOMENTS = [
 
 @dataclass(frozen=True, slots=True)
 class Confound:
-    """Spearman's coefficients of RSR with one column; None where it is constant or absent.
+    """Spearman's coefficients of the metric with one column; None where it is constant or absent.
 
     overall: over all rows that have the value. within_problem: of ranks within each problem.
     without_teacher: `overall` with the same ranks, but without one teacher's rows.
@@ -59,14 +58,24 @@ class Confound:
 
 
 def measure_confounds(observations: Observations) -> list[Confound]:
-    """RSR against length, surprisal, correctness and the named columns, in this order."""
+    """The metric against length, surprisal, correctness and the named columns, in this order.
+
+    Against itself it is not measured.
+    """
     columns = {"num_tokens": LENGTH, "mean_surprisal_nats": SURPRISAL, **observations.confounds}
-    return [_measure(observations, column, name) for column, name in columns.items()]
+    return [
+        _measure(observations, column, name)
+        for column, name in columns.items()
+        if name != observations.metric.name
+    ]
 
 
 def _measure(observations: Observations, column: str, name: str) -> Confound:
     rows = observations.rows.select(
-        "teacher", "problem", "rsr", value=pl.col(column).cast(pl.Float64)
+        "teacher",
+        "problem",
+        metric=pl.col(observations.value_column),
+        value=pl.col(column).cast(pl.Float64),
     ).filter(pl.col("value").is_finite())
     by_teacher = _ranked(rows).group_by("teacher").agg(MOMENTS)
     moments = {teacher: _row(by_teacher, teacher) for teacher in by_teacher["teacher"]}
@@ -91,10 +100,10 @@ def _row(by_teacher: pl.DataFrame, teacher: str) -> NDArray[np.float64]:
 
 
 def _ranked(rows: pl.DataFrame) -> pl.DataFrame:
-    """Midranks of RSR and value over all rows, centred."""
+    """Midranks of metric and value over all rows, centred."""
     middle = (pl.len() + 1) / 2
     return rows.select(
-        "teacher", x=pl.col("rsr").rank() - middle, y=pl.col("value").rank() - middle
+        "teacher", x=pl.col("metric").rank() - middle, y=pl.col("value").rank() - middle
     )
 
 
@@ -103,7 +112,7 @@ def _ranked_within_problem(rows: pl.DataFrame) -> pl.DataFrame:
     size = pl.len().over("problem")
     middle = (size + 1) / 2
     return rows.filter(size > 1).select(
-        x=(pl.col("rsr").rank().over("problem") - middle) / size,
+        x=(pl.col("metric").rank().over("problem") - middle) / size,
         y=(pl.col("value").rank().over("problem") - middle) / size,
     )
 
@@ -125,31 +134,31 @@ def warn_of_confounds(observations: Observations, measured: list[Confound]) -> l
     for confound in measured:
         # Surprisal is RSR's own denominator: that they go together is no finding.
         if confound.name != SURPRISAL:
-            warnings += _warn_of(confound)
+            warnings += _warn_of(confound, observations.metric_label)
     return warnings
 
 
-def _warn_of(confound: Confound) -> list[str]:
+def _warn_of(confound: Confound, metric: str) -> list[str]:
     overall, within = confound.overall, confound.within_problem
     if overall is None:
         return []
     warnings = []
     if abs(overall) >= STRONG:
         warnings.append(
-            f"RSR goes with {confound.name} (Spearman {overall:+.2f}): "
+            f"{metric} goes with {confound.name} (Spearman {overall:+.2f}): "
             "compare teachers at equal values of it before concluding anything"
         )
     if within is not None and overall * within < 0 and min(abs(overall), abs(within)) >= WEAK:
         warnings.append(
-            f"RSR goes with {confound.name} one way overall ({overall:+.2f}) and the other way "
-            f"within problems ({within:+.2f}): the problems differ, not the responses"
+            f"{metric} goes with {confound.name} one way overall ({overall:+.2f}) and the other "
+            f"way within problems ({within:+.2f}): the problems differ, not the responses"
         )
     moved = {t: rho for t, rho in confound.without_teacher.items() if rho is not None}
     if moved:
         teacher, rho = max(moved.items(), key=lambda item: abs(item[1] - overall))
         if abs(rho - overall) >= MOVED:
             warnings.append(
-                f"RSR's correlation with {confound.name} rests on {teacher}: "
+                f"{metric}'s correlation with {confound.name} rests on {teacher}: "
                 f"{overall:+.2f} with it, {rho:+.2f} without"
             )
     return warnings
@@ -163,9 +172,11 @@ def _warn_of_short_responses(observations: Observations) -> list[str]:
     if share >= SHORT_SHARE:
         warnings.append(
             f"{share:.0%} of the responses have fewer than {SHORT_TOKENS} scored tokens: "
-            "their RSR is noisy"
+            f"their {observations.metric_label} is noisy"
         )
-    best, best_of_long = _best_teacher(rows), _best_teacher(long)
+    best, best_of_long = (
+        _best_teacher(replace(observations, rows=of_length)) for of_length in (rows, long)
+    )
     if share and best_of_long and best != best_of_long:
         warnings.append(
             f"without responses of fewer than {SHORT_TOKENS} tokens the best teacher is "
@@ -174,9 +185,11 @@ def _warn_of_short_responses(observations: Observations) -> list[str]:
     return warnings
 
 
-def _best_teacher(rows: pl.DataFrame) -> str | None:
-    """The one with the lowest data-set RSR; None where there is no row."""
-    by_rsr = sorted(
-        (dataset.rsr or 0.0, name) for name, dataset in datasets_by_teacher(rows).items()
+def _best_teacher(observations: Observations) -> str | None:
+    """The one whose data set has the best value of the metric; None where there is no row."""
+    above, below = (
+        part.sum(axis=0) for part in observations.problem_sums(observations.metric.name)
     )
-    return by_rsr[0][1] if by_rsr else None
+    by_value = zip(ratios(above, below).tolist(), observations.teachers, strict=True)
+    known = [(value, teacher) for value, teacher in by_value if not np.isnan(value)]
+    return min(known)[1] if known else None

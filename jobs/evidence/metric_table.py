@@ -5,6 +5,7 @@ What a metric is stands in `engine/catalogue.py`. Knows nothing of terminals.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -13,7 +14,10 @@ from rsr.engine.catalogue import Metric
 from rsr.engine.metrics import MIN_SURPRISAL_SUM_NATS
 from rsr.jobs.errors import UsageError, first_line
 from rsr.jobs.shards.measures import Measure
-from rsr.jobs.shards.scored import ScoredTable
+from rsr.jobs.shards.scored import USUAL_ID, ScoredTable
+from rsr.jobs.storage.atomic import write_text_atomically
+
+TABLE_FILE, ROWS_FILE = "metrics.csv", "rows.parquet"
 
 ALL = "all"
 """The one group of a table that is not told by a column."""
@@ -37,6 +41,17 @@ class MetricRow:
         known = [(self.metric.sign * v, g) for g, v in self.values.items() if v is not None]
         return min(known)[1] if known else None
 
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "metric": self.metric.name,
+            "direction": self.metric.direction,
+            "unit": self.metric.unit,
+            "values": self.values,
+            "num_rows": self.num_rows,
+            "best": self.best,
+            "agreement": self.agreement,
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class MetricTable:
@@ -51,18 +66,7 @@ class MetricTable:
         return {
             "by": self.by,
             "groups": self.groups,
-            "metrics": [
-                {
-                    "metric": row.metric.name,
-                    "direction": row.metric.direction,
-                    "unit": row.metric.unit,
-                    "values": row.values,
-                    "num_rows": row.num_rows,
-                    "best": row.best,
-                    "agreement": row.agreement,
-                }
-                for row in self.rows
-            ],
+            "metrics": [row.to_json() for row in self.rows],
             "not_stored": self.lacking,
         }
 
@@ -114,6 +118,31 @@ def metric_row(metric: Metric, by_group: dict[str, dict[str, Any]]) -> MetricRow
             denominator = max(sums[f"denominator {metric.name}"], MIN_SURPRISAL_SUM_NATS)
             values[group] = float(metric.finish(sums[f"numerator {metric.name}"] / denominator))
     return MetricRow(metric, values, {g: sums[metric.name] for g, sums in by_group.items()})
+
+
+def write_metrics(
+    table: ScoredTable, measures: Sequence[Measure], told: MetricTable, folder: Path
+) -> None:
+    """Write `told`, and the metrics of each row, to `folder`; each file whole or not at all.
+
+    Raises `UsageError` if it cannot be written. Streams: rows are never held all at once.
+    """
+    named = [name for name in (USUAL_ID, told.by) if name in table.schema.names]
+    rows = table.scan.with_row_index("row").select(
+        "row",
+        *(pl.col(name) for name in dict.fromkeys(named)),
+        **{f"metric_{m.metric.name}": m.value for m in measures},
+    )
+    part = folder / f".{ROWS_FILE}.part"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        rows.sink_parquet(part)
+        part.replace(folder / ROWS_FILE)
+        write_text_atomically(folder / TABLE_FILE, told.to_frame().write_csv())
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise UsageError(f"{folder} cannot be written: {first_line(error)}") from error
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def with_agreement(rows: Sequence[MetricRow]) -> list[MetricRow]:

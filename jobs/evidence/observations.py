@@ -13,8 +13,10 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from rsr.engine.catalogue import BY_NAME, LENGTH, RSR, SURPRISAL, Metric
 from rsr.engine.metrics import DatasetRsr
 from rsr.jobs.errors import UsageError, first_line
+from rsr.jobs.shards.measures import Measure, measure
 from rsr.jobs.shards.score_columns import dataset_of, dataset_sums
 from rsr.jobs.shards.scored import (
     USUAL_CORRECT,
@@ -46,10 +48,12 @@ class Observations:
 
     rows: `row` (u32, position in the table), `teacher` (Enum of `teachers`), `problem` (u32, dense,
     in the order of the problems' values), `rsr`, `mean_rank`, `mean_surprisal_nats`, `num_tokens`,
-    `correct` (f64, where the column is there) and each confound (f64) as `confound_0`, …
+    `correct` (f64, where the column is there) and each confound (f64) as `confound_0`, …; where
+    `metric` is not RSR also its `numerator`, `denominator` and `value`.
     teachers: all there are, in order, those without a usable row too. num_rows_by_teacher: rows
     of each, usable or not. confounds: what `correct` and each `confound_…` is called.
-    notes: what a reader should know of the rows that do not count.
+    notes: what a reader should know of the rows that do not count. metric: what teachers are
+    compared by.
     """
 
     table: ScoredTable
@@ -60,23 +64,50 @@ class Observations:
     num_rows_by_teacher: dict[str, int]
     confounds: dict[str, str]
     notes: list[str] = field(default_factory=list)
+    metric: Metric = BY_NAME[RSR]
+
+    @property
+    def ratio_columns(self) -> tuple[str, str]:
+        """Of `rows`: what the metric's value of a data set is the ratio of sums of."""
+        return DATASET_COLUMNS if self.metric.name == RSR else ("numerator", "denominator")
+
+    @property
+    def value_column(self) -> str:
+        """Of `rows`: the metric of a trajectory."""
+        return "rsr" if self.metric.name == RSR else "value"
+
+    @property
+    def metric_label(self) -> str:
+        """What the metric is called in a sentence."""
+        return "RSR" if self.metric.name == RSR else self.metric.name
 
     @property
     def num_problems(self) -> int:
         return self.rows["problem"].n_unique()
 
-    def problem_sums(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """(P, G) sums of mean ranks and of mean surprisals in nats, of each problem and teacher."""
+    def problem_sums(self, name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """(P, G) sums of a metric's numerators and denominators, of each problem and teacher.
+
+        Of RSR these are mean ranks and mean surprisals in nats (Eq. 9). name: of `metric`, or RSR,
+        length or surprisal. Signs are turned so that of two ratios the lower one is the better.
+        """
+        above, below = {
+            RSR: DATASET_COLUMNS,
+            LENGTH: ("num_tokens", None),
+            SURPRISAL: ("mean_surprisal_nats", None),
+            self.metric.name: self.ratio_columns,
+        }[name]
         cells = self.rows.group_by("problem", "teacher").agg(
-            pl.col("mean_rank").sum(), pl.col("mean_surprisal_nats").sum()
+            above=pl.col(above).cast(pl.Float64).sum() * BY_NAME[name].sign,
+            below=pl.len().cast(pl.Float64) if below is None else pl.col(below).sum(),
         )
         row = cells["problem"].rank("dense").to_numpy().astype(np.int64) - 1
         column = cells["teacher"].to_physical().to_numpy()
-        ranks = np.zeros((self.num_problems, len(self.teachers)))
-        surprisals = np.zeros_like(ranks)
-        ranks[row, column] = cells["mean_rank"].to_numpy()
-        surprisals[row, column] = cells["mean_surprisal_nats"].to_numpy()
-        return ranks, surprisals
+        numerators = np.zeros((self.num_problems, len(self.teachers)))
+        denominators = np.zeros_like(numerators)
+        numerators[row, column] = cells["above"].to_numpy()
+        denominators[row, column] = cells["below"].to_numpy()
+        return numerators, denominators
 
 
 def datasets_by_teacher(rows: pl.DataFrame) -> dict[str, DatasetRsr]:
@@ -90,12 +121,15 @@ def observe(
     columns: ObservationColumns,
     *,
     rank_clip: str | None = None,
+    metric: str = RSR,
+    quality_column: str | None = None,
     allow_mixed_students: bool = False,
 ) -> Observations:
     """Read what is needed of the scored files behind `path`.
 
-    rank_clip: a name of `STORED_RANK_CLIPS`, or None for the run's own r_max. Raises `UsageError`
-    where `open_scored` does, for a confound that is not numeric, and where no row is usable.
+    rank_clip: a name of `STORED_RANK_CLIPS`, or None for the run's own r_max. metric,
+    quality_column: as `measure` takes them. Raises `UsageError` where `open_scored` and `measure`
+    do, for a confound that is not numeric, and where no row is usable.
     """
     named = [columns.teacher, *([columns.problem] if columns.problem else []), *columns.confounds]
     table = open_scored(
@@ -107,15 +141,17 @@ def observe(
     schema = table.scan.collect_schema()
     confounds = _confound_columns(schema, columns)
     has_id = USUAL_ID in schema and not schema[USUAL_ID].is_nested()
-    every = _read(table, columns, confounds, has_id=has_id)
+    measured = measure(table, metric, quality_column=quality_column)
+    every = _read(table, columns, measured, confounds, has_id=has_id)
     notes = _notes(every, columns)
     labelled = every.filter(pl.col("teacher").is_not_null())
     counts = dict(labelled.group_by("teacher").len().sort("teacher").iter_rows())
-    usable = labelled.filter("is_usable").drop("is_usable", "id", strict=False)
+    usable = labelled.filter("is_usable").drop("is_scored", "is_usable", "id", strict=False)
     if not len(usable):
         raise UsageError(
-            f"{path}: none of {len(every):,} rows has a score and a {columns.teacher!r}: "
-            "nothing to compare"
+            f"{path}: none of {len(every):,} rows has "
+            f"{'a score' if metric == RSR else f'the metric {metric}'} and a "
+            f"{columns.teacher!r}: nothing to compare"
         )
     teachers = list(counts)
     return Observations(
@@ -127,6 +163,7 @@ def observe(
         num_rows_by_teacher=counts,
         confounds={alias: name for name, alias in confounds.items()},
         notes=notes,
+        metric=measured.metric,
     )
 
 
@@ -153,9 +190,23 @@ def _is_numeric(kind: pl.DataType) -> bool:
 
 
 def _read(
-    table: ScoredTable, columns: ObservationColumns, confounds: dict[str, str], *, has_id: bool
+    table: ScoredTable,
+    columns: ObservationColumns,
+    measured: Measure,
+    confounds: dict[str, str],
+    *,
+    has_id: bool,
 ) -> pl.DataFrame:
     surprisal = pl.col("rsr_mean_surprisal")
+    is_usable = table.is_scored & table.mean_rank.is_finite() & surprisal.is_finite()
+    of_metric = {}
+    if measured.metric.name != RSR:
+        is_usable &= measured.value.is_not_null()
+        of_metric = {
+            "numerator": measured.numerator,
+            "denominator": measured.denominator,
+            "value": measured.value,
+        }
     frame = table.scan.with_row_index("row").select(
         "row",
         teacher=pl.col(columns.teacher).cast(pl.String),
@@ -164,9 +215,9 @@ def _read(
         mean_rank=table.mean_rank,
         mean_surprisal_nats=surprisal,
         num_tokens=pl.col("rsr_num_tokens"),
-        is_usable=(table.is_scored & table.mean_rank.is_finite() & surprisal.is_finite()).fill_null(
-            False
-        ),
+        is_scored=table.is_scored.fill_null(False),
+        is_usable=is_usable.fill_null(False),
+        **of_metric,
         **({"id": pl.col(USUAL_ID)} if has_id else {}),
         **{alias: pl.col(name).cast(pl.Float64) for name, alias in confounds.items()},
     )
@@ -189,9 +240,12 @@ def _notes(every: pl.DataFrame, columns: ObservationColumns) -> list[str]:
     without_teacher = every["teacher"].null_count()
     if without_teacher:
         notes.append(f"{without_teacher:,} rows without a {columns.teacher!r} are left out")
-    unscored = every.filter(pl.col("teacher").is_not_null() & ~pl.col("is_usable")).height
-    if unscored:
+    unusable = every.filter(pl.col("teacher").is_not_null() & ~pl.col("is_usable"))
+    without_metric = int(unusable["is_scored"].sum())
+    if unscored := len(unusable) - without_metric:
         notes.append(f"{unscored:,} rows without a score are left out")
+    if without_metric:
+        notes.append(f"{without_metric:,} scored rows without this metric are left out")
     if "id" in every.columns:
         ids = every["id"].drop_nulls()
         if repeated := len(ids) - ids.n_unique():

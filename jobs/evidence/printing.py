@@ -3,10 +3,12 @@
 Results in, tables out; knows neither options nor how a number was made.
 """
 
+from rsr.engine.catalogue import METRICS, RSR
 from rsr.jobs.evidence.confounds import Confound
 from rsr.jobs.evidence.correlate import Coefficient, Correlations
+from rsr.jobs.evidence.metric_table import MetricRow, MetricTable, told_agreement
 from rsr.jobs.evidence.simulate import PUBLISHED, Simulation
-from rsr.jobs.evidence.teachers import AGREEMENT, Comparison, TeacherEvidence
+from rsr.jobs.evidence.teachers import AGREEMENT, Comparison
 from rsr.jobs.terminal import Console, Table, styled
 
 
@@ -17,7 +19,10 @@ def print_comparisons(comparisons: list[Comparison], console: Console) -> None:
     if len(comparisons) > 1:
         console.print()
         console.say(
-            styled(("Side by side", "bold"), ": data-set RSR, each student's best marked *")
+            styled(
+                ("Side by side", "bold"),
+                f": {_metric_label(comparisons[0])}, each student's best marked *",
+            )
         )
         console.print(_side_by_side(comparisons))
 
@@ -29,13 +34,15 @@ def _print_comparison(comparison: Comparison, console: Console) -> None:
         else f"a sample of {comparison.sample:,} of {comparison.num_shared_problems:,} problems"
     )
     clip = f", ranks {comparison.rank_clip}" if comparison.rank_clip else ""
-    heading = f": teachers by data-set RSR (Eq. 9; lower is better) over {over}{clip}"
+    better = f"{'Eq. 9; ' if comparison.metric == RSR else ''}{comparison.direction} is better"
+    heading = f": teachers by {_metric_label(comparison)} ({better}) over {over}{clip}"
     console.print()
     console.say(styled((comparison.student, "bold"), heading))
-    console.print(_teacher_table(comparison.teachers))
+    console.print(_teacher_table(comparison))
     console.say(_samples_sentence(comparison))
+    console.say(comparison.metrics_agree)
     console.print()
-    console.say("Spearman of RSR with")
+    console.say(f"Spearman of {'RSR' if comparison.metric == RSR else comparison.metric} with")
     console.print(_confound_table(comparison.confounds))
     for warning in comparison.warnings:
         console.say(styled(("warning:", "yellow"), f" {warning}"))
@@ -43,13 +50,20 @@ def _print_comparison(comparison: Comparison, console: Console) -> None:
         console.say(f"note: {note}")
 
 
-def _teacher_table(teachers: list[TeacherEvidence]) -> Table:
+def _metric_label(comparison: Comparison) -> str:
+    """What teachers are ranked by, as a heading says it."""
+    return "data-set RSR" if comparison.metric == RSR else comparison.metric
+
+
+def _teacher_table(comparison: Comparison) -> Table:
     table = Table()
     table.add_column("teacher")
+    other = () if comparison.metric == RSR else ("RSR",)
     for heading in (
-        "RSR",
+        "RSR" if comparison.metric == RSR else comparison.metric,
         "95 % interval",
         "P(best)",
+        *other,
         "mean rank",
         "surprisal (nats)",
         "tokens each",
@@ -57,17 +71,18 @@ def _teacher_table(teachers: list[TeacherEvidence]) -> Table:
         "scored",
     ):
         table.add_column(heading, justify="right")
-    for t in teachers:
+    for t in comparison.teachers:
         scored = f"{t.num_trajectories:,} of {t.num_rows:,}"
-        if t.rsr is None:
-            table.add_row(t.teacher, "nothing scored", *[""] * 6, scored)
+        if t.value is None:
+            table.add_row(t.teacher, "nothing scored", *[""] * (6 + len(other)), scored)
             continue
         bounds = "" if t.low is None else f"{t.low:.3f} – {t.high:.3f}"
         table.add_row(
             t.teacher,
-            f"{t.rsr:.3f}",
+            f"{t.value:.3f}",
             bounds,
             f"{t.probability_best:.3f}",
+            *(f"{t.rsr:.3f}" for _ in other),
             f"{t.mean_rank:.2f}",
             f"{t.mean_surprisal_nats:.3f}",
             f"{t.mean_num_tokens:,.0f}",
@@ -108,11 +123,59 @@ def _side_by_side(comparisons: list[Comparison]) -> Table:
         cells = []
         for comparison, by_name in zip(comparisons, by_student, strict=True):
             teacher = by_name.get(name)
-            rsr = teacher.rsr if teacher else None
+            value = teacher.value if teacher else None
             best = "*" if teacher == comparison.best else " "
-            cells.append("–  " if rsr is None else f"{rsr:.3f} {best}")
+            cells.append("–  " if value is None else f"{value:.3f} {best}")
         table.add_row(name, *cells)
     return table
+
+
+def print_metric_table(told: MetricTable, console: Console) -> None:
+    """A line for each metric, a column for each group, the best one marked."""
+    by = f" by {told.by}" if told.by else ""
+    marks = f"* suits the student best, τ with {told.rows[0].metric.name}"
+    console.say(styled(("Metrics", "bold"), f"{by}; {marks}"))
+    table = Table()
+    table.add_column("metric")
+    table.add_column("better")
+    for group in told.groups:
+        table.add_column(group, justify="right")
+    table.add_column("τ", justify="right")
+    for row in told.rows:
+        agreement = "–" if row.agreement is None else f"{row.agreement:+.2f}"
+        table.add_row(row.metric.name, row.metric.direction, *_metric_cells(row), agreement)
+    console.print(table)
+    if len(told.groups) > 1:
+        console.say(told_agreement(told.rows))
+    for why in dict.fromkeys(told.lacking.values()):
+        names = ", ".join(name for name, reason in told.lacking.items() if reason == why)
+        console.say(f"note: without {names}: {why}")
+    for row in told.rows:
+        missing = sum(told.rows[0].num_rows.values()) - sum(row.num_rows.values())
+        if missing:
+            console.say(f"note: {missing:,} rows have no {row.metric.name}")
+
+
+def _metric_cells(row: MetricRow) -> list[str]:
+    is_told = len(row.values) > 1
+    return [
+        "–" if value is None else f"{value:.4g}{' *' if is_told and group == row.best else '  '}"
+        for group, value in row.values.items()
+    ]
+
+
+def print_metric_list(console: Console, *, markdown: bool) -> None:
+    """Every metric of the catalogue: what it is, of a data set, its unit and its source."""
+    headings = ("metric", "of a trajectory", "of a data set", "better", "unit", "source")
+    rows = [(m.name, m.formula, m.data_set, m.direction, m.unit or "1", m.source) for m in METRICS]
+    if markdown:
+        for cells in (headings, ["---"] * len(headings), *rows):
+            console.say(f"| {' | '.join(cells)} |")
+        return
+    table = Table(*headings)
+    for cells in rows:
+        table.add_row(*cells)
+    console.print(table)
 
 
 def print_correlations(result: Correlations, console: Console) -> None:

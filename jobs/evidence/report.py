@@ -20,6 +20,7 @@ from rsr.jobs.errors import UsageError
 from rsr.jobs.evidence import report_charts
 from rsr.jobs.evidence.confounds import SHORT_TOKENS
 from rsr.jobs.evidence.examples import Examples, find_examples, rows_by_status
+from rsr.jobs.evidence.metric_table import MetricTable, metric_table, told_agreement
 from rsr.jobs.evidence.observations import DATASET_COLUMNS, Observations
 from rsr.jobs.evidence.teachers import (
     AGREEMENT,
@@ -28,6 +29,7 @@ from rsr.jobs.evidence.teachers import (
     compare_teachers,
 )
 from rsr.jobs.selection.composition import Composition, DescribingColumns, Part, parts_of
+from rsr.jobs.shards.measures import stored_measures
 from rsr.jobs.shards.score_columns import dataset_of, dataset_sums
 from rsr.jobs.shards.scored import USUAL_CORRECT, ScoredTable
 from rsr.jobs.storage.atomic import write_text_atomically
@@ -43,13 +45,14 @@ EDGE_SHARE = 0.005
 class ReportOptions:
     """num_points: at most so many trajectories are drawn as points. num_examples: best, and worst.
 
-    tokenizer: see `find_examples`.
+    tokenizer: see `find_examples`. quality_column: for the metric that takes one.
     """
 
     compare: CompareOptions
     num_points: int = 3_000
     num_examples: int = 3
     tokenizer: str | None = None
+    quality_column: str | None = None
 
 
 def write_report(
@@ -66,7 +69,11 @@ def write_report(
         observations, num_each=options.num_examples, tokenizer=options.tokenizer
     )
     composition = _compose(observations, selection)
-    page = _render(observations, comparison, examples, composition, options)
+    measures, lacking = stored_measures(observations.table, quality_column=options.quality_column)
+    metrics = metric_table(
+        observations.table, measures, by=observations.columns.teacher, lacking=lacking
+    )
+    page = _render(observations, comparison, metrics, examples, composition, options)
     try:
         write_text_atomically(target, page)
     except OSError as error:
@@ -77,17 +84,20 @@ def write_report(
 def _render(
     observations: Observations,
     comparison: Comparison,
+    metrics: MetricTable,
     examples: Examples,
     composition: Composition | None,
     options: ReportOptions,
 ) -> str:
-    scored_teachers = [t.teacher for t in comparison.teachers if t.rsr is not None]
+    scored_teachers = [t.teacher for t in comparison.teachers if t.value is not None]
     points = _points(observations, scored_teachers, options)
     rsr_range, num_beyond = _rsr_range(points)
     scales = report_charts.teacher_scales(scored_teachers)
     scatter = {"rsr_range": rsr_range, "colour": scales}
     charts = {
-        "distributions": report_charts.distribution_chart(len(scored_teachers)),
+        "distributions": report_charts.distribution_chart(
+            len(scored_teachers), observations.metric_label, observations.metric.direction
+        ),
         "surprisal": report_charts.scatter_chart(
             "surprisal", "mean surprisal, nats", logarithmic=False, **scatter
         ),
@@ -105,6 +115,9 @@ def _render(
     )
     return environment.get_template("report.html").render(
         comparison=comparison,
+        metrics=metrics,
+        metric_label=observations.metric_label,
+        agreement_of_metrics=told_agreement(metrics.rows),
         examples=examples,
         composition=composition,
         pool=_pool(observations),
@@ -163,14 +176,15 @@ def _rsr_range(points: pl.DataFrame) -> tuple[tuple[float, float], int]:
 
 def _distributions(observations: Observations, comparison: Comparison) -> list[dict[str, Any]]:
     """Percentiles over all rows, not over the points drawn, in the order of the comparison."""
+    value = pl.col(observations.value_column)
     percentiles = observations.rows.group_by("teacher").agg(
-        pl.col("rsr").quantile(p / 100, "linear").alias(f"p{p}") for p in PERCENTILES
+        value.quantile(p / 100, "linear").alias(f"p{p}") for p in PERCENTILES
     )
     by_teacher = {row["teacher"]: row for row in percentiles.iter_rows(named=True)}
     return [
         by_teacher[t.teacher]
         | {
-            "rsr": t.rsr,
+            "rsr": t.value,
             "low": t.low,
             "high": t.high,
             "interval": f"{t.low:.3f} – {t.high:.3f}" if t.low is not None else "–",

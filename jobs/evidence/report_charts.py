@@ -26,8 +26,8 @@ OTHERS = "other teachers"
 RSR_FORMAT = ".3f"
 
 
-def distribution_chart(num_teachers: int) -> dict[str, Any]:
-    """Each teacher's trajectories (5, 25, 50, 75 and 95 %) and its data-set RSR with interval.
+def distribution_chart(num_teachers: int, metric: str, direction: str) -> dict[str, Any]:
+    """Each teacher's trajectories (5, 25, 50, 75 and 95 %) and its data set's value with interval.
 
     Data: DISTRIBUTIONS, a row per teacher with p5 … p95, rsr, low, high and num.
     """
@@ -36,11 +36,11 @@ def distribution_chart(num_teachers: int) -> dict[str, Any]:
     tooltip = [
         alt.Tooltip("teacher:N"),
         alt.Tooltip("num:Q", title="trajectories", format=","),
-        alt.Tooltip("rsr:Q", title="data-set RSR", format=RSR_FORMAT),
+        alt.Tooltip("rsr:Q", title=f"data-set {metric}", format=RSR_FORMAT),
         alt.Tooltip("interval:N", title="95 % interval"),
         *(alt.Tooltip(f"p{p}:Q", title=f"{p} % below", format=".2f") for p in (5, 25, 50, 75, 95)),
     ]
-    x = alt.X("p5:Q", title="RSR (lower is better)", scale=alt.Scale(zero=False))
+    x = alt.X("p5:Q", title=f"{metric} ({direction} is better)", scale=alt.Scale(zero=False))
     x = x.axis(tickCount=8)
     wide = data.mark_bar(height=4, color="#c9d3de", cornerRadius=2)
     middle = data.mark_bar(height=18, color="#a9bbcf", cornerRadius=2)

@@ -1,17 +1,18 @@
 """Which teacher suits this student best, how sure that is, and how many samples would have told.
 
-Data-set RSR (Eq. 9, arXiv 2601.14249v5) of each teacher over the scored rows of one student, with
-bootstrap intervals over problems. What a ratio is, is `engine/metrics.py`'s; how to resample,
-`bootstrap.py`'s. Knows nothing of terminals: printing is `cli.py`'s.
+Data-set RSR (Eq. 9, arXiv 2601.14249v5), or another metric, of each teacher over the scored rows of
+one student, with bootstrap intervals over problems. What a metric is, is `engine/catalogue.py`'s;
+how to resample, `bootstrap.py`'s. Knows nothing of terminals: printing is `cli.py`'s.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import polars as pl
 
-from rsr.engine.metrics import DatasetRsr
+from rsr.engine.catalogue import BY_NAME, LENGTH, RSR, SURPRISAL, Metric
+from rsr.engine.metrics import MIN_SURPRISAL_SUM_NATS
 from rsr.jobs.errors import UsageError
 from rsr.jobs.evidence.bootstrap import (
     agreement_by_sample_size,
@@ -21,7 +22,8 @@ from rsr.jobs.evidence.bootstrap import (
     share_lowest,
 )
 from rsr.jobs.evidence.confounds import Confound, measure_confounds, warn_of_confounds
-from rsr.jobs.evidence.observations import Observations
+from rsr.jobs.evidence.metric_table import MetricRow, told_agreement, with_agreement
+from rsr.jobs.evidence.observations import Observations, datasets_by_teacher
 
 AGREEMENT = 0.95
 """A sample size is enough if it finds the best teacher in at least this share of draws."""
@@ -41,17 +43,19 @@ class CompareOptions:
 
 @dataclass(frozen=True, slots=True)
 class TeacherEvidence:
-    """One teacher; lower RSR is better. Everything is None where it has no usable row.
+    """One teacher. Everything is None where it has no usable row.
 
-    rsr: of its data set (Eq. 9). low, high: 95 % percentile interval. probability_best: share of
-    draws in which its RSR is the lowest. mean_rank, mean_surprisal_nats: means over trajectories
-    of their means over tokens. share_correct: None also where no row says.
+    rsr: of its data set (Eq. 9). value: the same by the comparison's metric. low, high: 95 %
+    percentile interval of that. probability_best: share of draws in which it is the best.
+    mean_rank, mean_surprisal_nats: means over trajectories of their means over tokens.
+    share_correct: None also where no row says.
     """
 
     teacher: str
     num_rows: int
     num_trajectories: int
     rsr: float | None = None
+    value: float | None = None
     low: float | None = None
     high: float | None = None
     probability_best: float | None = None
@@ -68,6 +72,8 @@ class Comparison:
     num_shared_problems: problems of which every teacher with a usable row has one. samples_needed:
     the fewest shared problems from which on a sample finds the same best teacher in AGREEMENT of
     draws; None where the data cannot tell. rank_clip: as it was asked for; None for the run's own.
+    metric: what the teachers are ranked by, and direction which values of it are the better ones.
+    metrics: the same teachers by it, RSR, length and surprisal.
     """
 
     student: str
@@ -81,6 +87,22 @@ class Comparison:
     confounds: list[Confound]
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    metric: str = RSR
+    direction: str = "lower"
+    metrics: list[MetricRow] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """The object that `--json` prints of it."""
+        without = replace(self, metrics=[])
+        return asdict(without) | {
+            "metrics": [row.to_json() for row in self.metrics],
+            "metrics_agree": self.metrics_agree,
+        }
+
+    @property
+    def metrics_agree(self) -> str:
+        """Whether all of `metrics` have one best teacher, in a sentence."""
+        return told_agreement(self.metrics)
 
     @property
     def best(self) -> TeacherEvidence:
@@ -110,13 +132,39 @@ def compare_teachers(observations: Observations, options: CompareOptions) -> Com
         confounds=confounds,
         warnings=warn_of_confounds(observations, confounds),
         notes=observations.notes,
+        metric=observations.metric.name,
+        direction=observations.metric.direction,
+        metrics=_by_metrics(observations),
     )
 
 
+def _by_metrics(observations: Observations) -> list[MetricRow]:
+    """The teachers by the chosen metric, then by those that always stand beside it."""
+    rows = []
+    counts = dict(observations.rows.group_by("teacher").len().iter_rows())
+    for name in dict.fromkeys([observations.metric.name, RSR, LENGTH, SURPRISAL]):
+        above, below = (part.sum(axis=0) for part in observations.problem_sums(name))
+        values: dict[str, float | None] = dict.fromkeys(observations.teachers)
+        for index, teacher in enumerate(observations.teachers):
+            if teacher in counts:
+                values[teacher] = _value(BY_NAME[name], above[index], below[index])
+        num_rows = {teacher: counts.get(teacher, 0) for teacher in observations.teachers}
+        rows.append(MetricRow(BY_NAME[name], values, num_rows))
+    return with_agreement(rows)
+
+
+def _value(metric: Metric, signed: float, denominator: float) -> float:
+    """The value of a data set from its sums, whose sign was turned for lower to be better."""
+    ratio = metric.sign * signed / max(denominator, MIN_SURPRISAL_SUM_NATS)
+    return float(metric.finish(ratio))
+
+
 def _rank(observations: Observations, options: CompareOptions) -> list[TeacherEvidence]:
-    ranks, surprisals = observations.problem_sums()
-    draws = resampled_ratios(ranks, surprisals, num_draws=options.num_draws, seed=options.seed)
+    metric = observations.metric
+    above, below = observations.problem_sums(metric.name)
+    draws = resampled_ratios(above, below, num_draws=options.num_draws, seed=options.seed)
     best = share_lowest(draws)
+    rsrs = datasets_by_teacher(observations.rows)
     means = _means(observations)
     teachers = []
     for index, name in enumerate(observations.teachers):
@@ -124,20 +172,25 @@ def _rank(observations: Observations, options: CompareOptions) -> list[TeacherEv
         if name not in means:
             teachers.append(TeacherEvidence(name, num_rows, num_trajectories=0))
             continue
-        bounds = interval(draws[:, index])
+        value = _value(metric, above[:, index].sum(), below[:, index].sum())
+        bounds = [metric.finish(metric.sign * end) for end in interval(draws[:, index]) or ()]
+        low, high = sorted(bounds) if bounds else (None, None)
         count = means[name].pop("count")
         evidence = TeacherEvidence(
             teacher=name,
             num_rows=num_rows,
             num_trajectories=count,
-            rsr=DatasetRsr(count, ranks[:, index].sum(), surprisals[:, index].sum()).rsr,
-            low=bounds[0] if bounds else None,
-            high=bounds[1] if bounds else None,
+            rsr=value if metric.name == RSR else rsrs[name].rsr,
+            value=value,
+            low=low,
+            high=high,
             probability_best=float(best[index]),
             **means[name],
         )
         teachers.append(evidence)
-    return sorted(teachers, key=lambda t: (t.rsr is None, t.rsr, t.teacher))
+    return sorted(
+        teachers, key=lambda t: (t.value is None, t.value and metric.sign * t.value, t.teacher)
+    )
 
 
 def _means(observations: Observations) -> dict[str, dict[str, Any]]:
@@ -181,15 +234,15 @@ def _samples_needed(
     beyond half of them, and where no size up to MAX_SAMPLE_PROBLEMS is enough.
     """
     max_problems = min(len(shared) // 2, MAX_SAMPLE_PROBLEMS)
-    ranks, surprisals = observations.problem_sums()
-    present = ranks.any(axis=0)
+    above, below = observations.problem_sums(observations.metric.name)
+    present = ~np.isnan(ratios(above, below)).all(axis=0)
     if not max_problems or present.sum() < 2:
         return None
-    of_all = ratios(ranks.sum(axis=0), surprisals.sum(axis=0))[present]
+    of_all = ratios(above.sum(axis=0), below.sum(axis=0))[present]
     of_shared = np.isin(np.unique(observations.rows["problem"].to_numpy()), shared)
     agreement = agreement_by_sample_size(
-        ranks[of_shared][:, present],
-        surprisals[of_shared][:, present],
+        above[of_shared][:, present],
+        below[of_shared][:, present],
         best=int(np.argmin(of_all)),
         num_draws=options.num_draws,
         max_problems=max_problems,

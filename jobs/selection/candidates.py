@@ -15,8 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from rsr.engine.catalogue import RSR
 from rsr.jobs.errors import UsageError, first_line
 from rsr.jobs.selection.ranking import ReadIds
+from rsr.jobs.shards.measures import Measure
 from rsr.jobs.shards.scored import USUAL_ID, ScoredTable
 
 
@@ -68,15 +70,17 @@ def _where(text: str, table: ScoredTable) -> pl.Expr:
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """Rows of a table by position; only where `rsr` is not NaN does a row take part.
+    """Rows of a table by position; only where `scores` is not NaN does a row take part.
 
-    rsr: (N,) f64 at the table's rank clip. groups: (N,) int32 in [0, num_groups), or None without
-    a group column. num_tokens: (N,) int32 where asked for. extra: (N, …) what else was asked for.
-    num_scored: rows that count as scored, before conditions. num_distinct_groups: groups that any
-    row is of, scored or not. num_ungrouped: candidates left out since their group is null.
+    scores: (N,) f64, lower is better: RSR at the table's rank clip, or another metric's. groups:
+    (N,) int32 in [0, num_groups), or None without a group column. num_tokens: (N,) int32 where
+    asked for. extra: (N, …) what else was asked for. num_scored: rows that count as scored, before
+    conditions. num_distinct_groups: groups that any row is of, scored or not. num_ungrouped:
+    candidates left out since their group is null. num_unmeasured: rows that fulfil the conditions,
+    left out since the metric is not defined there.
     """
 
-    rsr: NDArray[np.float64]
+    scores: NDArray[np.float64]
     groups: NDArray[np.int32] | None
     num_groups: int
     num_tokens: NDArray[np.int32] | None
@@ -84,10 +88,11 @@ class Candidates:
     num_scored: int
     num_distinct_groups: int = 1
     num_ungrouped: int = 0
+    num_unmeasured: int = 0
 
     @property
     def is_candidate(self) -> NDArray[np.bool_]:
-        return ~np.isnan(self.rsr)
+        return ~np.isnan(self.scores)
 
     @property
     def num_candidates(self) -> int:
@@ -107,6 +112,7 @@ class Candidates:
 def read_candidates(
     table: ScoredTable,
     conditions: Conditions,
+    measured: Measure,
     *,
     group_column: str | None = None,
     null_is_group: bool = False,
@@ -115,14 +121,19 @@ def read_candidates(
 ) -> Candidates:
     """Read what choosing needs: one pass over the narrow columns, in order.
 
-    null_is_group: rows whose group is null form one, else they take no part. extra: other
-    expressions to evaluate, by names of the caller's.
+    measured: what orders rows. null_is_group: rows whose group is null form one, else they take no
+    part. extra: other expressions to evaluate, by names of the caller's.
 
     Raises `UsageError` if a column or condition is unfit, or if no row is scored, or none
     fulfils the conditions.
     """
-    rsr_of_candidates = pl.when(conditions.expression(table)).then(table.rsr)
-    wanted = {"rsr": rsr_of_candidates.fill_null(float("nan")), "is_scored": table.is_scored}
+    fulfils = conditions.expression(table)
+    scores_of_candidates = pl.when(fulfils).then(measured.score)
+    wanted = {"score": scores_of_candidates.fill_null(float("nan")), "is_scored": table.is_scored}
+    # Every scored row has an RSR.
+    may_lack = measured.metric.name != RSR
+    if may_lack:
+        wanted["is_unmeasured"] = fulfils & measured.value.is_null()
     if with_tokens:
         wanted["num_tokens"] = pl.col("rsr_num_tokens")
     if group_column is not None:
@@ -130,7 +141,8 @@ def read_candidates(
     extra = extra or {}
     frame = _collect(table, wanted | dict(extra))
     num_scored = int(frame["is_scored"].sum())
-    rsr = frame["rsr"].to_numpy()
+    num_unmeasured = int(frame["is_unmeasured"].sum()) if may_lack else 0
+    scores = frame["score"].to_numpy()
     groups, num_groups, num_ungrouped, num_distinct = None, 1, 0, 1
     if group_column is not None:
         groups, num_groups = encode(frame["group"])
@@ -143,12 +155,12 @@ def read_candidates(
                 groups[is_null] = num_groups
                 num_groups += 1
             else:
-                num_ungrouped = int(np.count_nonzero(is_null & ~np.isnan(rsr)))
-                rsr = np.where(is_null, np.nan, rsr)
+                num_ungrouped = int(np.count_nonzero(is_null & ~np.isnan(scores)))
+                scores = np.where(is_null, np.nan, scores)
                 groups[is_null] = 0
-    _require_some(table, frame.height, num_scored, rsr, num_ungrouped)
+    _require_some(table, frame.height, num_scored, scores, num_ungrouped, num_unmeasured)
     return Candidates(
-        rsr=rsr,
+        scores=scores,
         groups=groups,
         num_groups=max(1, num_groups),
         num_tokens=frame["num_tokens"].to_numpy() if with_tokens else None,
@@ -156,6 +168,7 @@ def read_candidates(
         num_scored=num_scored,
         num_distinct_groups=num_distinct,
         num_ungrouped=num_ungrouped,
+        num_unmeasured=num_unmeasured,
     )
 
 
@@ -176,14 +189,20 @@ def _require_some(
     table: ScoredTable,
     num_rows: int,
     num_scored: int,
-    rsr: NDArray[np.float64],
+    scores: NDArray[np.float64],
     num_ungrouped: int,
+    num_unmeasured: int,
 ) -> None:
     if not num_scored:
         raise UsageError(
             f"none of the {num_rows:,} rows of {table.path} has a score; rsr_status says why"
         )
-    if np.isnan(rsr).all():
+    if np.isnan(scores).all():
+        if num_unmeasured:
+            raise UsageError(
+                f"none of the {num_unmeasured:,} rows of {table.path} that fulfil the conditions "
+                "has a value of the metric: there is nothing to write"
+            )
         ungrouped = f"; {num_ungrouped:,} have no group" if num_ungrouped else ""
         raise UsageError(
             f"none of the {num_scored:,} scored rows of {table.path} fulfils the conditions"

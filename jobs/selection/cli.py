@@ -8,7 +8,7 @@ from typing import Any, get_args
 import click
 
 from rsr.jobs.command import Place, guarded, json_option, typed_command
-from rsr.jobs.options import rank_clip_option
+from rsr.jobs.options import metric_option, rank_clip_option
 from rsr.jobs.run.folder import RunFolder
 from rsr.jobs.selection.candidates import Conditions
 from rsr.jobs.selection.filter import FilterOptions, run_filter
@@ -75,6 +75,13 @@ def _conditions_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def _common_options(command: Callable[..., Any]) -> Callable[..., Any]:
     options = [
+        metric_option,
+        click.option(
+            "--quality-column",
+            metavar="COLUMN",
+            help="A reward or the like; higher is better. For the metric car, and for joint "
+            "selection.",
+        ),
         rank_clip_option,
         click.option(
             "--id-column",
@@ -140,9 +147,9 @@ def filter_(
     """Keep the rows of SCORED with the lowest RSR, writing them to the folder OUTPUT.
 
     SCORED is a file, folder or glob as rsr score writes it. Candidates are its scored rows that
-    fulfil --where, --min-tokens and --max-tokens; of their ranking by RSR every limit keeps the
-    front, and the shortest holds. OUTPUT gets one file for each of SCORED, with the kept rows in
-    their order and every column as it was. Stopped half way, the same command goes on.
+    fulfil --where, --min-tokens and --max-tokens; of their ranking by RSR, or by --metric, every
+    limit keeps the front, and the shortest holds. OUTPUT gets one file for each of SCORED, with the
+    kept rows in their order and every column as it was. Stopped half way, the same command goes on.
     """
     conditions = Conditions(where=where, min_tokens=min_tokens, max_tokens=max_tokens)
     options = FilterOptions(conditions=conditions, command=typed_command(), **fields)
@@ -172,7 +179,6 @@ def filter_(
     "Repeat.",
 )
 @_conditions_options
-@click.option("--quality-column", metavar="COLUMN", help="A reward or the like; higher is better.")
 @click.option(
     "--objective",
     type=click.Choice(get_args(Objective)),
@@ -195,10 +201,10 @@ def select(
 ) -> None:
     """Keep the best trajectories of each problem in SCORED, writing them to the folder OUTPUT.
 
-    SCORED is a file, folder or glob as rsr score writes it; a problem's rows may be anywhere in
-    it. The best have the lowest RSR, or the best mix of RSR and --quality-column. OUTPUT gets
-    one file for each of SCORED, with the selected rows in their order and every column as it
-    was. Stopped half way, the same command goes on.
+    SCORED is a file, folder or glob as rsr score writes it; a problem's rows may be anywhere in it.
+    The best have the lowest RSR, the best --metric, or the best mix of it and --quality-column.
+    OUTPUT gets one file for each of SCORED, with the selected rows in their order and every column
+    as it was. Stopped half way, the same command goes on.
     """
     conditions = Conditions(
         where=where, min_tokens=min_tokens, max_tokens=max_tokens, required=required

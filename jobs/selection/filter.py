@@ -1,8 +1,8 @@
 """`rsr filter`: the rows of a corpus with the lowest RSR, within exact limits.
 
-Scored rows that fulfil the side conditions are ranked by RSR, all together or within groups;
-every limit keeps a prefix of that ranking, and the shortest holds. Knows the order of the steps:
-ranking is `ranking.py`'s, files are `subset.py`'s.
+Scored rows that fulfil the side conditions are ranked by RSR, or by another metric, all together or
+within groups; every limit keeps a prefix of that ranking, and the shortest holds. Knows the order
+of the steps: ranking is `ranking.py`'s, files are `subset.py`'s.
 """
 
 from collections.abc import Callable
@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from rsr.engine.catalogue import BY_NAME, RSR
 from rsr.jobs.errors import UsageError
 from rsr.jobs.interrupt import StopRequest
 from rsr.jobs.selection.candidates import Candidates, id_reader, read_candidates
@@ -64,6 +65,7 @@ def run_filter(options: FilterOptions, stop: StopRequest) -> SelectionResult:
         return read_candidates(
             table,
             options.conditions,
+            opened.measured,
             group_column=options.within,
             null_is_group=True,
             with_tokens=options.token_budget is not None,
@@ -99,7 +101,7 @@ def _facts(options: FilterOptions, opened: OpenedInput, candidates: Candidates) 
 def keep_rows(options: FilterOptions, opened: OpenedInput, candidates: Candidates) -> Mask:
     """(N,) mask of the candidates that every limit keeps."""
     rows = Rows(
-        scores=candidates.rsr,
+        scores=candidates.scores,
         groups=candidates.groups,
         num_groups=candidates.num_groups,
         num_tokens=candidates.num_tokens,
@@ -113,11 +115,20 @@ def keep_rows(options: FilterOptions, opened: OpenedInput, candidates: Candidate
         max_rows = most if max_rows is None else np.minimum(max_rows, most)
     keep = keep_best(rows, max_rows, options.token_budget)
     if options.max_rsr is not None:
-        keep &= candidates.rsr <= options.max_rsr
+        keep &= candidates.scores <= options.max_rsr
     return keep
 
 
 def _require_something_to_do(options: FilterOptions) -> None:
+    if options.max_rsr is not None and options.metric != RSR:
+        raise UsageError(
+            f"--max-rsr is a threshold of RSR, and the rows are ranked by {options.metric}: limit "
+            "them with --keep-fraction, --keep-rows or --token-budget"
+        )
+    if options.quality_column is not None and "quality" not in BY_NAME[options.metric].needs:
+        raise UsageError(
+            f"--quality-column says nothing to --metric {options.metric}: leave it out"
+        )
     grouped = (options.keep_fraction, options.keep_rows, options.token_budget)
     if options.within is not None and all(value is None for value in grouped):
         raise UsageError(

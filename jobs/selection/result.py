@@ -18,10 +18,13 @@ FACTS = {
     "num_groups_without_row": "groups that keep no row",
     "num_ungrouped": "rows without a group, left out",
     "num_unjudged": "candidates without a finite quality, left out",
+    "num_unmeasured": "rows without a value of the metric, left out",
     "num_groups_short": "groups that keep fewer rows than --keep",
     "num_kept": "rows kept",
     "num_tokens": "scored tokens kept",
     "largest_rsr": "largest RSR kept",
+    "metric": "ranked by",
+    "worst_value": "worst value kept",
     "ties_by": "equal RSR in order of",
 }
 """What a fact is called in print; facts that are 0 or none go unsaid there."""
@@ -46,6 +49,8 @@ class SelectionResult:
     def print(self, console: Console) -> None:
         table = fact_table()
         for name, label in FACTS.items():
+            if name == "ties_by" and "metric" in self.facts:
+                label = "equal values in order of"
             if value := self.facts.get(name):
                 spec = {float: ".4f", int: ","}.get(type(value), "")
                 table.add_row(label, format(value, spec))

@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from rsr.engine.catalogue import BY_NAME
 from rsr.jobs.errors import UsageError
 from rsr.jobs.interrupt import StopRequest
 from rsr.jobs.selection.candidates import (
@@ -43,14 +44,13 @@ class SelectOptions(SubsetOptions):
 
     group_by: column that names the problem. keep: rows of each group; None is 1, or the whole
     front with objective pareto. max_shares: columns, and the largest share of the selected rows
-    that one value may have. quality_column: higher is better. quality_weight: of quality against
+    that one value may have. quality_weight: of quality against
     RSR, from 0 to 1.
     """
 
     group_by: str
     keep: int | None = None
     max_shares: tuple[tuple[str, Fraction], ...] = ()
-    quality_column: str | None = None
     objective: Objective | None = None
     quality_weight: float | None = None
 
@@ -61,7 +61,6 @@ class SelectOptions(SubsetOptions):
             "group_by": self.group_by,
             "keep": self.keep,
             "max_shares": [f"{column}={share}" for column, share in self.max_shares],
-            "quality_column": self.quality_column,
             "objective": self.objective,
             "quality_weight": self.quality_weight,
         } | self.common_settings
@@ -84,7 +83,11 @@ def run_select(options: SelectOptions, stop: StopRequest) -> SelectionResult:
         if options.quality_column is not None:
             extra[QUALITY] = pl.col(options.quality_column).cast(pl.Float64)
         return read_candidates(
-            table, options.conditions, group_column=options.group_by, extra=extra
+            table,
+            options.conditions,
+            opened.measured,
+            group_column=options.group_by,
+            extra=extra,
         )
 
     def choose(candidates: Candidates) -> tuple[Mask, Callable[[], Facts]]:
@@ -106,7 +109,7 @@ def select_rows(options: SelectOptions, opened: OpenedInput, candidates: Candida
     """(N,) mask of the selected candidates."""
     assert candidates.groups is not None
     rows = Rows(
-        scores=candidates.rsr,
+        scores=candidates.scores,
         groups=candidates.groups,
         num_groups=candidates.num_groups,
         read_ids=id_reader(opened.table, opened.id_column),
@@ -129,17 +132,17 @@ def _judged(options: SelectOptions, table: ScoredTable, candidates: Candidates, 
             f"{options.quality_column}"
         )
     assert rows.groups is not None
-    rsr, judged, groups = candidates.rsr[positions], quality[positions], rows.groups[positions]
+    fit, judged, groups = candidates.scores[positions], quality[positions], rows.groups[positions]
     weight = DEFAULT_QUALITY_WEIGHT if options.quality_weight is None else options.quality_weight
     scores = np.full(len(quality), np.nan)
-    scores[positions] = weighted(rsr, judged, groups, weight)
+    scores[positions] = weighted(fit, judged, groups, weight)
     if options.objective == "pareto":
-        scores[positions[~pareto_front(rsr, judged, groups)]] = np.nan
+        scores[positions[~pareto_front(fit, judged, groups)]] = np.nan
     return Rows(
         scores,
         groups=rows.groups,
         num_groups=rows.num_groups,
-        second_scores=candidates.rsr,
+        second_scores=candidates.scores,
         read_ids=rows.read_ids,
     )
 
@@ -192,7 +195,8 @@ def _require_sense(options: SelectOptions) -> None:
         "--quality-column": options.quality_column,
         "--objective": options.objective,
     }
-    if any(joint.values()) and not all(joint.values()):
+    is_for_metric = "quality" in BY_NAME[options.metric].needs and options.objective is None
+    if any(joint.values()) and not all(joint.values()) and not is_for_metric:
         raise UsageError("joint selection needs both --quality-column and --objective")
     if options.quality_weight is not None and options.objective is None:
         raise UsageError("--quality-weight needs --quality-column and --objective")

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from rsr.engine.catalogue import BY_NAME, RSR, Metric
 from rsr.jobs.interrupt import StopRequest
 from rsr.jobs.run.folder import COMPOSITION
 from rsr.jobs.run.manifest import JsonObject
@@ -21,6 +22,7 @@ from rsr.jobs.selection.candidates import Candidates, Conditions, choose_id_colu
 from rsr.jobs.selection.composition import Composition, DescribingColumns, Part, parts_of
 from rsr.jobs.selection.result import SelectionResult
 from rsr.jobs.selection.subset import Mask, write_subset
+from rsr.jobs.shards.measures import Measure, measure
 from rsr.jobs.shards.scored import ScoredTable, open_scored
 
 Facts = dict[str, Any]
@@ -28,15 +30,18 @@ Facts = dict[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubsetOptions:
-    """conditions: of rows that may be chosen. id_column: orders rows of equal score; None is
-    `id` where there is one. rank_clip: a name of `STORED_RANK_CLIPS`; None is the run's own r_max.
-    teacher_column, correct_column: what the result is described by. overwrite: discard an earlier
-    subset in OUTPUT. command: what was typed.
+    """conditions: of rows that may be chosen. metric: what ranks them, by its name in the
+    catalogue. quality_column: higher is better, for what takes one. id_column: orders rows of equal
+    score; None is `id` where there is one. rank_clip: a name of `STORED_RANK_CLIPS`; None is the
+    run's own r_max. teacher_column, correct_column: what the result is described by. overwrite:
+    discard an earlier subset in OUTPUT. command: what was typed.
     """
 
     input: str
     output: Path | str
     conditions: Conditions = field(default_factory=Conditions)
+    metric: str = RSR
+    quality_column: str | None = None
     id_column: str | None = None
     rank_clip: str | None = None
     teacher_column: str | None = None
@@ -55,14 +60,19 @@ class SubsetOptions:
             "required": list(self.conditions.required),
             "id_column": self.id_column,
             "rank_clip": self.rank_clip,
+            "metric": self.metric,
+            "quality_column": self.quality_column,
         }
 
 
 @dataclass(frozen=True, slots=True)
 class OpenedInput:
-    """id_column: as named or found; None leaves positions to order rows of equal score."""
+    """measured: what ranks rows. id_column: as named or found; None leaves positions to order rows
+    of equal score.
+    """
 
     table: ScoredTable
+    measured: Measure
     by: DescribingColumns
     id_column: str | None
 
@@ -81,7 +91,13 @@ class OpenedInput:
                 allow_mixed_students=options.allow_mixed_students,
             )
         by = DescribingColumns.of(table, options.teacher_column, options.correct_column)
-        return cls(table, by, choose_id_column(table, options.id_column))
+        takes_quality = "quality" in BY_NAME[options.metric].needs
+        measured = measure(
+            table,
+            options.metric,
+            quality_column=options.quality_column if takes_quality else None,
+        )
+        return cls(table, measured, by, choose_id_column(table, options.id_column))
 
 
 def run_selection(
@@ -110,7 +126,8 @@ def run_selection(
             # Choosing keeps one core busy: the others describe the pool meanwhile.
             pool.append(aside.submit(parts_of, table, by))
             keep, count = choose(candidates)
-            counted.append(aside.submit(lambda: count() | _common_facts(candidates, keep)))
+            metric = opened.measured.metric
+            counted.append(aside.submit(lambda: count() | _common_facts(candidates, keep, metric)))
             return keep
 
         folder = write_subset(
@@ -136,9 +153,16 @@ def run_selection(
     return result
 
 
-def _common_facts(candidates: Candidates, keep: Mask) -> Facts:
-    return {
+def _common_facts(candidates: Candidates, keep: Mask, metric: Metric) -> Facts:
+    facts: Facts = {
         "num_scored": candidates.num_scored,
         "num_candidates": candidates.num_candidates,
-        "largest_rsr": float(candidates.rsr[keep].max()),
+    }
+    worst = float(candidates.scores[keep].max())
+    if metric.name == RSR:
+        return facts | {"largest_rsr": worst}
+    return facts | {
+        "num_unmeasured": candidates.num_unmeasured,
+        "metric": metric.name,
+        "worst_value": metric.sign * worst,
     }
