@@ -59,12 +59,33 @@ class MetricCorrelation:
 
 
 @dataclass(frozen=True, slots=True)
+class Difference:
+    """How much better than another metric one is: |Spearman| of `metric` less that of `other`.
+
+    Of the rows that have both. low, high: bootstrap interval over the same draws of rows for both;
+    None where resampling never gave both coefficients. share_better: of the draws in which both are
+    defined, those in which `metric` has the larger one.
+    """
+
+    metric: str
+    other: str
+    difference: float
+    low: float | None
+    high: float | None
+    share_better: float | None
+    num_rows: int
+
+
+@dataclass(frozen=True, slots=True)
 class Correlations:
-    """metrics: highest |Spearman| first. notes: rows and groups that were left out, and why."""
+    """metrics: highest |Spearman| first. differences: of the first metric asked for with each
+    other one. notes: rows and groups that were left out, and why.
+    """
 
     target: str
     by: str | None
     metrics: list[MetricCorrelation]
+    differences: list[Difference] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
@@ -118,7 +139,56 @@ def correlate(table: pl.DataFrame, options: CorrelateOptions) -> Correlations:
         notes.append(f"{num_repeated} rows repeat another row entirely; all of them count")
     metrics = [_correlate_metric(table, metric, options, notes) for metric in options.metrics]
     metrics.sort(key=lambda m: (-m.spearman.absolute, m.metric))
-    return Correlations(options.target, options.by, metrics, list(dict.fromkeys(notes)))
+    first, *others = dict.fromkeys(options.metrics)
+    differences = [_difference(table, first, other, options) for other in others]
+    return Correlations(
+        options.target,
+        options.by,
+        metrics,
+        [d for d in differences if d is not None],
+        list(dict.fromkeys(notes)),
+    )
+
+
+def _difference(
+    table: pl.DataFrame, metric: str, other: str, options: CorrelateOptions
+) -> Difference | None:
+    """Of two metrics; None where no group has both."""
+    has_both = pl.all_horizontal(
+        pl.col(name).cast(pl.Float64).is_finite().fill_null(False) for name in (metric, other)
+    )
+    both = [
+        {g.name: g for g in _groups(table.filter(has_both), name, options, [])}
+        for name in (metric, other)
+    ]
+    shared = [name for name in both[0] if name in both[1]]
+    if not shared:
+        return None
+    of_metric, of_other = (
+        [
+            Group(g.name, midranks(g.metric), midranks(g.target))
+            for g in map(groups.get, shared)
+            if g
+        ]
+        for groups in both
+    )
+    # Groups of the same sizes, and one seed: both see the same draws.
+    draws = [_bootstrap_means(groups, options, ranks=True) for groups in (of_metric, of_other)]
+    drawn = np.abs(draws[0]) - np.abs(draws[1])
+    means = [
+        abs(np.mean([pearson(g.metric, g.target) for g in groups]))
+        for groups in (of_metric, of_other)
+    ]
+    bounds, known = interval(drawn), drawn[np.isfinite(drawn)]
+    return Difference(
+        metric=metric,
+        other=other,
+        difference=float(means[0] - means[1]),
+        low=bounds[0] if bounds else None,
+        high=bounds[1] if bounds else None,
+        share_better=float((known > 0).mean()) if len(known) else None,
+        num_rows=sum(len(g.metric) for g in of_metric),
+    )
 
 
 def _check_columns(table: pl.DataFrame, options: CorrelateOptions) -> None:

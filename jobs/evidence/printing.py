@@ -194,8 +194,26 @@ def print_correlations(result: Correlations, console: Console) -> None:
         cells = [cell for c in (m.spearman, m.pearson) for cell in _coefficient_cells(c)]
         table.add_row(m.metric, *cells, f"{m.num_rows:,}")
     console.print(table)
+    if result.differences:
+        _print_differences(result, console)
     for note in result.notes:
         console.say(f"note: {note}")
+
+
+def _print_differences(result: Correlations, console: Console) -> None:
+    """How much better the first metric is than each other, over the same draws."""
+    first = result.differences[0].metric
+    console.print()
+    console.say(f"|Spearman| of {first} less that of another metric, over the same draws of rows")
+    table = Table()
+    table.add_column("other metric")
+    for heading in ("difference", "95 % interval", f"P({first} better)", "rows"):
+        table.add_column(heading, justify="right")
+    for d in result.differences:
+        bounds = "" if d.low is None else f"[{d.low:+.2f}, {d.high:+.2f}]"
+        share = "" if d.share_better is None else f"{d.share_better:.3f}"
+        table.add_row(d.other, f"{d.difference:+.3f}", bounds, share, f"{d.num_rows:,}")
+    console.print(table)
 
 
 def _coefficient_cells(c: Coefficient) -> tuple[str, str, str]:

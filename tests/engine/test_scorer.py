@@ -74,6 +74,45 @@ def test_sums_formed_in_the_worker_are_those_of_the_tokens(
 
 
 @pytest.mark.vllm
+@pytest.mark.parametrize("prefix_reuse", ["off", "on"])
+def test_metric_sums_are_those_of_the_tokens(tiny_student, token_scores, prefix_reuse):
+    """Formed in the worker or here, of tokens that were computed or supplied; prompts too."""
+    with_tokens, _ = token_scores[prefix_reuse]
+    with Scorer(config(tiny_student, prefix_reuse=prefix_reuse, prompt_metrics=True)) as scorer:
+        with_prompts = scorer.score(ROWS)
+        texts = [Trajectory(text=row.prompt + row.response) for row in ROWS if row.response]
+        whole = scorer.score(texts)
+    texts_of = iter(whole)
+    for detailed, summed, row in zip(with_tokens, with_prompts, ROWS, strict=True):
+        if not row.response:
+            assert summed.metric_sums is None
+            continue
+        tokens, sums = detailed.tokens, summed.metric_sums
+        assert summed.rank_sums == detailed.rank_sums
+        assert summed.num_tokens == detailed.num_tokens
+        surprisals = -tokens.logprobs.astype(np.float64)
+        ranks = np.minimum(tokens.ranks, 100)
+        length = len(ranks)
+        for quarter, found in enumerate(sums.quarters):
+            inside = 4 * np.arange(length) // length == quarter
+            assert found.num_tokens == inside.sum()
+            assert found.rank_sum == ranks[inside].sum()
+            assert found.surprisal_sum_nats == pytest.approx(surprisals[inside].sum(), rel=1e-5)
+        # One byte is one token: a step begins after ". " or "? ".
+        text = row.response.encode()
+        begins = [0] + [i for i in range(2, length) if text[i - 2 : i] in (b". ", b"? ")]
+        assert sums.step_firsts.num_tokens == len(begins)
+        assert sums.step_firsts.rank_sum == ranks[begins].sum()
+        # The first byte of all is nowhere scored.
+        assert sums.prompt.num_tokens == len(row.prompt.encode()) - 1
+        together = sums.prompt.surprisal_sum_nats + summed.surprisal_sum_nats
+        assert together == pytest.approx(next(texts_of).surprisal_sum_nats, rel=1e-5)
+        for name in ("surprisal_squared_nats2", "rank_per_surprisal", "surprisal_per_entropy"):
+            expected = getattr(detailed.metric_sums, name)
+            assert getattr(sums, name) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.vllm
 def test_reuse_and_order_change_last_bits_at_most(token_scores):
     expected, _ = token_scores["off"]
     for scores in token_scores["on"]:
