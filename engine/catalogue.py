@@ -242,7 +242,7 @@ METRICS = (
         MEAN,
         "lower",
         "nats",
-        f"{RSR_PAPER}, baselines",
+        "here",
         lambda v: (v.mean_entropy, 1.0),
         ("entropy",),
     ),

@@ -8,6 +8,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+from rsr.engine.catalogue import METRICS
 from rsr.jobs.cli import main
 
 CLUSTER = Path(__file__).parents[1] / "docs" / "cluster.md"
@@ -36,6 +37,12 @@ def test_manifest_is_a_ray_job_whose_pods_can_be_made():
         for container in pod["containers"]:
             assert {mount["name"] for mount in container["volumeMounts"]} <= volumes
             assert container["resources"]["requests"] == container["resources"]["limits"]
+
+
+def test_metrics_stand_in_the_docs_as_they_are_defined():
+    listed = CliRunner().invoke(main, ["metrics", "--list", "--markdown"], standalone_mode=False)
+    assert listed.output.count("\n") == len(METRICS) + 2
+    assert listed.output in (CLUSTER.parent / "metrics.md").read_text()
 
 
 def test_every_option_in_a_recipe_exists():
