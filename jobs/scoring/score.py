@@ -8,9 +8,8 @@ the terminal is `progress.py`'s.
 """
 
 import importlib.metadata
-import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -37,6 +36,7 @@ from rsr.jobs.run.preflight import (
 )
 from rsr.jobs.run.progress import Progress
 from rsr.jobs.run.receipts import Receipt
+from rsr.jobs.run.staging import as_parquet
 from rsr.jobs.run.store import RunStore
 from rsr.jobs.scoring.first_rows import FirstRows, first_units
 from rsr.jobs.scoring.job import ScoringJob, import_engine, look_at_student
@@ -46,7 +46,6 @@ from rsr.jobs.shards.inputs import find_inputs
 from rsr.jobs.shards.parquet import (
     RowGroup,
     file_size_bytes,
-    file_version,
     open_parquet,
     row_groups,
 )
@@ -59,7 +58,6 @@ from rsr.jobs.shards.shard import (
     unit_limits,
     was_written_again,
 )
-from rsr.jobs.shards.staging import needs_staging, stage
 from rsr.jobs.storage import is_remote
 from rsr.jobs.storage.concurrency import in_parallel
 
@@ -286,7 +284,8 @@ def _describe_input(
     """INPUT as shards, and the columns that hold its trajectories; stages what needs it."""
 
     def look_at(named: tuple[str, str]) -> tuple[str, pa.Schema]:
-        return _as_parquet(*named, output, options.columns.exploded, rows_left)
+        path = as_parquet(*named, output, options.columns.exploded, rows_left)
+        return path, open_parquet(path).schema_arrow
 
     shards: list[Shard] = []
     columns = options.columns
@@ -315,25 +314,6 @@ def _describe_input(
                 if rows_left == 0:
                     break
     return shards, columns
-
-
-def _as_parquet(
-    file: str, name: str, output: HeldOutput, exploded: Sequence[str], max_rows: int | None
-) -> tuple[str, pa.Schema]:
-    """Where an input stands as Parquet, and its schema."""
-    path = file
-    if needs_staging(file, exploded):
-        # A file that was written again since, or is exploded otherwise, is staged, and found, anew.
-        version = f"{canonical(file)} {file_version(file)}"
-        if exploded:
-            version += f" {json.dumps(exploded)} {max_rows}"
-        storage, staged = output.folder.storage, RunFolder.staged_name(name, version)
-        path = storage.describe(staged)
-        is_new = storage.find(staged) is None
-        output.use_staged(staged, is_new=is_new)
-        if is_new:
-            stage(file, path, exploded, max_rows=max_rows)
-    return path, open_parquet(path).schema_arrow
 
 
 def _identity(student: StudentFacts, columns: TrajectoryColumns) -> Identity:

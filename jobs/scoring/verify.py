@@ -1,10 +1,8 @@
 """What a scored file must hold: the input's rows in order, bit for bit, and sound scores."""
 
 import json
-import tempfile
 from collections.abc import Iterator, Mapping
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -13,12 +11,12 @@ from rsr.engine.trajectory import Status
 from rsr.jobs.run.folder import RunFolder
 from rsr.jobs.run.manifest import Identity, InputShard, Manifest, ManifestError
 from rsr.jobs.run.receipts import Receipt
+from rsr.jobs.run.staging import parquet_of
 from rsr.jobs.run.verify import Problem
 from rsr.jobs.shards import score_columns
-from rsr.jobs.shards.compare import same_bits
+from rsr.jobs.shards.compare import first_difference
 from rsr.jobs.shards.parquet import open_parquet
 from rsr.jobs.shards.reader import ShardReader
-from rsr.jobs.shards.staging import needs_staging, stage
 from rsr.jobs.shards.writer import METADATA_KEY
 
 SCORED = [status.value for status in Status if status.is_scored]
@@ -61,14 +59,11 @@ class ScoringChecks:
     def wrong_beside_input(
         self, folder: RunFolder, manifest: Manifest, shard: InputShard, source: str
     ) -> Iterator[str]:
-        exploded = manifest.exploded
-        with tempfile.TemporaryDirectory(prefix="rsr-verify-") as temporary:
-            if needs_staging(source, exploded):
-                staged = str(Path(temporary) / "staged.parquet")
-                stage(source, staged, exploded, max_rows=shard.num_rows)
-                source = staged
-            written = folder.storage.describe(shard.name)
-            what = _first_difference(source, written, shard.num_rows)
+        written = folder.storage.describe(shard.name)
+        with parquet_of(source, manifest.exploded, shard.num_rows) as path:
+            what = first_difference(
+                path, written, shard.num_rows, is_added=score_columns.is_score_column
+            )
         if what is not None:
             yield what
 
@@ -102,29 +97,3 @@ def _score_problems(batch: pa.RecordBatch) -> Iterator[str]:
             yield f"has a row of status {status!r}; expected one of {SCORED + UNSCORED}"
         elif (rsr is not None) != (status in SCORED) or bool(num_tokens) != (status in SCORED):
             yield f"has a row of status {status!r} with RSR {rsr} over {num_tokens} tokens"
-
-
-def _first_difference(source: str, written: str, num_rows: int) -> str | None:
-    """Where the input's columns differ from the output's in type, metadata, or a bit; or None."""
-    before, after = open_parquet(source).schema_arrow, open_parquet(written).schema_arrow
-    there = open_parquet(source).metadata.num_rows
-    if there < num_rows:
-        return f"its input has {there:,} rows, not the {num_rows:,} that were scored"
-    kept = [i for i, name in enumerate(before.names) if not score_columns.is_score_column(name)]
-    for place, index in enumerate(kept):
-        if not before.field(index).equals(after.field(place), check_metadata=True):
-            old, new = before.field(index), after.field(place)
-            return (
-                f"column {old.name!r} of the input is {old.type} {old.metadata or ''}; the output "
-                f"has {new.name!r}, {new.type} {new.metadata or ''}"
-            )
-    reader, first = ShardReader(written), 0
-    for expected in ShardReader(source).rows(0, num_rows):
-        rows = pa.Table.from_batches(reader.rows(first, first + expected.num_rows))
-        for place, index in enumerate(kept):
-            found = rows.column(place).combine_chunks()
-            if not same_bits(expected.column(index), found):
-                last = first + expected.num_rows - 1
-                return f"column {before.names[index]!r} differs in rows {first:,} to {last:,}"
-        first += expected.num_rows
-    return None

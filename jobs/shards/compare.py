@@ -1,8 +1,12 @@
-"""Whether two Arrow arrays hold the same bits, whatever their types."""
+"""Whether two Arrow arrays, or the columns that two files share, hold the same bits."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pyarrow as pa
+
+from rsr.jobs.shards.parquet import open_parquet
+from rsr.jobs.shards.reader import ShardReader
 
 
 def same_bits(first: "pa.Array[Any]", second: "pa.Array[Any]") -> bool:
@@ -38,3 +42,34 @@ def _bits_type(kind: Any) -> Any:
         inner = kind.value_field.with_type(_bits_type(kind.value_type))
         return pa.list_(inner, kind.list_size)
     return kind
+
+
+def first_difference(
+    source: str, written: str, num_rows: int, *, is_added: Callable[[str], bool]
+) -> str | None:
+    """Where the input's columns differ from the output's in type, metadata, or a bit; or None.
+
+    is_added: whether a name is that of a column which the run adds, in the place of the input's.
+    """
+    before, after = open_parquet(source).schema_arrow, open_parquet(written).schema_arrow
+    there = open_parquet(source).metadata.num_rows
+    if there < num_rows:
+        return f"its input has {there:,} rows, not the {num_rows:,} that the run took"
+    kept = [i for i, name in enumerate(before.names) if not is_added(name)]
+    for place, index in enumerate(kept):
+        if not before.field(index).equals(after.field(place), check_metadata=True):
+            old, new = before.field(index), after.field(place)
+            return (
+                f"column {old.name!r} of the input is {old.type} {old.metadata or ''}; the output "
+                f"has {new.name!r}, {new.type} {new.metadata or ''}"
+            )
+    reader, first = ShardReader(written), 0
+    for expected in ShardReader(source).rows(0, num_rows):
+        rows = pa.Table.from_batches(reader.rows(first, first + expected.num_rows))
+        for place, index in enumerate(kept):
+            found = rows.column(place).combine_chunks()
+            if not same_bits(expected.column(index), found):
+                last = first + expected.num_rows - 1
+                return f"column {before.names[index]!r} differs in rows {first:,} to {last:,}"
+        first += expected.num_rows
+    return None

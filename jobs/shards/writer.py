@@ -5,7 +5,7 @@ file will stand nor who vouches for it.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Self
 
 import pyarrow as pa
@@ -85,22 +85,34 @@ def write_scored_shard(
     score_tables: Iterator[pa.Table],
     identity: Mapping[str, Any],
 ) -> None:
-    """Write the shard's rows with score columns beside them, in the place of earlier ones.
+    """`write_beside` of score columns. identity: of the run, for the file's metadata."""
+    metadata = {METADATA_KEY: json.dumps(identity).encode()}
+    write_beside(sink, shard, score_tables, score_columns.is_score_column, metadata)
 
-    score_tables: of consecutive rows, all rows together; at least one table. identity: of the run,
-    for the file's metadata.
+
+def write_beside(
+    sink: HashingFile,
+    shard: Shard,
+    tables: Iterator[pa.Table],
+    is_added: Callable[[str], bool],
+    metadata: Mapping[bytes, bytes],
+) -> None:
+    """Write the shard's rows with further columns beside them, in the place of earlier ones.
+
+    tables: of consecutive rows, all rows together; at least one table. is_added: whether a name is
+    that of a further column. metadata: for the file, besides the input's own.
     """
-    scores = _TableQueue(score_tables)
+    added = _TableQueue(tables)
     with open_parquet(shard.path) as source:
         schema = source.schema_arrow
-        kept = [i for i, name in enumerate(schema.names) if not score_columns.is_score_column(name)]
-        metadata: dict[bytes | str, bytes | str] = dict((schema.metadata or {}).items())
-        metadata[METADATA_KEY] = json.dumps(identity).encode()
+        kept = [i for i, name in enumerate(schema.names) if not is_added(name)]
         fields = [schema.field(i) for i in kept]
-        full = pa.schema([*fields, *scores.schema], metadata=metadata)
+        merged: dict[bytes | str, bytes | str] = dict((schema.metadata or {}).items())
+        merged.update(metadata.items())
+        full = pa.schema([*fields, *added.schema], metadata=merged)
         with ShardWriter(sink, full, source) as writer:
             for batch in ShardReader(shard.path).rows(0, shard.num_rows):
-                beside = scores.take(batch.num_rows)
+                beside = added.take(batch.num_rows)
                 columns = [*(batch.column(i) for i in kept), *beside.columns]
                 writer.add(pa.RecordBatch.from_arrays(columns, schema=full))
 

@@ -176,7 +176,7 @@ def test_input_that_changed_or_moved(run, tmp_path):
     verify(run, "--deep", "--input", str(moved), exit_code=0)
     pq.write_table(table(10).slice(1), moved / "a.parquet")
     found, _ = problems(run, "--deep", "--input", str(moved))
-    assert "its input has 9 rows, not the 10 that were scored" in found["a.parquet"]
+    assert "its input has 9 rows, not the 10 that the run took" in found["a.parquet"]
     moved.rename(tmp_path / "in")
     found, repair = problems(run, "--deep")
     assert "has changed since the run began" in found["a.parquet"]
