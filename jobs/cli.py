@@ -23,6 +23,9 @@ COMMANDS_BY_QUESTION = {
         "status": "rsr.jobs.run.cli:status",
         "verify": "rsr.jobs.run.cli:verify",
     },
+    "Grade answers": {
+        "grade": "rsr.jobs.grading.cli:grade",
+    },
     "Choose by the scores": {
         "filter": "rsr.jobs.selection.cli:filter_",
         "select": "rsr.jobs.selection.cli:select",

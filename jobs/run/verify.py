@@ -26,6 +26,7 @@ from rsr.jobs.terminal import shell_command
 
 CHECKS = {
     "score": "rsr.jobs.scoring.verify",
+    "grade": "rsr.jobs.grading.verify",
     "filter": "rsr.jobs.selection.verify",
     "select": "rsr.jobs.selection.verify",
 }

@@ -321,7 +321,7 @@ def _identity(student: StudentFacts, columns: TrajectoryColumns) -> Identity:
     settings = asdict(student.config)
     for name in RUN_SETTINGS_THAT_CHANGE_NO_SCORE:
         del settings[name]
-    names = asdict(columns) | {"exploded": list(columns.exploded) or None}
+    names = columns.to_json()
     return Identity(settings, names, student.fingerprint, _versions())
 
 

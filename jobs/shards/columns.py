@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -44,6 +44,10 @@ class TrajectoryColumns:
     def names(self) -> list[str]:
         """Each column once."""
         return list(dict.fromkeys(self.by_kind.values()))
+
+    def to_json(self) -> dict[str, Any]:
+        """For a manifest, as JSON gives it back."""
+        return asdict(self) | {"exploded": list(self.exploded) or None}
 
     def describe(self) -> str:
         return " + ".join(f"{kind}={name!r}" for kind, name in self.by_kind.items())
