@@ -29,6 +29,7 @@ COMMANDS_BY_QUESTION = {
     "Choose by the scores": {
         "filter": "rsr.jobs.selection.cli:filter_",
         "select": "rsr.jobs.selection.cli:select",
+        "export": "rsr.jobs.export.cli:export",
     },
     "Ask what the scores say": {
         "teachers": "rsr.jobs.evidence.cli:teachers",

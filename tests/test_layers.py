@@ -23,7 +23,7 @@ FLOORS = (
     ("shards",),
     ("run",),
     ("cluster", "selection", "inspection"),
-    ("scoring", "evidence", "grading"),
+    ("scoring", "evidence", "grading", "export"),
     ("planning", "demo", "doctor"),
 )
 """Of `jobs/`, from the ground: a module imports from its own floor's room or from floors below."""

@@ -9,12 +9,8 @@ from rsr.jobs.grading import columns
 from rsr.jobs.run.store import IncompleteShardError, RunStore
 from rsr.jobs.shards.score_columns import Summary
 from rsr.jobs.shards.shard import Shard, Unit
-from rsr.jobs.shards.writer import write_beside
+from rsr.jobs.shards.writer import GRADE_METADATA_KEY, write_beside
 from rsr.jobs.storage.hashing import HashingFile
-
-GRADE_METADATA_KEY = b"rsr_grade"
-"""Key of the run's identity, as JSON, in the metadata of every graded file; that of the run which
-scored the rows, if one did, stays beside it."""
 
 
 def commit_graded_shard(store: RunStore, shard: Shard) -> Summary:

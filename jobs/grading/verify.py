@@ -6,19 +6,19 @@ from collections.abc import Iterator, Mapping
 import pyarrow as pa
 
 from rsr.jobs.grading.columns import GRADE_COLUMNS, GRADE_FIELDS, is_grade_column
-from rsr.jobs.grading.commit import GRADE_METADATA_KEY
 from rsr.jobs.grading.grades import KNOWN_VERDICTS, GradeStatus
 from rsr.jobs.run.folder import RunFolder
 from rsr.jobs.run.manifest import Identity, InputShard, Manifest, ManifestError
 from rsr.jobs.run.receipts import Receipt
 from rsr.jobs.run.staging import parquet_of
-from rsr.jobs.run.verify import Problem
+from rsr.jobs.run.verify import ChecksByFile, Problem
 from rsr.jobs.shards.compare import first_difference
 from rsr.jobs.shards.parquet import open_parquet
 from rsr.jobs.shards.reader import ShardReader
+from rsr.jobs.shards.writer import GRADE_METADATA_KEY
 
 
-class GradingChecks:
+class GradingChecks(ChecksByFile):
     """The checks of `rsr.jobs.run.verify.ShardChecks` for what `rsr grade` writes."""
 
     def wrong_in_table(

@@ -152,6 +152,16 @@ class RunStore:
             raise ChangedInputError(
                 f"{shard.path} has changed since the run began; what is finished is of other rows"
             )
+        return self.publish_derived(shard, write, first_finished_s=first_finished_s)
+
+    def publish_derived(
+        self,
+        shard: Shard,
+        write: Callable[[HashingFile], Summary],
+        *,
+        first_finished_s: float | None = None,
+    ) -> Summary:
+        """`publish` of a file that is made of more than one input, which the caller watches."""
         storage = self.folder.storage
         with storage.writing(shard.name) as temporary, temporary.open("wb") as file:
             sink = HashingFile(file)

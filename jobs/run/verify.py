@@ -27,6 +27,7 @@ from rsr.jobs.terminal import shell_command
 CHECKS = {
     "score": "rsr.jobs.scoring.verify",
     "grade": "rsr.jobs.grading.verify",
+    "export": "rsr.jobs.export.verify",
     "filter": "rsr.jobs.selection.verify",
     "select": "rsr.jobs.selection.verify",
 }
@@ -69,6 +70,19 @@ class ShardChecks(Protocol):
     ) -> Iterator[str]:
         """What is wrong with an output whose bytes are as its receipt says."""
 
+    def source_of(
+        self, shard: InputShard, place: str | None, files: Mapping[str, str]
+    ) -> str | None:
+        """What a shard was made of, None if it is not there.
+
+        place: where INPUT is now, if it was moved; files: of it, by the name of the output.
+        """
+
+    def is_another_input(
+        self, folder: RunFolder, manifest: Manifest, shard: InputShard, source: str
+    ) -> bool:
+        """Whether an input is seen to be another without comparing its rows."""
+
     def wrong_beside_input(
         self, folder: RunFolder, manifest: Manifest, shard: InputShard, source: str
     ) -> Iterator[str]:
@@ -83,6 +97,22 @@ class ShardChecks(Protocol):
         """What is wrong with a complete run as a whole. receipts: by the shard's name."""
 
 
+class ChecksByFile:
+    """What is the same for every command that makes one file of each file of INPUT."""
+
+    def source_of(
+        self, shard: InputShard, place: str | None, files: Mapping[str, str]
+    ) -> str | None:
+        return shard.source if place is None else files.get(shard.name)
+
+    def is_another_input(
+        self, folder: RunFolder, manifest: Manifest, shard: InputShard, source: str
+    ) -> bool:
+        if needs_staging(source, manifest.exploded):
+            return not is_staged_from(folder.storage.describe(shard.name), source)
+        return fingerprint(source) != shard.fingerprint
+
+
 def verify_output(
     folder: RunFolder, *, deep: bool, stop: StopRequest, source: str | None = None
 ) -> Verification:
@@ -95,7 +125,7 @@ def verify_output(
     if (holder := folder.holder()) is not None:
         raise UsageError(f"{folder.root} is being written by {holder}; verify it afterwards")
     checks = _checks_of(manifest)
-    moved = None if source is None else {name: file for file, name in find_inputs(source)}
+    moved = {} if source is None else {name: file for file, name in find_inputs(source)}
     checked = Verification(folder.storage.describe(), deep)
     receipts: dict[str, Receipt] = {}
     for shard in manifest.shards:
@@ -105,7 +135,7 @@ def verify_output(
         receipt = stored_receipt(folder, shard.name)
         problems = list(_output_problems(folder, manifest, shard, receipt, checks))
         if deep and not problems:
-            problems += _input_problems(folder, manifest, shard, moved, checks)
+            problems += _input_problems(folder, manifest, shard, source, moved, checks)
         checked.problems += problems
         if receipt is not None:
             receipts[shard.name] = receipt
@@ -158,18 +188,19 @@ def _input_problems(
     folder: RunFolder,
     manifest: Manifest,
     shard: InputShard,
-    moved: Mapping[str, str] | None,
+    place: str | None,
+    files: Mapping[str, str],
     checks: ShardChecks,
 ) -> Iterator[Problem]:
-    """Where an output differs from its input. moved: where inputs are now, by shard name."""
+    """Where an output differs from its input. place, files: as `ShardChecks.source_of` has them."""
     name = shard.name
-    source = shard.source if moved is None else moved.get(name)
+    source = checks.source_of(shard, place, files)
     if source is None:
         yield Problem(name, "--input holds no file for it")
         return
     try:
         # A copy elsewhere may differ in time: there, what is in it decides.
-        if moved is None and _is_another(source, folder, manifest, shard):
+        if place is None and checks.is_another_input(folder, manifest, shard, source):
             what = f"its input {source} has changed since the run began"
             yield Problem(name, what, "overwrite")
             return
@@ -179,14 +210,7 @@ def _input_problems(
         return
     for what in differences:
         # The run's own command would look for the input where it was.
-        yield Problem(name, what, _repair_of_difference(shard) if moved is None else "none")
-
-
-def _is_another(source: str, folder: RunFolder, manifest: Manifest, shard: InputShard) -> bool:
-    """Whether an input is seen to be another without comparing its rows."""
-    if needs_staging(source, manifest.exploded):
-        return not is_staged_from(folder.storage.describe(shard.name), source)
-    return fingerprint(source) != shard.fingerprint
+        yield Problem(name, what, _repair_of_difference(shard) if place is None else "none")
 
 
 def _repair_of_difference(shard: InputShard) -> Repair:

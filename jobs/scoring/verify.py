@@ -12,7 +12,7 @@ from rsr.jobs.run.folder import RunFolder
 from rsr.jobs.run.manifest import Identity, InputShard, Manifest, ManifestError
 from rsr.jobs.run.receipts import Receipt
 from rsr.jobs.run.staging import parquet_of
-from rsr.jobs.run.verify import Problem
+from rsr.jobs.run.verify import ChecksByFile, Problem
 from rsr.jobs.shards import score_columns
 from rsr.jobs.shards.compare import first_difference
 from rsr.jobs.shards.parquet import open_parquet
@@ -25,7 +25,7 @@ MAX_ROWS_NAMED = 3
 """Of one file: what is wrong with one row is usually wrong with many."""
 
 
-class ScoringChecks:
+class ScoringChecks(ChecksByFile):
     """The checks of `rsr.jobs.run.verify.ShardChecks` for what `rsr score` writes."""
 
     def wrong_in_table(

@@ -9,7 +9,7 @@ import pyarrow as pa
 from rsr.jobs.run.folder import COMPOSITION, RunFolder
 from rsr.jobs.run.manifest import InputShard, Manifest
 from rsr.jobs.run.receipts import Receipt
-from rsr.jobs.run.verify import Problem
+from rsr.jobs.run.verify import ChecksByFile, Problem
 from rsr.jobs.selection.subset import read_kept_rows
 from rsr.jobs.shards.compare import same_bits
 from rsr.jobs.shards.exploded import rows_at
@@ -17,7 +17,7 @@ from rsr.jobs.shards.parquet import open_parquet
 from rsr.jobs.shards.reader import ShardReader
 
 
-class SelectionChecks:
+class SelectionChecks(ChecksByFile):
     """The checks of `rsr.jobs.run.verify.ShardChecks` for `rsr filter` and `rsr select`."""
 
     def wrong_in_table(

@@ -19,6 +19,9 @@ from rsr.jobs.storage.hashing import HashingFile
 
 METADATA_KEY = b"rsr"
 """Key of the run's identity, as JSON, in the metadata of every scored file."""
+GRADE_METADATA_KEY = b"rsr_grade"
+"""Key of the run's identity, as JSON, in the metadata of every graded file; that of the run which
+scored the rows, if one did, stays beside it."""
 ROW_GROUP_BYTES = 64 << 20
 """Decoded size at which a row group is written, however few rows that is."""
 ROW_GROUP_ROWS = 1 << 16

@@ -156,7 +156,7 @@ def pin_revision(url: str) -> str:
     if match is None:
         raise UsageError(f"{url}: expected {HUB_FORM}")
     repository, revision = match["repository"], unquote(match["revision"] or "main")
-    api = HfApi(endpoint=_endpoint())
+    api = HfApi(endpoint=hub_endpoint())
     place = f"{api.endpoint}/datasets/{repository}"
     try:
         api.auth_check(repository, repo_type="dataset")
@@ -186,19 +186,20 @@ def stay_offline_without_hub() -> None:
     would otherwise ask five times again for each file. To be called before it is imported.
     """
     try:
-        urlopen(_endpoint() or DEFAULT_ENDPOINT, timeout=ANSWER_SECONDS).close()
+        urlopen(hub_endpoint() or DEFAULT_ENDPOINT, timeout=ANSWER_SECONDS).close()
     except urllib.error.HTTPError:
         return  # an answer all the same
     except OSError:
         os.environ["HF_HUB_OFFLINE"] = "1"
 
 
-def _endpoint() -> str | None:
+def hub_endpoint() -> str | None:
+    """Of another hub than the usual one, where HF_ENDPOINT names it."""
     return os.environ.get("HF_ENDPOINT") or None
 
 
 def _file_system() -> "HfFileSystem":
-    return _file_system_of(_endpoint())
+    return _file_system_of(hub_endpoint())
 
 
 @cache

@@ -1,10 +1,12 @@
-"""A Hugging Face hub of the tests' own on loopback, in a process of its own: datasets, read alone.
+"""A Hugging Face hub of the tests' own on loopback, in a process of its own: datasets alone.
 
 `python hub_server.py ROOT` serves ROOT/ORG/NAME/REVISION/… and prints its port. A folder's name
 tells who may read it: `private-…` needs the token, without which it is said not to exist; `gated-…`
-lists its files to everybody and gives them to nobody. Every request is a line of ROOT/requests.log.
+lists its files to everybody and gives them to nobody. Whoever has the token may create and write
+datasets, but for those of the organisation `full`. Every request is a line of ROOT/requests.log.
 """
 
+import base64
 import hashlib
 import json
 import re
@@ -22,7 +24,7 @@ COMMIT_CHARACTERS = 40
 
 API = re.compile(
     r"/api/datasets/(?P<repository>[^/]+/[^/]+)"
-    r"(?:/(?P<what>auth-check|revision|tree|paths-info)(?:/(?P<revision>[^/]+))?(?P<path>/.*)?)?"
+    r"(?:/(?P<what>auth-check|revision|tree|paths-info|preupload|commit)(?:/(?P<revision>[^/]+))?(?P<path>/.*)?)?"
 )
 RESOLVE = re.compile(
     r"/datasets/(?P<repository>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)"
@@ -57,6 +59,10 @@ class _Handler(BaseHTTPRequestHandler):
         with (self.root / "requests.log").open("a") as log:
             log.write(f"{self.command} {self.path} {self.headers.get('range', '')}\n")
         url = urlsplit(self.path)
+        if url.path == "/api/repos/create":
+            return self._create(json.loads(body))
+        if url.path == "/api/validate-yaml":
+            return self._json({"errors": [], "warnings": []})
         api, resolve = API.fullmatch(url.path), RESOLVE.fullmatch(url.path)
         match = api or resolve
         if match is None:
@@ -66,6 +72,8 @@ class _Handler(BaseHTTPRequestHandler):
         if not repository.is_dir() or ("private-" in match["repository"] and not is_known):
             return self._error(401, "RepoNotFound")
         what = api["what"] if api else "resolve"
+        if what in ("preupload", "commit") and (not is_known or match["repository"][:5] == "full/"):
+            return self._error(403, "Forbidden")
         if "gated-" in match["repository"] and what in ("auth-check", "resolve"):
             return self._error(403, "GatedRepo")
         if what == "auth-check":
@@ -78,6 +86,12 @@ class _Handler(BaseHTTPRequestHandler):
             return self._error(404, "RevisionNotFound")
         if what in (None, "revision"):
             return self._json({"id": match["repository"], "sha": commit_of(folder)})
+        if what == "preupload":
+            told = [{"path": f["path"]} for f in json.loads(body)["files"]]
+            modes = {"uploadMode": "regular", "shouldIgnore": False}
+            return self._json({"files": [file | modes for file in told]})
+        if what == "commit":
+            return self._commit(match["repository"], folder, body)
         inner = unquote(match["path"] or "").strip("/")
         if what == "tree":
             is_deep = parse_qs(url.query).get("recursive") in (["true"], ["True"], ["1"])
@@ -93,6 +107,36 @@ class _Handler(BaseHTTPRequestHandler):
         if not (folder / inner).is_file():
             return self._error(404, "EntryNotFound")
         return self._file(folder / inner, wanted)
+
+    def _create(self, asked: dict[str, Any]) -> None:
+        if self.headers.get("authorization") != f"Bearer {TOKEN}":
+            return self._error(401, "Unauthorized")
+        folder = self.root / asked["organization"] / asked["name"]
+        told = json.dumps({"url": self._url(f"{asked['organization']}/{asked['name']}")})
+        if folder.exists():
+            return self._send(409, told.encode(), {"content-type": "application/json"})
+        (folder / "main").mkdir(parents=True)
+        (folder / "main" / ".gitattributes").touch()
+        with (self.root / "created.log").open("a") as log:
+            log.write(json.dumps(asked) + "\n")
+        return self._send(200, told.encode(), {"content-type": "application/json"})
+
+    def _url(self, repository: str) -> str:
+        return f"http://{self.headers['host']}/datasets/{repository}"
+
+    def _commit(self, repository: str, folder: Path, body: str) -> None:
+        for line in body.splitlines():
+            operation = json.loads(line)
+            value = operation["value"]
+            if operation["key"] == "file":
+                path = folder / value["path"]
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(base64.b64decode(value["content"]))
+            elif operation["key"] == "deletedFile":
+                (folder / value["path"]).unlink()
+        commit = commit_of(folder)
+        url = f"{self._url(repository)}/commit/{commit}"
+        self._json({"success": True, "commitUrl": url, "commitOid": commit})
 
     def _file(self, path: Path, commit: str) -> None:
         content = path.read_bytes()
