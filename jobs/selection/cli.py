@@ -16,6 +16,7 @@ from rsr.jobs.selection.result import SelectionResult
 from rsr.jobs.selection.select import (
     DEFAULT_QUALITY_WEIGHT,
     Objective,
+    Pick,
     SelectOptions,
     run_select,
 )
@@ -190,6 +191,15 @@ def filter_(
     type=click.FloatRange(0, 1),
     help=f"Weight of quality against RSR. [default: {DEFAULT_QUALITY_WEIGHT}]",
 )
+@click.option(
+    "--pick",
+    type=click.Choice(get_args(Pick)),
+    default="best",
+    show_default=True,
+    help="Which rows of a group: the best; the first by sample_index, or as they stand; or some "
+    "by chance, as --seed has it. With --require correct the last two are rejection sampling.",
+)
+@click.option("--seed", type=click.IntRange(min=0), help="Of --pick random. [default: 0]")
 @_common_options
 def select(
     where: str | None,

@@ -25,6 +25,7 @@ FACTS = {
     "largest_rsr": "largest RSR kept",
     "metric": "ranked by",
     "worst_value": "worst value kept",
+    "picked": "picked of each group",
     "ties_by": "equal RSR in order of",
 }
 """What a fact is called in print; facts that are 0 or none go unsaid there."""

@@ -6,7 +6,7 @@ be spread over shards. Knows the order of the steps: ranking is `ranking.py`'s, 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from rsr.engine.catalogue import BY_NAME
+from rsr.engine.catalogue import BY_NAME, RSR
 from rsr.jobs.errors import UsageError
 from rsr.jobs.interrupt import StopRequest
 from rsr.jobs.selection.candidates import (
@@ -33,9 +33,12 @@ from rsr.jobs.selection.subset import Mask
 from rsr.jobs.shards.scored import ScoredTable
 
 Objective = Literal["pareto", "weighted"]
+Pick = Literal["best", "first", "random"]
 
 DEFAULT_QUALITY_WEIGHT = 0.5
 QUALITY = "quality"
+SAMPLE_INDEX = "sample_index"
+"""Column of the input that says which of a problem's rows came first; else their order does."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +48,8 @@ class SelectOptions(SubsetOptions):
     group_by: column that names the problem. keep: rows of each group; None is 1, or the whole
     front with objective pareto. max_shares: columns, and the largest share of the selected rows
     that one value may have. quality_weight: of quality against
-    RSR, from 0 to 1.
+    RSR, from 0 to 1. pick: the best rows of a group, or as rejection sampling does, its first by
+    `SAMPLE_INDEX`, or some by chance. seed: of that chance.
     """
 
     group_by: str
@@ -53,6 +57,8 @@ class SelectOptions(SubsetOptions):
     max_shares: tuple[tuple[str, Fraction], ...] = ()
     objective: Objective | None = None
     quality_weight: float | None = None
+    pick: Pick = "best"
+    seed: int | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -63,6 +69,8 @@ class SelectOptions(SubsetOptions):
             "max_shares": [f"{column}={share}" for column, share in self.max_shares],
             "objective": self.objective,
             "quality_weight": self.quality_weight,
+            "pick": self.pick,
+            "seed": self.seed,
         } | self.common_settings
 
 
@@ -82,6 +90,8 @@ def run_select(options: SelectOptions, stop: StopRequest) -> SelectionResult:
         extra = {f"quota of {name}": groupable(table, name) for name in quota_columns}
         if options.quality_column is not None:
             extra[QUALITY] = pl.col(options.quality_column).cast(pl.Float64)
+        if options.pick == "first":
+            extra[SAMPLE_INDEX] = _sample_index(table)
         return read_candidates(
             table,
             options.conditions,
@@ -114,12 +124,36 @@ def select_rows(options: SelectOptions, opened: OpenedInput, candidates: Candida
         num_groups=candidates.num_groups,
         read_ids=id_reader(opened.table, opened.id_column),
     )
+    if options.pick != "best":
+        rows = replace(rows, scores=_places(options, candidates), read_ids=None)
     if options.objective is not None:
         rows = _judged(options, opened.table, candidates, rows)
     keep = options.keep or (rows.group_sizes().max() if options.objective == "pareto" else 1)
     if options.max_shares:
         return _select_under_quotas(options, candidates, rows, int(keep))
     return keep_best(rows, np.full(rows.num_groups, keep))
+
+
+def _sample_index(table: ScoredTable) -> pl.Expr:
+    """Where a row comes among its problem's; 0 of all, which leaves the order of the input."""
+    kind = table.scan.collect_schema().get(SAMPLE_INDEX)
+    if kind is None or not kind.is_integer():
+        return pl.lit(0.0)
+    return pl.col(SAMPLE_INDEX).cast(pl.Float64).fill_null(float("inf"))
+
+
+def _places(options: SelectOptions, candidates: Candidates) -> NDArray[np.float64]:
+    """(N,) scores of which the lowest are picked; NaN of what is no candidate.
+
+    By chance: numpy's PCG64 draws one number a row of INPUT, candidate or not, so that other
+    conditions change no row's number.
+    """
+    num_rows = len(candidates.scores)
+    if options.pick == "random":
+        places = np.random.Generator(np.random.PCG64(options.seed or 0)).random(num_rows)
+    else:
+        places = np.minimum(candidates.extra[SAMPLE_INDEX].to_numpy(), np.finfo(np.float64).max)
+    return np.where(candidates.is_candidate, places, np.nan)
 
 
 def _judged(options: SelectOptions, table: ScoredTable, candidates: Candidates, rows: Rows) -> Rows:
@@ -184,6 +218,8 @@ def _facts(
         "num_ungrouped": candidates.num_ungrouped,
         "num_unjudged": num_unjudged,
     }
+    if options.pick != "best":
+        facts |= {"picked": options.pick, "ties_by": None}
     if options.keep is not None and options.keep > 1:
         num_complete = int(np.count_nonzero(candidates.count_groups(keep) >= options.keep))
         facts["num_groups_short"] = candidates.num_distinct_groups - num_complete
@@ -191,6 +227,16 @@ def _facts(
 
 
 def _require_sense(options: SelectOptions) -> None:
+    if options.pick != "best":
+        if options.objective is not None or options.metric != RSR or options.quality_column:
+            raise UsageError(
+                f"--pick {options.pick} takes rows whatever they score: leave out --metric, "
+                "--objective and --quality-column"
+            )
+        if options.max_shares:
+            raise UsageError(f"--max-share-per goes with --pick best, not {options.pick}")
+    if options.seed is not None and options.pick != "random":
+        raise UsageError("--seed goes with --pick random")
     joint = {
         "--quality-column": options.quality_column,
         "--objective": options.objective,
