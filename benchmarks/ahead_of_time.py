@@ -21,15 +21,20 @@ from rsr.kernels.logits import LogitTransform
 
 # The largest shared memory one program may ask for, in bytes (CUDA C++ programming guide,
 # "Compute Capabilities").
-SHARED_MEMORY_BYTES = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
+SHARED_MEMORY_BYTES = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
 
 # Of one multiprocessor (the same guide): 32-bit registers, shared memory, and the part of it that
 # the system takes for each program.
 REGISTERS = 64 << 10
-MULTIPROCESSOR_SHARED_BYTES = {80: 164 << 10, 90: 228 << 10, 100: 228 << 10}
+MULTIPROCESSOR_SHARED_BYTES = {80: 164 << 10, 90: 228 << 10, 100: 228 << 10, 120: 100 << 10}
 RESERVED_SHARED_BYTES = 1 << 10
 
-TENSOR_CORE_INSTRUCTION = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}
+TENSOR_CORE_INSTRUCTION = {
+    80: "mma.sync",
+    90: "wgmma.mma_async",
+    100: "tcgen05.mma",
+    120: "mma.sync",
+}
 
 
 _ELEMENT_NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
@@ -55,7 +60,7 @@ class Resources:
     local_load_instructions: int
     shared_bytes: int
     tensor_core_instruction: str
-    """PTX name; empty where the FMA units multiply."""
+    """PTX name, with the shape where the name has one; empty where the FMA units multiply."""
     programs_per_multiprocessor: int
     """As far as registers and shared memory go."""
     instructions_per_logit: float | None
@@ -76,16 +81,19 @@ class Resources:
 def compile_pass(capability: int, tiles: tuning.Tiles, variant: Variant) -> Resources:
     """Compile `_vocab_stats_kernel` for compute capability major · 10 + minor."""
     kernel = fused._vocab_stats_kernel
-    constants = {
-        **fused.constants(
-            tiles, variant.has_bias, variant.transform, variant.entropy, variant.depth
-        ),
-        "stride_hd": 1,
-        "stride_wd": 1,
-    }
+    constants = fused.constants(
+        capability,
+        tiles,
+        variant.has_bias,
+        variant.transform,
+        variant.entropy,
+        variant.depth,
+    )
     if not variant.has_bias:
         constants["bias_ptr"] = None
-    signature = {name: _type_of(name, variant) for name in kernel.arg_names}
+    if tiles.design == "pointer":
+        constants |= {"stride_hd": 1, "stride_wd": 1}
+    signature = {name: _type_of(name, tiles, variant) for name in kernel.arg_names}
     signature.update(dict.fromkeys(constants, "constexpr"))
     # What the launcher finds out by itself: aligned pointers and strides.
     aligned = [
@@ -101,18 +109,18 @@ def compile_pass(capability: int, tiles: tuning.Tiles, variant: Variant) -> Reso
             attrs={(i,): [["tt.divisibility", 16]] for i in aligned},
         ),
         target=GPUTarget("cuda", capability, 32),
-        options={
-            "num_warps": tiles.num_warps,
-            "num_stages": tiles.num_stages,
-            "enable_fp_fusion": True,
-        },
+        options=fused.compiler_options(tiles),
     )
     return _read(compiled, capability, tiles)
 
 
-def _type_of(name: str, variant: Variant) -> str:
-    if name in ("hidden_ptr", "weight_ptr", "bias_ptr"):
-        return f"*{_ELEMENT_NAMES[variant.dtype]}"
+def _type_of(name: str, tiles: tuning.Tiles, variant: Variant) -> str:
+    element = _ELEMENT_NAMES[variant.dtype]
+    if name in ("hidden", "weight") and tiles.design == "descriptor":
+        rows = tiles.rows if name == "hidden" else tiles.columns
+        return f"tensordesc<{element}[{rows}, {tiles.depth}]>"
+    if name in ("hidden", "weight", "bias_ptr"):
+        return f"*{element}"
     if name in ("column_ptr", "num_greater_ptr"):
         return {"column_ptr": "*i64", "num_greater_ptr": "*i32"}[name]
     if name.endswith("_ptr"):
@@ -128,9 +136,12 @@ def _read(
         cubin.write_bytes(compiled.asm["cubin"])
         usage = _cuobjdump("--dump-resource-usage", cubin)
         code = _cuobjdump("--dump-sass", cubin)
-    instructions = [
-        name for name in TENSOR_CORE_INSTRUCTION.values() if name in compiled.asm["ptx"]
-    ]
+    names = dict.fromkeys(TENSOR_CORE_INSTRUCTION.values())
+    # With the widest shape it multiplies: of wgmma alone the name says it.
+    instructions = [name for name in names if name in compiled.asm["ptx"]]
+    widths = re.findall(r"wgmma\.mma_async\S*?\.m64n(\d+)", compiled.asm["ptx"])
+    if widths:
+        instructions = [f"wgmma.mma_async m64n{max(map(int, widths))}"]
     num_registers = int(_only(r"REG:(\d+)", usage))
     num_threads = 32 * tiles.num_warps
     logits_per_thread = tiles.rows * tiles.columns // num_threads

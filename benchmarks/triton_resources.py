@@ -32,21 +32,28 @@ def main() -> None:
             transform = LogitTransform(soft_cap=SOFT_CAPS.get(student))
             for num_tokens in (1, shape.num_tokens):
                 for dtype in (torch.bfloat16, torch.float16, torch.float32):
-                    rule = tuning.choose_rule(capability, dtype.itemsize, num_tokens)
+                    call = tuning.Call(
+                        capability,
+                        dtype.itemsize,
+                        num_tokens,
+                        shape.hidden_size,
+                        has_soft_cap=transform.soft_cap is not None,
+                        can_describe=True,
+                    )
+                    tiles = tuning.choose_rule(call).tiles
                     # The depth reaches the code only through whether the tiles divide it.
-                    assert shape.hidden_size % rule.tiles.depth == 0
-                    variant = Variant(dtype, rule.tiles.depth, transform)
+                    assert shape.hidden_size % tiles.depth == 0
+                    variant = Variant(dtype, tiles.depth, transform)
                     rows.append(
                         {
                             "capability": capability,
-                            "design": "pointer",
                             "student": student,
                             "num_tokens": num_tokens,
                             "hidden_size": shape.hidden_size,
                             "vocab_size": shape.vocab_size,
                             "dtype": str(dtype).removeprefix("torch."),
-                            **asdict(rule.tiles),
-                            **asdict(compile_once(capability, rule.tiles, variant)),
+                            **asdict(tiles),
+                            **asdict(compile_once(capability, tiles, variant)),
                         }
                     )
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -1,11 +1,17 @@
-"""Tile sizes of the Triton pass, by GPU generation, operand width and number of tokens.
+"""Which tiles the Triton pass takes, by GPU, operand width, depth and number of tokens.
 
-One table; each row says why it is there. `benchmarks/results/triton_resources.csv` has what the
-compiler made of every row: registers, spills, shared memory, tensor-core instruction.
-Knows no tensors.
+A table of rules, each of which says why it is there, and the arithmetic of sharing tiles out among
+programs. `tuned_tiles.py` has what was measured on a card, which goes first.
+`benchmarks/results/triton_resources.csv` has what the compiler made of every row: registers,
+spills, shared memory, instructions. Knows no tensors.
 """
 
 from dataclasses import dataclass
+from typing import Literal
+
+Design = Literal["pointer", "descriptor"]
+"""How a program loads its operands. Tensor descriptors need neither registers for addresses nor
+masks, but a GPU of compute capability 9.0 or more, and operands as `fused.can_describe` says."""
 
 
 @dataclass(frozen=True)
@@ -17,82 +23,172 @@ class Tiles:
     depth: int
     num_warps: int
     num_stages: int
-    parts: int = 1
-    """In how many parts, one after the other, the epilogue takes a tile: a power of two."""
+    programs_per_multiprocessor: int = 1
+    """That run at once, as far as registers and shared memory go."""
+    design: Design = "pointer"
+
+
+@dataclass(frozen=True)
+class Call:
+    """What of a call decides its tiles."""
+
+    capability: int
+    """The GPU's compute capability as major · 10 + minor; 0 in Triton's interpreter."""
+    operand_bytes: int
+    num_tokens: int
+    depth: int
+    has_soft_cap: bool
+    can_describe: bool
+    """Whether the operands can be loaded through tensor descriptors."""
+
+
+ANY_GPU = range(0, 1_000)
+# These multiply in groups of warps, from shared memory: wgmma and tcgen05. Later ones of 12.0, for
+# desktops, have mma.sync alone again, and 99 KiB of shared memory.
+HOPPER_AND_BLACKWELL = range(90, 120)
 
 
 @dataclass(frozen=True)
 class Rule:
-    """Tiles for GPUs of at least `capability`, with operands and calls of at most these sizes."""
+    """Tiles for calls of one kind."""
 
-    capability: int
-    """Compute capability as major · 10 + minor."""
+    capabilities: range
     operand_bytes: int
-    max_tokens: int | None
     tiles: Tiles
     reason: str
+    max_tokens: int | None = None
+    max_depth: int | None = None
+    takes_soft_cap: bool = True
+
+    def fits(self, call: Call) -> bool:
+        return (
+            call.capability in self.capabilities
+            and call.operand_bytes == self.operand_bytes
+            and (self.max_tokens is None or call.num_tokens <= self.max_tokens)
+            and (self.max_depth is None or call.depth <= self.max_depth)
+            and (self.takes_soft_cap or not call.has_soft_cap)
+            and (call.can_describe or self.tiles.design == "pointer")
+        )
 
 
 # First match wins.
 RULES = (
     Rule(
-        0,
+        ANY_GPU,
         4,
-        None,
-        Tiles(64, 64, 32, num_warps=4, num_stages=2),
+        Tiles(64, 64, 32, num_warps=4, num_stages=2, programs_per_multiprocessor=2),
         "fp32 multiplies on the FMA units, by design: tensor cores would round operands to TF32. "
         "Small tiles leave registers for the operands those units take from registers.",
     ),
     Rule(
-        0,
+        HOPPER_AND_BLACKWELL,
         2,
-        64,
-        Tiles(64, 64, 64, num_warps=4, num_stages=4),
+        Tiles(128, 128, 64, 4, 3, programs_per_multiprocessor=2, design="descriptor"),
+        "Two programs per multiprocessor: one multiplies while the other reduces its tile, which "
+        "is a large part of the time where the depth is small. With 4 warps each thread has 128 "
+        "logits, over which it spreads what a tile costs besides; with 8 it has 64.",
+        max_depth=2048,
+        takes_soft_cap=False,
+    ),
+    Rule(
+        HOPPER_AND_BLACKWELL,
+        2,
+        Tiles(128, 256, 64, 8, 3, design="descriptor"),
+        "The widest instruction there is, and three quarters of the traffic from L2 per FLOP, "
+        "which is what limits a large depth.",
+        takes_soft_cap=False,
+    ),
+    Rule(
+        HOPPER_AND_BLACKWELL,
+        2,
+        Tiles(128, 128, 64, 8, 3, design="descriptor"),
+        "A soft cap needs a tile's logits and what they were before it at once: 64 of each per "
+        "thread fit in registers, 128 do not.",
+    ),
+    Rule(
+        ANY_GPU,
+        2,
+        Tiles(64, 64, 64, 4, 4, programs_per_multiprocessor=2),
         "Few tokens: reading the head from memory is the whole cost. 64 rows are the fewest that "
         "wgmma and tcgen05 take; four stages keep enough reads in flight.",
+        max_tokens=64,
     ),
     Rule(
-        90,
+        ANY_GPU,
         2,
-        None,
-        Tiles(128, 128, 64, num_warps=8, num_stages=3, parts=4),
-        "Two warp groups of 64 × 128 on wgmma, one tile in tensor memory on tcgen05: 64 logits per "
-        "thread. The epilogue takes them in quarters: in halves a soft cap with rounding spills "
-        "8 to 16 bytes, for 1 to 2 instructions fewer per logit. 128 × 256 spills.",
-    ),
-    Rule(
-        0,
-        2,
-        None,
-        Tiles(128, 128, 32, num_warps=8, num_stages=3, parts=4),
-        "The same accumulators on mma.sync, at half the depth for cards with 99 KiB of shared "
-        "memory. Whole, the epilogue spills 248 bytes, in halves 24.",
+        Tiles(128, 128, 32, 8, 3),
+        "By pointers: for mma.sync, at half the depth for cards with 99 KiB of shared memory, and "
+        "for operands that cannot be described.",
     ),
 )
 
 
-def choose_rule(capability: int, operand_bytes: int, num_tokens: int) -> Rule:
-    """The first rule for this GPU, operand width and number of tokens."""
+def choose_rule(call: Call) -> Rule:
+    """The first rule that fits. Raises ValueError for operands of another width."""
     for rule in RULES:
-        if (
-            capability >= rule.capability
-            and operand_bytes == rule.operand_bytes
-            and (rule.max_tokens is None or num_tokens <= rule.max_tokens)
-        ):
+        if rule.fits(call):
             return rule
-    raise ValueError(f"no tiles for operands of {operand_bytes} bytes")
+    raise ValueError(f"no tiles for operands of {call.operand_bytes} bytes")
 
 
-# Row blocks that go through the vocabulary together: their hidden states and the few weight tiles
-# in flight stay in the L2 cache, so the head is read from memory once per group, not per block.
-GROUP_ROW_BLOCKS = 16
-# Programs per multiprocessor over a whole launch: enough that a last, part-filled wave costs
-# little, few enough that each program runs through many tiles.
-PROGRAMS_PER_MULTIPROCESSOR = 4
+@dataclass(frozen=True)
+class Lanes:
+    """How a tile's columns are dealt to the statistics that a program keeps of each row.
+
+    `count` lanes take `run` neighbouring columns each in turn. Any numbers give right results. It
+    costs least where a lane's columns are those that one thread holds of a row.
+    """
+
+    count: int
+    run: int
 
 
-def choose_num_splits(num_row_blocks: int, num_column_tiles: int, num_multiprocessors: int) -> int:
-    """Into how many parts to cut the vocabulary, so that there is work for the whole GPU."""
-    wanted = -(-PROGRAMS_PER_MULTIPROCESSOR * num_multiprocessors // num_row_blocks)
-    tiles_per_split = max(1, num_column_tiles // wanted)
-    return -(-num_column_tiles // tiles_per_split)
+def choose_lanes(capability: int, tiles: Tiles) -> Lanes:
+    """As tensor cores hand out a tile: PTX ISA, "Matrix Fragments" of wgmma and mma.sync."""
+    if capability == 0:  # the interpreter: operations are long rather than many
+        return Lanes(tiles.columns // 8, 2)
+    if 100 <= capability < 120:
+        # Tensor memory gives a thread part of one row: every four warps have a share of columns,
+        # and every half warp where 64 rows are all.
+        count = max(1, tiles.num_warps // 4) * (2 if tiles.rows == 64 else 1)
+        return Lanes(count, tiles.columns // count)
+    return Lanes(4, 2)
+
+
+# At most this share of the L2 cache is for the hidden states of row blocks that go through the
+# vocabulary together. The rest is for the weight tiles in flight; a GPU with two L2 halves keeps
+# copies of what both read.
+GROUP_SHARE_OF_L2 = 4
+
+
+def choose_group_blocks(num_row_blocks: int, block_bytes: int, l2_bytes: int) -> int:
+    """How many row blocks go through the vocabulary together, in groups of about one size.
+
+    The head is read from memory once per group, their hidden states once.
+    """
+    most = max(1, l2_bytes // (GROUP_SHARE_OF_L2 * block_bytes))
+    num_groups = -(-num_row_blocks // most)
+    return -(-num_row_blocks // num_groups)
+
+
+# What a program costs besides its tiles, in tiles: starting, filling the pipeline, writing.
+PROGRAM_COST_TILES = 0.25
+# Times that all places on the GPU are filled, at most: each part of the vocabulary is written and
+# merged by itself.
+MAX_WAVES = 8
+
+
+def choose_num_splits(num_row_blocks: int, num_column_tiles: int, num_places: int) -> int:
+    """Into how many parts to cut the vocabulary, so that all programs end at about one time.
+
+    `num_places` is how many programs the GPU runs at once. Of the numbers that end first, within a
+    hundredth, the fewest.
+    """
+    most = max(1, min(num_column_tiles, MAX_WAVES * num_places // num_row_blocks))
+
+    def end(num_splits: int) -> float:
+        num_waves = -(-num_row_blocks * num_splits // num_places)
+        return num_waves * (-(-num_column_tiles // num_splits) + PROGRAM_COST_TILES)
+
+    first_end = min(map(end, range(1, most + 1)))
+    return next(n for n in range(1, most + 1) if end(n) <= 1.01 * first_end)

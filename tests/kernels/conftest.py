@@ -13,6 +13,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
+from interpreted_pass import TILES, rank_logprob_by
 
 from rsr.kernels import rank_logprob
 
@@ -62,8 +63,8 @@ def normal_operands():
 
 
 @pytest.fixture(scope="session")
-def interpreted():
-    """`rank_logprob` with impl="fused", in a process where Triton interprets."""
+def interpreter():
+    """A process in which Triton interprets."""
     if find_spec("triton") is None:
         pytest.skip("Triton is not installed")
     context = multiprocessing.get_context("spawn")
@@ -72,11 +73,19 @@ def interpreted():
             patch.setenv("TRITON_INTERPRET", "1")
             patch.setenv("OMP_NUM_THREADS", "1")
             pool.submit(os.getpid).result()  # starts the child, which keeps this environment
+        yield pool
 
-        def run(*args, **options):
-            return pool.submit(rank_logprob, *args, impl="fused", **options).result()
 
-        yield run
+@pytest.fixture(scope="session")
+def interpreted(interpreter):
+    """`rank_logprob` with impl="fused" where Triton interprets, by the tiles named `tiles`."""
+
+    def run(*args, tiles=None, capability=0, **options):
+        chosen = None if tiles is None else TILES[tiles]
+        call = interpreter.submit(rank_logprob_by, chosen, capability, *args, **options)
+        return call.result()
+
+    return run
 
 
 @pytest.fixture(params=["tiled", "reference", "fused"])
