@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed-$(ACCELERATOR)
 EXTRAS := $(ACCELERATOR),demo,grade,dev
 
-.PHONY: help setup demo test test-all test-fast test-long test-gpu fuzz soak lint format bench clean
+.PHONY: help setup demo test test-all test-fast test-long test-gpu gpu fuzz soak lint format bench clean
 
 # Tests and benchmarks want the machine for themselves.
 .NOTPARALLEL:
@@ -55,6 +55,11 @@ test-long: setup  ## only the tests that `make test` leaves out, one at a time
 
 test-gpu: setup  ## only the tests that need an NVIDIA GPU
 	$(BIN)/pytest -m gpu
+
+gpu:  ## prove the GPU path on this machine's card in ten minutes; writes benchmarks/results/
+	@nvidia-smi -L >/dev/null 2>&1 || { echo "no NVIDIA GPU here: nothing to prove" >&2; exit 2; }
+	@$(MAKE) --no-print-directory setup
+	$(BIN)/python benchmarks/gpu.py
 
 fuzz: setup  ## look for input that breaks reading, for some minutes
 	RSR_FUZZ_CASES=20000 $(BIN)/pytest --timeout 3600 tests/jobs/shards/test_fuzz.py

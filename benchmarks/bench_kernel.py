@@ -3,7 +3,7 @@
 The same command as `rsr bench kernel`, whose code is `rsr.benchmarks.kernel`.
 """
 
-from rsr.benchmarks.cli import kernel
+from rsr.benchmarks.kernel_command import kernel
 
 if __name__ == "__main__":
     kernel()

@@ -1,6 +1,6 @@
-"""`rsr bench`: parse, run, print. `bench engine` is in `engine.py`.
+"""`rsr bench kernel`: parse, run, print; what is timed, and how, is in `kernel.py`.
 
-What is timed, and how, is in `kernel.py` and `harness.py`.
+Imports only what a machine with torch, click and rich has: GPUs are lent bare.
 """
 
 import csv
@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from rsr.benchmarks.engine import engine
 from rsr.benchmarks.shapes import DEFAULT_PRESETS, PRESETS
 from rsr.engine.config import Dtype
 from rsr.engine.errors import first_line
@@ -27,17 +26,13 @@ if TYPE_CHECKING:
 
 PLOT_SUFFIXES = (".html", ".png")
 COLUMNS = ("ms p50", "p20–p80", "tokens/s", "TFLOP/s", "of GEMM", "slow-down", "extra MiB")
+# A GPU's clock moves, and its calls take milliseconds.
+DEFAULT_REPETITIONS = {"cpu": 5, "cuda": 30}
+# One head for each range of hidden sizes.
+DEFAULT_TUNED = ("smollm2-135m", "qwen2.5-0.5b", "qwen2.5-1.5b", "qwen3-8b")
 
 
-@click.group()
-def bench() -> None:
-    """Measure this machine."""
-
-
-bench.add_command(engine)
-
-
-@bench.command()
+@click.command()
 @click.option(
     "--preset",
     "presets",
@@ -62,7 +57,23 @@ bench.add_command(engine)
     "--tokens", type=click.IntRange(1), default=None, help="Tokens per call. Default: the preset's."
 )
 @click.option(
-    "--repeat", type=click.IntRange(1), default=5, show_default=True, help="Timed calls of each."
+    "--repeat",
+    type=click.IntRange(1),
+    default=None,
+    help="Timed calls of each. Default: "
+    + ", ".join(f"{number} on {kind}" for kind, number in DEFAULT_REPETITIONS.items())
+    + ".",
+)
+@click.option(
+    "--tune",
+    is_flag=True,
+    help="Instead, time the Triton pass with many tile sizes, and write the fastest for this GPU "
+    "to kernels/tuned/, from where they are taken from then on.",
+)
+@click.option(
+    "--tune-to",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Another file for --tune to write: name it in RSR_TUNED_TILES to use it.",
 )
 @click.option(
     "--busy-cores",
@@ -82,7 +93,9 @@ def kernel(
     dtypes: tuple[str, ...],
     device: str | None,
     tokens: int | None,
-    repeat: int,
+    repeat: int | None,
+    tune: bool,
+    tune_to: Path | None,
     busy_cores: int,
     as_json: bool,
     csv_path: Path | None,
@@ -105,6 +118,10 @@ def kernel(
 
     chosen = _device(device)
     console = Console(stderr=True)
+    if tune or tune_to is not None:
+        with console.status("tuning"):
+            console.say(f"wrote {_tune(presets or DEFAULT_TUNED, chosen, repeat, tune_to)}")
+        return
     rows: list[BenchRow] = []
     for preset in presets or DEFAULT_PRESETS[chosen.type]:
         shape = PRESETS[preset]
@@ -112,7 +129,16 @@ def kernel(
             shape = type(shape)(tokens, shape.hidden_size, shape.vocab_size)
         for dtype in dtypes:
             with console.status(f"{preset}, {dtype}"):
-                rows += bench_kernel(preset, shape, dtype, chosen, repeat, busy_cores)
+                rows += bench_kernel(
+                    preset,
+                    shape,
+                    dtype,
+                    chosen,
+                    repeat or DEFAULT_REPETITIONS[chosen.type],
+                    busy_cores,
+                )
+            if csv_path is not None:  # what comes next may run out of memory
+                _write_csv(rows, csv_path)
     if as_json:
         print_json({"rows": [asdict(row) for row in rows]})
     else:
@@ -123,12 +149,30 @@ def kernel(
         for table in _tables(rows):
             stdout.print()
             stdout.print(table)
-    if csv_path is not None:
-        _write_csv(rows, csv_path)
     if plot_path is not None:
         _plot(rows, plot_path)
     if any(row.failed_check for row in rows):
         context.exit(1)
+
+
+def _tune(
+    presets: Sequence[str], device: "torch.device", repeat: int | None, path: Path | None
+) -> Path:
+    """Writes the file of this card's tiles."""
+    from rsr.benchmarks.tune import candidates, tune
+    from rsr.kernels import tuned_tiles
+
+    if device.type != "cuda":
+        raise click.UsageError(f"--tune needs an NVIDIA GPU, got --device {device}")
+    import torch
+
+    tiles = candidates(torch.cuda.get_device_capability(device))
+    shapes = [PRESETS[preset] for preset in presets]
+    card = tune(shapes, device, tiles, num_repetitions=repeat or DEFAULT_REPETITIONS["cuda"])
+    path = path or tuned_tiles.FOLDER / tuned_tiles.file_name(card.card)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(card.to_json())
+    return path
 
 
 def _device(name: str | None) -> "torch.device":

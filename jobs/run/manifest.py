@@ -61,14 +61,14 @@ class Identity:
     def differences(self, other: "Identity") -> list[str]:
         """What `other` has different, in words."""
         return [
-            f"{key} was {before.get(key)!r} and is now {now[key]!r}"
+            f"{key} was {before.get(key)!r} and is now {now.get(key)!r}"
             for before, now in (
                 (self.settings, other.settings),
                 (self.columns, other.columns),
                 (self.model, other.model),
             )
-            for key in now
-            if before.get(key) != now[key]
+            for key in {**before, **now}
+            if before.get(key) != now.get(key)
         ]
 
 
