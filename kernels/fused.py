@@ -545,10 +545,14 @@ def vocab_stats(
         tiles = choose_tiles(hidden, weight, transform)
     gpu = _gpu(hidden.device)
     num_row_blocks = max(1, triton.cdiv(num_tokens, tiles.rows))
+    group_blocks = tuning.choose_group_blocks(
+        num_row_blocks, tiles.rows * depth * hidden.element_size(), gpu.l2_bytes
+    )
     num_splits = tuning.choose_num_splits(
         num_row_blocks,
         triton.cdiv(num_columns, tiles.columns),
         gpu.num_multiprocessors * tiles.programs_per_multiprocessor,
+        group_blocks,
     )
     floats = torch.empty(3, num_splits, num_tokens, dtype=torch.float32, device=hidden.device)
     counts = torch.empty_like(floats[0], dtype=torch.int32)
@@ -572,9 +576,7 @@ def vocab_stats(
             num_columns,
             depth,
             num_splits,
-            tuning.choose_group_blocks(
-                num_row_blocks, tiles.rows * depth * hidden.element_size(), gpu.l2_bytes
-            ),
+            group_blocks,
             *strides,
             transform.soft_cap or 1.0,
             transform.scale,

@@ -175,20 +175,25 @@ def choose_group_blocks(num_row_blocks: int, block_bytes: int, l2_bytes: int) ->
 PROGRAM_COST_TILES = 0.25
 # Times that all places on the GPU are filled, at most: each part of the vocabulary is written and
 # merged by itself.
-MAX_WAVES = 8
+MAX_WAVES = 16
 
 
-def choose_num_splits(num_row_blocks: int, num_column_tiles: int, num_places: int) -> int:
+def choose_num_splits(
+    num_row_blocks: int, num_column_tiles: int, num_places: int, group_blocks: int
+) -> int:
     """Into how many parts to cut the vocabulary, so that all programs end at about one time.
 
-    `num_places` is how many programs the GPU runs at once. Of the numbers that end first, within a
-    hundredth, the fewest.
+    `num_places` is how many programs the GPU runs at once. One group of row blocks takes all of
+    them: two at once would share the cache. Of the numbers that end first, within a hundredth, the
+    fewest.
     """
-    most = max(1, min(num_column_tiles, MAX_WAVES * num_places // num_row_blocks))
+    least = -(-num_places // group_blocks) if group_blocks < num_row_blocks else 1
+    most = max(least, MAX_WAVES * num_places // num_row_blocks, 1)
+    choices = range(min(least, num_column_tiles), min(most, num_column_tiles) + 1)
 
     def end(num_splits: int) -> float:
         num_waves = -(-num_row_blocks * num_splits // num_places)
         return num_waves * (-(-num_column_tiles // num_splits) + PROGRAM_COST_TILES)
 
-    first_end = min(map(end, range(1, most + 1)))
-    return next(n for n in range(1, most + 1) if end(n) <= 1.01 * first_end)
+    first_end = min(map(end, choices))
+    return next(n for n in choices if end(n) <= 1.01 * first_end)

@@ -7,8 +7,12 @@ memory that does not grow with tokens × vocabulary. Skipped, and said so, where
 import pytest
 import torch
 
-from rsr.kernels import rank_logprob, reference
+pytest.importorskip("triton")
+
+from rsr.benchmarks.tune import candidates, describe
+from rsr.kernels import VocabShard, VocabStats, fused, rank_logprob, reference
 from rsr.kernels.logits import LogitTransform
+from rsr.kernels.stats import finish
 
 pytestmark = [
     pytest.mark.gpu,
@@ -99,10 +103,56 @@ def test_every_option_at_once_on_bf16():
         torch.testing.assert_close(result.logprob, logprob, atol=tolerance_nats, rtol=1e-6)
 
 
+DESIGNS = candidates(torch.cuda.get_device_capability()) if torch.cuda.is_available() else ()
+
+
+@pytest.mark.parametrize("soft_cap", [None, 30.0], ids=["plain", "capped"])
+@pytest.mark.parametrize("tiles", DESIGNS, ids=map(describe, DESIGNS))
+def test_every_design_gives_exact_ranks(tiles, soft_cap):
+    """At sizes around the edges of a tile: the last rows, columns and slices are part-filled."""
+    for num_tokens, vocab_size in ((1, 999), (65, 1_025), (128, 1_024), (129, 1_153), (300, 5_001)):
+        hidden, weight, targets = integers(num_tokens, vocab_size, 136, torch.bfloat16)
+        transform = LogitTransform(soft_cap=soft_cap)
+        target_raw = fused.target_raw(hidden, weight, targets, None)
+        stats = fused.vocab_stats(
+            hidden,
+            weight,
+            targets,
+            target_raw,
+            bias=None,
+            transform=transform,
+            entropy=True,
+            tiles=tiles,
+        )
+        result = finish(stats, target_raw, transform, True, vocab_size)
+        rank, logprob, entropy = truth_of(hidden, weight, targets, soft_cap=soft_cap)
+        assert torch.equal(result.rank, rank)
+        torch.testing.assert_close(result.logprob, logprob, atol=2e-5, rtol=1e-6)
+        torch.testing.assert_close(result.entropy, entropy, atol=1e-6, rtol=1e-4)
+
+
+def test_two_shards_merged_are_the_whole_head():
+    hidden, weight, targets = integers(200, 30_001, 256, torch.bfloat16)
+    cut = 12_345
+    shards = [
+        VocabShard(weight[:cut], vocab_size=len(weight), impl="fused"),
+        VocabShard(weight[cut:], vocab_start=cut, vocab_size=len(weight), impl="fused"),
+    ]
+    raw = sum(shard.target_raw(hidden, targets) for shard in shards)
+    packed = [shard.stats(hidden, targets, raw, entropy=True).pack() for shard in shards]
+    parts = [VocabStats.unpack(part) for part in packed]
+    result = shards[0].finish(parts, raw, entropy=True)
+    rank, logprob, entropy = truth_of(hidden, weight, targets)
+    assert torch.equal(result.rank, rank)
+    torch.testing.assert_close(result.logprob, logprob, atol=2e-5, rtol=1e-6)
+    torch.testing.assert_close(result.entropy, entropy, atol=1e-6, rtol=1e-4)
+
+
 def test_operands_of_more_than_two_to_the_31_elements():
     depth, num_tokens, vocab_size = 4_096, 524_352, 524_352
-    if torch.cuda.mem_get_info()[0] < 12 << 30:
-        pytest.skip("needs 12 GiB of free GPU memory")
+    # The operands are 8 GiB, and the truth's float64 weight is twice as much again.
+    if torch.cuda.mem_get_info()[0] < 32 << 30:
+        pytest.skip("needs 32 GiB of free GPU memory")
     hidden, weight = (
         torch.zeros(rows, depth, dtype=torch.bfloat16, device=DEVICE)
         for rows in (num_tokens, vocab_size)
