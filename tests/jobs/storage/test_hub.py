@@ -1,6 +1,9 @@
 """INPUT on a Hugging Face hub: found, read by ranges, pinned to a commit, refused in one line."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -172,3 +175,23 @@ def test_dataset_of_the_hub_is_planned(hub, tiny_student):
     result = CliRunner().invoke(main, ["plan", "hf://datasets/org/traces/deep", *options])
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["num_rows"] == 3
+
+
+@pytest.mark.vllm
+@pytest.mark.ray
+@pytest.mark.slow
+def test_dataset_of_the_hub_is_scored_by_workers(hub, tmp_path, tiny_student):
+    output = tmp_path / "out"
+    command = ["score", "hf://datasets/org/traces/deep", output, "--model", tiny_student, "--json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "rsr.jobs.cli", *map(str, command)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"HF_HUB_OFFLINE": "0"},
+    )
+    assert done.returncode == 0, done.stderr
+    scored = pq.read_table(output / "b.parquet")
+    assert scored["text"].to_pylist() == ROWS["text"].to_pylist()[:3]
+    assert scored["rsr_status"].to_pylist() == ["truncated"] * 3
+    checked = CliRunner().invoke(main, ["verify", str(output), "--deep"])
+    assert checked.exit_code == 0, checked.output
