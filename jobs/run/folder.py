@@ -7,7 +7,7 @@
                                         JSON, then the unit's table as Parquet
     OUTPUT/.rsr/kept/<shard>.rows       which rows of the input a selection took
     OUTPUT/.rsr/composition.json        the result of a selection
-    OUTPUT/.rsr/staged/                 JSON input as Parquet
+    OUTPUT/.rsr/staged/                 JSON input, and lists of responses as rows, as Parquet
     OUTPUT/.rsr/run.log                 what vLLM, Ray and the workers have to say
     OUTPUT/.rsr/events.jsonl            what happened when, one JSON object a line (`events.py`)
     OUTPUT/.rsr/lock                    held while a run writes

@@ -16,11 +16,12 @@ from rsr.engine.errors import has_lost_a_rank, is_device_busy, is_out_of_memory
 from rsr.engine.facts import StudentFacts
 from rsr.engine.metrics import TrajectoryScore
 from rsr.engine.trajectory import EncodedTrajectory, Status, Trajectory
+from rsr.jobs.inspection.reading import Reading
 from rsr.jobs.run.events import Cause
 from rsr.jobs.run.folder import RunFolder
 from rsr.jobs.run.store import RunStore
 from rsr.jobs.scoring.commit import commit_scored_shard
-from rsr.jobs.scoring.first_rows import FirstRows, look_at_rows
+from rsr.jobs.scoring.first_rows import look_at_rows
 from rsr.jobs.shards import score_columns
 from rsr.jobs.shards.columns import TrajectoryColumns
 from rsr.jobs.shards.reader import TrajectoryReader
@@ -168,7 +169,7 @@ class ScoringWork:
 
 def look_at_student(
     config: ScorerConfig, units: Sequence[Unit], columns: TrajectoryColumns
-) -> tuple[StudentFacts, FirstRows]:
+) -> tuple[StudentFacts, Reading]:
     """What `config` makes of the model, and the model's tokenizer of the first rows of `units`.
 
     Raises ValueError for a model that cannot be used.
@@ -177,7 +178,7 @@ def look_at_student(
         from rsr.engine.student import open_student
 
         student = open_student(config)
-    return student.facts, look_at_rows(student.encoder(), units, columns)
+    return student.facts, look_at_rows(student, units, columns)
 
 
 def import_engine() -> None:

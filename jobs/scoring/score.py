@@ -25,6 +25,7 @@ from rsr.jobs.cluster.options import ClusterOptions
 from rsr.jobs.cluster.venue import Venue
 from rsr.jobs.cluster.work import Failure, WorkQueue
 from rsr.jobs.errors import ShardsFailed, UsageError, refusing_values
+from rsr.jobs.inspection.reading import Reading
 from rsr.jobs.interrupt import StopRequest
 from rsr.jobs.run.folder import MANIFEST, RunFolder
 from rsr.jobs.run.manifest import Identity, InputShard, Manifest
@@ -39,7 +40,7 @@ from rsr.jobs.run.progress import Progress
 from rsr.jobs.run.receipts import Receipt
 from rsr.jobs.run.staging import as_parquet
 from rsr.jobs.run.store import RunStore
-from rsr.jobs.scoring.first_rows import FirstRows, first_units
+from rsr.jobs.scoring.first_rows import first_units, require_scored, told
 from rsr.jobs.scoring.job import ScoringJob, import_engine, look_at_student
 from rsr.jobs.shards import score_columns
 from rsr.jobs.shards.columns import TrajectoryColumns, choose_columns, warn_of_unused_columns
@@ -203,8 +204,8 @@ def _prepare(
             f"{options.scorer.model} has no chat template, and INPUT holds messages: give one "
             "with --chat-template FILE, or give prompt and response columns"
         )
-    first_rows.require_scored(options.max_refused)
-    progress.looked_at(first_rows.told())
+    require_scored(first_rows, options.max_refused)
+    progress.looked_at(told(first_rows))
     sources = {name: canonical(file) for file, name in inputs}
     wanted = Manifest(
         writer="score",
@@ -397,8 +398,8 @@ def _execute(
 
 
 def _ask(
-    question: Callable[[], tuple[StudentFacts, FirstRows]], venue: Venue, *, with_cluster: bool
-) -> tuple[StudentFacts, FirstRows]:
+    question: Callable[[], tuple[StudentFacts, Reading]], venue: Venue, *, with_cluster: bool
+) -> tuple[StudentFacts, Reading]:
     """What the student is. with_cluster: there is work for a worker, so let it have a look."""
     if with_cluster and (answer := venue.ask(question, then=import_engine)) is not None:
         return answer

@@ -9,9 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 from toy_students import STUDENTS
 
-from rsr.engine.chat import TrajectoryEncoder
+from rsr.engine.config import ScorerConfig
+from rsr.engine.student import Student
 from rsr.jobs.errors import UsageError
-from rsr.jobs.scoring.first_rows import NUM_ROWS, first_units, look_at_rows
+from rsr.jobs.scoring.first_rows import NUM_ROWS, first_units, look_at_rows, require_scored, told
 from rsr.jobs.shards.columns import TrajectoryColumns
 from rsr.jobs.shards.shard import describe_shard
 
@@ -34,35 +35,41 @@ def shard_of(path: Path, rows: list) -> object:
 
 def looked(student: str, shards: list, **options: str):
     toy = BY_NAME[student]
-    encoder = TrajectoryEncoder(
-        toy.tokenizer(), chat_template=toy.template, max_model_len=1 << 20, **options
+    student = Student(
+        config=ScorerConfig(model=toy.name, **options),
+        architectures=[],
+        max_model_len=1 << 20,
+        vocab_size=1 << 20,
+        tokenizer=toy.tokenizer(),
+        chat_template=toy.template,
+        fingerprint={},
     )
-    return look_at_rows(encoder, first_units(shards), MESSAGES)
+    return look_at_rows(student, first_units(shards), MESSAGES)
 
 
 def test_one_line_tells_what_was_done_to_the_rows(tmp_path):
     rows = [chat("4", reasoning_content="add"), chat("4"), chat(""), None]
     first = looked("Qwen2.5", [shard_of(tmp_path / "a", rows)])
     folded = "1 reasoning in content, between <think> tags"
-    assert first.told() == f"4 rows looked at: {folded}; 2 without a score"
+    assert told(first) == f"4 rows looked at: {folded}; 2 without a score"
     plain = looked("Llama-3.1", [shard_of(tmp_path / "b", [chat("4")])])
-    assert plain.told() == "1 row looked at: rendered as they stand"
+    assert told(plain) == "1 row looked at: rendered as they stand"
     verbatim = looked("R1-Qwen", [shard_of(tmp_path / "c", [chat(THOUGHT)] * 3)])
-    assert verbatim.told() == "3 rows looked at: 3 rendered verbatim"
-    assert looked("R1-Qwen", []).told() == ""
+    assert told(verbatim) == "3 rows looked at: 3 rendered verbatim"
+    assert told(looked("R1-Qwen", [])) == ""
 
 
 def test_a_larger_share_than_may_be_is_refused_with_its_reasons(tmp_path):
     shard = shard_of(tmp_path / "a.parquet", [*[chat(THOUGHT)] * 3, *[chat("4")] * 2])
     first = looked("R1-Qwen", [shard], render="template")
     with pytest.raises(UsageError, match="3 of the first 5 rows would have no score") as refused:
-        first.require_scored(0.5)
+        require_scored(first, 0.5)
     (line,) = refused.value.more
     assert line.startswith("3 bad_messages: ")
     assert "(as a.parquet row 0)" in line
     assert "--render verbatim" in line
-    first.require_scored(0.6)
-    first.require_scored(1.0)
+    require_scored(first, 0.6)
+    require_scored(first, 1.0)
 
 
 def test_as_many_rows_are_looked_at_as_are_said_wherever_they_are(tmp_path):
