@@ -26,7 +26,8 @@ CALLS = [
     {"role": "tool", "content": "4"},
     {"role": "assistant", "content": ANSWER},
 ]
-CALLED = '\n<tool_call>\n{"name": "add", "arguments": {"a": 2, "b": 2}}\n</tool_call>'
+# The line feed before it is part of a token that begins in the header.
+CALLED = '<tool_call>\n{"name": "add", "arguments": {"a": 2, "b": 2}}\n</tool_call>'
 
 
 @dataclass(frozen=True)
