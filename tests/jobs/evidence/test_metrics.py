@@ -80,8 +80,8 @@ def rows() -> list[Row]:
     return made
 
 
-def write(path, rows, *, metrics=True, settings=None, row_group_size=7):
-    scores = [row.score() for row in rows]
+def write(path, rows, *, scores=None, metrics=True, settings=None, row_group_size=7):
+    scores = scores or [row.score() for row in rows]
     frame = score_columns.to_frame(scores, token_columns=False, metrics=metrics)
     table = score_columns.to_arrow(frame)
     own = {
@@ -385,3 +385,49 @@ def test_the_page_tells_what_the_metrics_say(scored, tmp_path):
     assert "aslec_drop" in text
     assert "the metrics disagree on the best teacher" in text
     assert "Its data-set perplexity_q1 is" in text
+
+
+@pytest.mark.slow
+@pytest.mark.vllm
+def test_every_metric_of_real_rows_is_what_their_tokens_say(real_student, shared_data, tmp_path):
+    """100 rows: sums formed in the worker, beside NumPy on the tokens that came back one by one."""
+    from transformers import AutoTokenizer
+
+    from rsr.engine import Scorer, ScorerConfig, Trajectory
+
+    table = pl.read_parquet(shared_data / "gsm8k_teachers.parquet")[:100]
+    trajectories = [Trajectory(messages=m) for m in table["messages"].to_list()]
+    settings = {"model": str(real_student), "dtype": "float32", "prefix_reuse": "off"}
+    with Scorer(ScorerConfig(**settings, token_scores=True)) as scorer:
+        detailed = [score.tokens for score in scorer.score(trajectories)]
+    with Scorer(ScorerConfig(**settings)) as scorer:
+        scores = scorer.score(trajectories)
+    tokenizer = AutoTokenizer.from_pretrained(real_student)
+    rows = [
+        Row(
+            ranks=tokens.ranks,
+            surprisals=-tokens.logprobs.astype(np.float64),
+            entropies=tokens.entropies.astype(np.float64),
+            begins_step=begins_of_steps(tokens.token_ids, tokenizer),
+            prompt_surprisals=np.empty(0),
+            quality=float(number % 7),
+            teacher=teacher,
+            problem=problem,
+        )
+        for number, (tokens, teacher, problem) in enumerate(
+            zip(detailed, table["teacher"], table["problem_id"], strict=True)
+        )
+    ]
+    settings = {"prompt_metrics": False}
+    scored = write(tmp_path / "rows.parquet", rows, scores=scores, settings=settings)
+    check_metrics(scored, rows, tmp_path / "out", with_prompt=False)
+
+
+def begins_of_steps(token_ids, tokenizer) -> np.ndarray:
+    """By the text that is cut with the pattern, and the text of each token."""
+    texts = [tokenizer.decode([token]) for token in token_ids]
+    ends = np.cumsum([len(text) for text in texts])
+    pieces = re.split(r"(\. |\? )", "".join(texts))
+    starts = np.cumsum([0, *(len(a + b) for a, b in zip(pieces[::2], pieces[1::2], strict=False))])
+    holders = np.searchsorted(ends, starts[starts < ends[-1]], side="right")
+    return np.isin(np.arange(len(token_ids)), holders)
