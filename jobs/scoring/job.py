@@ -148,10 +148,8 @@ class ScoringWork:
         return scores
 
     def keep(self, unit: Unit, results: list[TrajectoryScore]) -> Summary:
-        scorer = self._job.scorer
-        frame = score_columns.to_frame(
-            results, token_columns=scorer.token_scores, metrics=scorer.has_metrics
-        )
+        kept = score_columns.kept_by(self._job.store.identity.settings)
+        frame = score_columns.to_frame(results, **kept)
         summary = Summary.of(frame)
         summary.count_reasons(results, unit.shard.name, unit.start)
         self._job.store.commit_unit(unit, frame, summary)

@@ -18,7 +18,7 @@ from rsr.jobs.errors import UsageError
 from rsr.jobs.planning.gpus import GPUS
 from rsr.jobs.planning.prediction import ACTIVATION_BYTES, choose_layout
 from rsr.jobs.planning.sample import histogram
-from rsr.jobs.scoring.score import SCORE_BYTES_PER_ROW
+from rsr.jobs.scoring.score import METRIC_BYTES_PER_ROW, SCORE_BYTES_PER_ROW
 
 SEVENTY_B = ModelCost(
     num_parameters=70 * 10**9,
@@ -65,7 +65,7 @@ def test_plan_of_known_rows(source, tiny_student):
     assert found["num_workers"] == 8
     assert found["gpu_hours"] == pytest.approx(found["seconds"] * 8 / 3600)
     files = sum(file.stat().st_size for file in source.iterdir())
-    assert found["output_bytes"] == files + SCORE_BYTES_PER_ROW * 1200
+    assert found["output_bytes"] == files + (SCORE_BYTES_PER_ROW + METRIC_BYTES_PER_ROW) * 1200
     assert sum(bar["num_rows"] for bar in found["length_histogram"]) >= 1000
 
 
