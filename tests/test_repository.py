@@ -43,3 +43,15 @@ def test_make_targets_that_are_named_exist():
     named = set(re.findall(r"(?:\$ |`)make\s+([a-z-]+)", told))
     assert named
     assert named <= MAKE_TARGETS
+
+
+def test_every_package_is_in_the_wheel():
+    listed = set(
+        tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    )
+    there = {
+        ".".join(("rsr", *path.parent.relative_to(ROOT).parts))
+        for room in ("benchmarks", "engine", "jobs", "kernels")
+        for path in (ROOT / room).rglob("__init__.py")
+    }
+    assert listed - {"rsr"} == there - {"rsr"}
