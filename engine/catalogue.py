@@ -94,12 +94,13 @@ Ratio = tuple[Any, Any]
 class Metric:
     """A student-aware metric of trajectories and of data sets.
 
-    name: as options name it. formula: in words, over a trajectory's response tokens. source: where
-    it is from, or "here". direction: which values are taken to suit the student. unit: "" of pure
-    numbers. needs: what it takes beside the columns of every run. ratio: numerator and denominator
-    of one trajectory. is_exponential: the value is e to the power of the ratio. A data set's value
-    is made of Σ numerator / Σ denominator over its trajectories: a plain mean where the denominator
-    is 1, pooled over tokens where it is their number.
+    name: as options name it. formula: in words, over a trajectory's response tokens. data_set: how
+    the value of a data set is made. source: where it is from, or "here". direction: which values
+    are taken to suit the student. unit: "" of pure numbers. needs: what it takes beside the columns
+    of every run. ratio: numerator and denominator of one trajectory. is_exponential: the value is e
+    to the power of the ratio. A data set's value is made of Σ numerator / Σ denominator over its
+    trajectories: a plain mean where the denominator is 1, pooled over tokens where it is their
+    number.
     """
 
     name: str

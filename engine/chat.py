@@ -193,8 +193,11 @@ class TrajectoryEncoder:
         return self._tokenizer.tokenize(texts, positions, add_special_tokens=not is_chat)
 
     def _positions(self, text: str, spans: Sequence[tuple[int, int]]) -> list[int]:
-        """Where `_sequence` must know a text's tokens: the ends of each span, then of each step
-        but a span's first the first character and the one after it. A step ends with a match."""
+        """Where `_sequence` must know a text's tokens.
+
+        The ends of each span; then, of each step but a span's first one, its first character and
+        the one after it.
+        """
         positions = [position for span in spans for position in span]
         if self._step_end is None:
             return positions

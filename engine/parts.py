@@ -5,6 +5,7 @@ neither on how a request is cut into chunks nor on what a prefix cache has. Know
 nothing of text or scores.
 """
 
+from bisect import bisect_left
 from dataclasses import replace
 
 import numpy as np
@@ -46,7 +47,14 @@ def with_parts(trajectory: EncodedTrajectory, *, prompt: bool) -> EncodedTraject
 
 def _of_sequence(sequence: EncodedTrajectory, num_before: int, total: int) -> NDArray[np.uint8]:
     """(T,) parts of the response tokens of a sequence, `num_before` of the `total` before it."""
-    positions = np.concatenate([np.arange(*span) for span in sequence.spans])
-    quarters = NUM_QUARTERS * np.arange(num_before, num_before + len(positions)) // total
-    begins_step = np.isin(positions, sequence.step_starts)
-    return (quarters + NUM_QUARTERS * begins_step).astype(np.uint8)
+    length = sum(end - start for start, end in sequence.spans)
+    parts = (NUM_QUARTERS * np.arange(num_before, num_before + length) // total).astype(np.uint8)
+    steps = sorted(set(sequence.step_starts))
+    begins: list[int] = []
+    offset = 0
+    for start, end in sequence.spans:
+        inside = steps[bisect_left(steps, start) : bisect_left(steps, end)]
+        begins += [offset + position - start for position in inside]
+        offset += end - start
+    parts[begins] += NUM_QUARTERS
+    return parts
