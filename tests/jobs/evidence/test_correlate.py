@@ -90,6 +90,42 @@ def test_bootstrap_interval_by_resampling_one_by_one():
         assert [coefficient.low, coefficient.high] == pytest.approx(expected, abs=0.02)
 
 
+def test_difference_of_two_metrics_by_resampling_one_by_one():
+    """Both metrics see the same draw: they go together, and the difference is surer than either."""
+    rng = np.random.default_rng(8)
+    y = rng.normal(0, 1, 30)
+    better = -y + rng.normal(0, 0.4, 30)
+    worse = better + rng.normal(0, 0.6, 30)
+    table = pl.DataFrame({"better": better, "worse": worse, "accuracy": y})
+    options = CorrelateOptions(["better", "worse"], "accuracy", num_draws=1_000)
+    (told,) = correlate(table, options).differences
+    drawn = [rng.integers(0, 30, 30) for _ in range(1_000)]
+    differences = [abs(spearman(better[i], y[i])) - abs(spearman(worse[i], y[i])) for i in drawn]
+    assert (told.metric, told.other, told.num_rows) == ("better", "worse", 30)
+    expected = abs(spearman(better, y)) - abs(spearman(worse, y))
+    assert told.difference == pytest.approx(expected)
+    assert [told.low, told.high] == pytest.approx(
+        np.quantile(differences, [0.025, 0.975]), abs=0.05
+    )
+    assert told.share_better == pytest.approx(np.mean(np.array(differences) > 0), abs=0.05)
+
+
+def test_difference_takes_only_rows_and_students_that_have_both():
+    table = pl.DataFrame(
+        {
+            "student": ["a"] * 5 + ["b"] * 3,
+            "rsr": [1.0, 2, 3, 4, None, 1, 2, 3],
+            "length": [9.0, None, 7, 6, 5, 4, 4, 4],
+            "accuracy": [5.0, 4, 3, 2, 1, 1, 2, 3],
+        }
+    )
+    options = CorrelateOptions(["rsr", "length"], "accuracy", "student", **FAST)
+    (told,) = correlate(table, options).differences
+    # Of b, length is constant; of a, three rows have both, and both order them alike.
+    assert (told.num_rows, told.difference, told.low, told.high) == (3, 0.0, 0.0, 0.0)
+    assert told.share_better == 0.0
+
+
 def test_rows_and_groups_that_cannot_count_are_told():
     table = pl.DataFrame(
         {

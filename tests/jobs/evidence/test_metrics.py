@@ -16,6 +16,7 @@ from rsr.engine.metric_sums import sum_metrics
 from rsr.engine.metrics import STORED_RANK_CLIPS, sum_terms, trajectory_score
 from rsr.engine.parts import NUM_QUARTERS, PROMPT
 from rsr.jobs.cli import main
+from rsr.jobs.evidence.metric_table import MetricRow, told_agreement, with_agreement
 from rsr.jobs.shards import score_columns
 from rsr.jobs.shards.writer import METADATA_KEY
 
@@ -315,6 +316,28 @@ def test_metrics_agree_where_they_do(tmp_path):
     printed = invoke("teachers", scored, "--metric", "surprisal", "--draws", 10)
     assert "teachers by surprisal (lower is better)" in printed
     assert "the metrics agree on the best teacher: b" in printed
+
+
+def test_agreement_is_kendalls_over_groups_that_have_both():
+    """Against a metric of which higher values are better; ties count as τ-b has them."""
+
+    def row(name, values):
+        return MetricRow(BY_NAME[name], dict(zip("abcd", values, strict=True)), {})
+
+    told = with_agreement(
+        [
+            row("rsr", [1.0, 2.0, 3.0, 4.0]),
+            row("grape", [-1.0, -2.0, -3.0, -4.0]),
+            row("length", [1.0, 2.0, 3.0, None]),
+            row("rank", [1.0, 2.0, 2.0, 1.0]),
+            row("entropy", [5.0, 5.0, 5.0, 5.0]),
+        ]
+    )
+    taus = [r.agreement for r in told]
+    assert taus == [1.0, 1.0, -1.0, pytest.approx(0.0), None]
+    assert [r.best for r in told] == ["a", "a", "c", "a", "a"]
+    assert told_agreement(told[:2]) == "the metrics agree on the best teacher: a"
+    assert told_agreement(told[1:3]).endswith("teacher: a by grape; c by length")
 
 
 LACKING = {
