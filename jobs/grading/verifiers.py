@@ -145,7 +145,7 @@ class _Parsed:
 def _math_verifier() -> Verifier:
     """math-verify, imported here: the run's own process, and the other verifiers, go without."""
     try:
-        from math_verify import (  # type: ignore[import-untyped]
+        from math_verify import (
             ExprExtractionConfig,
             LatexExtractionConfig,
             parse,
