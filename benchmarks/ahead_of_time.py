@@ -21,20 +21,15 @@ from rsr.kernels.logits import LogitTransform
 
 # The largest shared memory one program may ask for, in bytes (CUDA C++ programming guide,
 # "Compute Capabilities").
-SHARED_MEMORY_BYTES = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
+SHARED_MEMORY_BYTES = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
 
 # Of one multiprocessor (the same guide): 32-bit registers, shared memory, and the part of it that
 # the system takes for each program.
 REGISTERS = 64 << 10
-MULTIPROCESSOR_SHARED_BYTES = {80: 164 << 10, 90: 228 << 10, 100: 228 << 10, 120: 100 << 10}
+MULTIPROCESSOR_SHARED_BYTES = {80: 164 << 10, 90: 228 << 10, 100: 228 << 10}
 RESERVED_SHARED_BYTES = 1 << 10
 
-TENSOR_CORE_INSTRUCTION = {
-    80: "mma.sync",
-    90: "wgmma.mma_async",
-    100: "tcgen05.mma",
-    120: "mma.sync",
-}
+TENSOR_CORE_INSTRUCTION = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}
 
 
 _ELEMENT_NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
@@ -136,9 +131,10 @@ def _read(
         cubin.write_bytes(compiled.asm["cubin"])
         usage = _cuobjdump("--dump-resource-usage", cubin)
         code = _cuobjdump("--dump-sass", cubin)
-    names = dict.fromkeys(TENSOR_CORE_INSTRUCTION.values())
+    instructions = [
+        name for name in TENSOR_CORE_INSTRUCTION.values() if name in compiled.asm["ptx"]
+    ]
     # With the widest shape it multiplies: of wgmma alone the name says it.
-    instructions = [name for name in names if name in compiled.asm["ptx"]]
     widths = re.findall(r"wgmma\.mma_async\S*?\.m64n(\d+)", compiled.asm["ptx"])
     if widths:
         instructions = [f"wgmma.mma_async m64n{max(map(int, widths))}"]

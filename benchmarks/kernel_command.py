@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 PLOT_SUFFIXES = (".html", ".png")
 COLUMNS = ("ms p50", "p20–p80", "tokens/s", "TFLOP/s", "of GEMM", "slow-down", "extra MiB")
 # A GPU's clock moves, and its calls take milliseconds.
-DEFAULT_REPETITIONS = {"cpu": 5, "cuda": 30}
+DEFAULT_REPETITIONS = {"cpu": 5, "cuda": 20}
 # One head for each range of hidden sizes.
 DEFAULT_TUNED = ("smollm2-135m", "qwen2.5-0.5b", "qwen2.5-1.5b", "qwen3-8b")
 
@@ -151,7 +151,9 @@ def kernel(
             stdout.print(table)
     if plot_path is not None:
         _plot(rows, plot_path)
-    if any(row.failed_check for row in rows):
+    # What does not fit on this machine is not wrong.
+    failures = [row.failed_check for row in rows if row.failed_check is not None]
+    if any(not failure.startswith("OutOfMemoryError") for failure in failures):
         context.exit(1)
 
 

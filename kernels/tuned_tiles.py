@@ -78,7 +78,7 @@ def find_tiles(card: str, call: Call) -> Tiles | None:
     return _find_tiles(card, call, os.environ.get(FILE_VARIABLE))
 
 
-@functools.cache
+@functools.lru_cache(maxsize=4096)
 def _find_tiles(card: str, call: Call, own_file: str | None) -> Tiles | None:
     named, alike = [], []
     for tuned in _read_all(own_file):

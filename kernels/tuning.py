@@ -6,6 +6,7 @@ programs. `tuned_tiles.py` has what was measured on a card, which goes first.
 spills, shared memory, instructions. Knows no tensors.
 """
 
+import functools
 from dataclasses import dataclass
 from typing import Literal
 
@@ -178,6 +179,7 @@ PROGRAM_COST_TILES = 0.25
 MAX_WAVES = 16
 
 
+@functools.lru_cache(maxsize=4096)
 def choose_num_splits(
     num_row_blocks: int, num_column_tiles: int, num_places: int, group_blocks: int
 ) -> int:

@@ -4,6 +4,7 @@ import csv
 import json
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 from rsr.benchmarks import kernel as bench
@@ -89,6 +90,52 @@ def test_a_wrong_operation_is_listed_not_timed_and_exits_with_1(two_operations):
     assert gemm["failed_check"] is None
     assert "ranks are wrong" in wrong["failed_check"]
     assert wrong["time_ms_p50"] is None
+
+
+def test_what_does_not_fit_in_memory_is_listed_and_costs_nothing_else(two_operations, tmp_path):
+    def too_large(operands):
+        raise torch.OutOfMemoryError("tried to allocate 40 GiB")
+
+    two_operations("large", bench._Operation(too_large))
+    path = tmp_path / "rows.csv"
+    result = CliRunner().invoke(main, [*SMALL, "--csv", str(path)])
+    assert result.exit_code == 0, result.output
+    with path.open() as file:
+        gemm, large = csv.DictReader(file)
+    assert gemm["time_ms_p50"]
+    assert large["failed_check"] == "OutOfMemoryError: tried to allocate 40 GiB"
+
+
+def test_an_operation_for_few_tokens_is_compared_per_token(two_operations):
+    sort = bench._Operation(bench._sort, rounds_logits=True, max_tokens=16)
+    two_operations("log-softmax and sort", sort)
+    result = CliRunner().invoke(main, [*SMALL, "--json"])
+    assert result.exit_code == 0, result.output
+    gemm, few = json.loads(result.stdout)["rows"]
+    assert (gemm["num_tokens"], few["num_tokens"]) == (64, 16)
+    per_token = few["time_ms_p50"] / 16
+    assert few["share_of_gemm"] == pytest.approx(gemm["time_ms_p50"] / 64 / per_token)
+    assert few["tokens_per_s"] == pytest.approx(1e3 / per_token)
+    assert few["gb_per_s"] == pytest.approx(4 * 576 * (49_152 + 16) / few["time_ms_p50"] / 1e6)
+
+
+def test_a_head_that_fails_costs_no_rows_before_it(two_operations, tmp_path, monkeypatch):
+    two_operations("authors", bench._Operation(bench._authors, rounds_logits=True, clip=100))
+    drawn, draw = [], bench._draw
+
+    def draw_once(shape, dtype, device):
+        drawn.append(shape)
+        if len(drawn) > 1:
+            raise RuntimeError("the card is gone")
+        return draw(shape, dtype, device)
+
+    monkeypatch.setattr(bench, "_draw", draw_once)
+    path = tmp_path / "rows.csv"
+    twice = ["--preset", "qwen2.5-0.5b", "--csv", str(path)]
+    result = CliRunner().invoke(main, [*SMALL, *twice])
+    assert "the card is gone" in result.output
+    with path.open() as file:
+        assert [row["operation"] for row in csv.DictReader(file)] == ["gemm", "authors"]
 
 
 @pytest.mark.parametrize(
