@@ -9,7 +9,14 @@ import click
 from rich import box
 
 from rsr.jobs.command import guarded, json_option
-from rsr.jobs.options import ENCODING_FIELDS, scorer_config, scorer_options
+from rsr.jobs.inspection.printing import print_reading
+from rsr.jobs.options import (
+    ENCODING_FIELDS,
+    column_options,
+    scorer_config,
+    scorer_options,
+    trajectory_columns,
+)
 from rsr.jobs.planning.gpus import GPUS
 from rsr.jobs.planning.prediction import RunPlan, plan_run
 from rsr.jobs.terminal import Console, Table, print_json, printable
@@ -36,6 +43,7 @@ from rsr.jobs.terminal import Console, Table, print_json, printable
     help="Rows to tokenize.",
 )
 @scorer_options(*ENCODING_FIELDS, "dtype", "metrics", "prompt_metrics", "token_scores")
+@column_options
 @json_option
 def plan(
     input: str,
@@ -44,16 +52,18 @@ def plan(
     calibration: Path | None,
     sample_rows: int,
     as_json: bool,
-    **scorer: Any,
+    **student_and_columns: Any,
 ) -> None:
     """Predict what rsr score over INPUT would take: tokens, memory, hours, GPU-hours, output.
 
-    Reads a sample of rows and the student's configuration; loads no weights and needs no GPU.
+    Reads a sample of rows, with the options of rsr score, and the student's configuration; loads no
+    weights and needs no GPU. Rows of the sample that would have no score are counted by reason.
     """
     predicted = guarded(
         lambda _stop: plan_run(
             input,
-            scorer_config(scorer, with_weights=False),
+            scorer_config(student_and_columns, with_weights=False),
+            trajectory_columns(student_and_columns),
             GPUS[gpu],
             num_gpus=num_gpus,
             sample_rows=sample_rows,
@@ -61,9 +71,9 @@ def plan(
         )
     )
     if as_json:
-        print_json(asdict(predicted))
+        print_json(asdict(predicted) | {"sample": predicted.sample.to_json()})
     else:
-        _print(predicted, input, scorer["model"])
+        _print(predicted, input, student_and_columns["model"])
 
 
 def _print(predicted: RunPlan, source: str, model: str) -> None:
@@ -88,4 +98,5 @@ def _print(predicted: RunPlan, source: str, model: str) -> None:
     )
     console = Console()
     console.print(table, lengths)
+    print_reading(predicted.sample, console)
     console.say(f"it would take: {options}")

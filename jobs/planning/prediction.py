@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING
 
 from rsr.benchmarks.engine_runs import OURS
 from rsr.engine.config import ScorerConfig
-from rsr.jobs.errors import UsageError, refusing_values
+from rsr.jobs.errors import UsageError
+from rsr.jobs.inspection.inspection import student_to_read_with
+from rsr.jobs.inspection.reading import Reading
 from rsr.jobs.planning.gpus import Gpu
 from rsr.jobs.planning.sample import Corpus, Sample, histogram, sample_corpus
 from rsr.jobs.planning.schedule import PaperRun, Schedule
@@ -24,8 +26,8 @@ from rsr.jobs.scoring.score import (
     SCORE_BYTES_PER_ROW,
     TOKEN_COLUMN_BYTES_PER_TEXT_BYTE,
 )
+from rsr.jobs.shards.columns import TrajectoryColumns
 from rsr.jobs.shards.inputs import find_inputs
-from rsr.jobs.storage.hub import stay_offline_without_hub
 from rsr.jobs.terminal import format_seconds
 
 if TYPE_CHECKING:
@@ -58,7 +60,7 @@ class RunPlan:
     length_histogram: sampled rows by tokens, from the edge before up to `up_to` (None: beyond
     all). share_busy: of the workers' time after the start, that they score. most_useful_gpus: twice
     as many would shorten the run by less than 5 %. settings: options of `rsr score` that it would
-    take.
+    take. sample: what the student makes of the rows that were tokenized.
     """
 
     num_rows: int
@@ -78,12 +80,14 @@ class RunPlan:
     most_useful_gpus: int
     output_bytes: float
     settings: dict[str, int]
+    sample: Reading
     figures: list[Figure]
 
 
 def plan_run(
     pattern: str,
     scorer: ScorerConfig,
+    columns: TrajectoryColumns,
     gpu: Gpu,
     *,
     num_gpus: int,
@@ -92,14 +96,10 @@ def plan_run(
 ) -> RunPlan:
     """Predict `rsr score` over `pattern`; raises `UsageError` where it could not run at all."""
     inputs = find_inputs(pattern)
-    if not Path(scorer.model).exists():
-        stay_offline_without_hub()
+    student = student_to_read_with(scorer)
     from rsr.engine.cost import model_cost
-    from rsr.engine.student import open_student
 
-    with refusing_values():
-        student = open_student(scorer, with_weights=False)
-    corpus, sample = sample_corpus(inputs, student, sample_rows)
+    corpus, sample = sample_corpus(inputs, columns, student, sample_rows)
     if not sample.num_rows:
         raise UsageError(f"{pattern} has no rows to plan for")
     cost = model_cost(student.config)
@@ -229,6 +229,7 @@ def predict(
             "tensor_parallel_size": layout.tensor_parallel_size,
             "max_num_batched_tokens": layout.max_num_batched_tokens,
         },
+        sample=sample.reading,
         figures=[],
     )
     return replace(plan, figures=_figures(plan, corpus, sample, cost, layout, schedule, speed))
@@ -243,7 +244,7 @@ def _figures(
     schedule: Schedule,
     speed: Speed,
 ) -> list[Figure]:
-    refused, truncated = sample.num_refused, sample.num_truncated
+    refused, truncated = sample.reading.num_refused, sample.reading.num_truncated
     head = plan.num_scored_tokens * cost.head_flops_per_scored_token
     limits = schedule.limits
     unit_s = schedule.share_busy * schedule.seconds * layout.num_workers / plan.num_units

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rsr.jobs.inspection.reading import Reading
 from rsr.jobs.planning.schedule import CuttableShard
 from rsr.jobs.shards.columns import TrajectoryColumns, choose_columns
-from rsr.jobs.shards.json_file import is_json
-from rsr.jobs.shards.json_input import stage_json
 from rsr.jobs.shards.parquet import file_size_bytes, open_parquet, row_groups
 from rsr.jobs.shards.reader import read_trajectories
 from rsr.jobs.shards.shard import Shard, Unit, describe_shard
+from rsr.jobs.shards.staging import needs_staging, stage
 
 if TYPE_CHECKING:
     from rsr.engine.student import Student
@@ -29,14 +29,12 @@ HISTOGRAM_EDGES = (128, 256, 512, 1024, 2048, 4096, 8192, 16_384, 32_768, 65_536
 class Sample:
     """Rows that were tokenized; token counts are whole sequences', context included.
 
-    scored_tokens: of each row. num_refused: rows that would get no score. num_truncated: longer
-    than the student reads.
+    scored_tokens: of each row. reading: of all of them, and why some would get no score.
     """
 
     num_tokens: list[int]
     scored_tokens: list[int]
-    num_refused: int
-    num_truncated: int
+    reading: Reading
 
     @property
     def num_rows(self) -> int:
@@ -54,11 +52,17 @@ class Corpus:
 
 
 def sample_corpus(
-    inputs: Sequence[tuple[str, str]], student: "Student", max_rows: int
+    inputs: Sequence[tuple[str, str]],
+    columns: TrajectoryColumns,
+    student: "Student",
+    max_rows: int,
 ) -> tuple[Corpus, Sample]:
-    """inputs: path and name of each file. JSON becomes Parquet in a folder that does not stay."""
+    """inputs: path and name of each file; what needs it is staged in a folder that does not stay.
+
+    columns: those that are named, as for `choose_columns`.
+    """
     with tempfile.TemporaryDirectory(prefix="rsr-plan-") as folder:
-        files, columns = _describe(inputs, Path(folder))
+        files, columns = _describe(inputs, columns, Path(folder))
         shards = [file.shard for file in files]
         sample = take_sample(shards, columns, student, max_rows)
         corpus = Corpus(
@@ -71,15 +75,14 @@ def sample_corpus(
 
 
 def _describe(
-    inputs: Sequence[tuple[str, str]], folder: Path
+    inputs: Sequence[tuple[str, str]], columns: TrajectoryColumns, folder: Path
 ) -> tuple[list[CuttableShard], TrajectoryColumns]:
-    columns = TrajectoryColumns()
     files = []
     for number, (file, name) in enumerate(inputs):
         path = file
-        if is_json(file):
+        if needs_staging(file, columns.exploded):
             path = str(folder / f"{number}.parquet")
-            stage_json(file, path)
+            stage(file, path, columns.exploded)
         opened = open_parquet(path)
         columns = choose_columns(opened.schema_arrow, columns, file)
         groups = row_groups(opened.metadata, columns.names)
@@ -97,18 +100,16 @@ def take_sample(
     chosen = filled[::step]
     num_tokens: list[int] = []
     scored_tokens: list[int] = []
-    num_refused = num_truncated = 0
+    reading = Reading(student.max_model_len)
     for number, shard in enumerate(chosen):
         wanted = math.ceil((max_rows - len(num_tokens)) / (len(chosen) - number))
         size = min(wanted, shard.num_rows)
         start = (shard.num_rows - size) // 2
-        for trajectory in read_trajectories(Unit(shard, start, start + size), columns):
-            encoded = encoder.encode(trajectory)
-            num_tokens.append(encoded.num_tokens)
-            scored_tokens.append(encoded.num_head_rows)
-            num_refused += not encoded.status.is_scored
-            num_truncated += encoded.status == "truncated"
-    return Sample(num_tokens, scored_tokens, num_refused, num_truncated)
+        rows = encoder.encode_all(read_trajectories(Unit(shard, start, start + size), columns))
+        num_tokens += [row.num_tokens for row in rows]
+        scored_tokens += [row.num_head_rows for row in rows]
+        reading.add(rows, shard.name, start)
+    return Sample(num_tokens, scored_tokens, reading)
 
 
 def histogram(num_tokens: Sequence[int]) -> list[dict[str, int | None]]:

@@ -177,3 +177,24 @@ def test_what_cannot_be_planned_is_refused(source, tiny_student, tmp_path, optio
     result = plan(source, "--model", tiny_student, *options)
     assert result.exit_code == 2
     assert message in result.stderr
+
+
+def test_rows_without_score_are_counted_by_reason_before_the_night_is_spent(tmp_path, tiny_student):
+    path = tmp_path / "rows.jsonl"
+    rows = [
+        {"q": "Two?", "answers": ["2", "a <|im_end|> b"]},
+        {"q": "Three?", "answers": ["3" * 600]},
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    columns = ["--prompt-column", "q", "--explode-responses", "answers"]
+    common = (path, "--model", tiny_student, "--gpu", "l4", *columns)
+    found = plan_json(*common)["sample"]
+    assert found["rows_by_status"] == {"ok": 1, "bad_messages": 1, "truncated": 1}
+    (reason,) = found["reasons"].values()
+    assert (reason["num_rows"], reason["example"]) == (1, "rows.parquet row 1")
+    assert found["truncated"]["num_rows"] == 1
+    told = " ".join(plan(*common).stdout.split())
+    assert "1 33.3% bad_messages: a message contains one of this student's control tokens" in told
+    # Cut off no less where the template adds nothing.
+    plain = plan_json(*common, "--chat-template", "none", "--max-model-len", 100)["sample"]
+    assert plain["truncated"]["num_tokens"] == len("Three?") + 600 - 100
