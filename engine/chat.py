@@ -164,9 +164,12 @@ class TrajectoryEncoder:
         for (text, _), sequence in zip(row.texts, sequences, strict=True):
             whole += SEQUENCE_BREAK if whole else ""
             # Of a refused row nothing is scored, whatever would have been.
-            for start, end in sequence.spans if encoded.sequences else ():
+            if encoded.sequences and sequence.spans:
                 offsets = self._tokenizer.offsets(text, add_special_tokens=not row.is_chat)
-                scored.append((len(whole) + offsets[start][0], len(whole) + offsets[end - 1][1]))
+                scored += [
+                    (len(whole) + offsets[start][0], len(whole) + offsets[end - 1][1])
+                    for start, end in sequence.spans
+                ]
             whole += text
         return InspectedTrajectory(whole, scored, encoded)
 
