@@ -10,7 +10,13 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import ActorUnavailableError, NodeDiedError, OutOfMemoryError, RayError
+from ray.exceptions import (
+    ActorUnavailableError,
+    NodeDiedError,
+    OutOfMemoryError,
+    RayError,
+    RayTaskError,
+)
 
 from rsr.jobs.cluster.answers import Answer, Lost, Placed, Reply
 from rsr.jobs.cluster.job import UnitJob
@@ -114,6 +120,9 @@ def _reason(error: RayError) -> str:
     if isinstance(error, ActorUnavailableError):
         return "it does not answer"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if isinstance(error, RayTaskError):
+        # A traceback: the modules that a worker's machine lacks, say, are in its last line.
+        return lines[-1]
     telling = [line for line in lines if line.startswith("The actor is dead because")]
     line = (telling or lines or [repr(error)])[0]
     return line.split(" Some common causes")[0].removeprefix("The actor is dead because ")
