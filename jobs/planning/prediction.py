@@ -20,7 +20,7 @@ from rsr.jobs.inspection.inspection import student_to_read_with
 from rsr.jobs.inspection.reading import Reading
 from rsr.jobs.planning.gpus import Gpu
 from rsr.jobs.planning.sample import Corpus, Sample, histogram, sample_corpus
-from rsr.jobs.planning.schedule import PaperRun, Schedule
+from rsr.jobs.planning.schedule import WORTH_MORE_WORKERS, PaperRun, Schedule
 from rsr.jobs.scoring.score import (
     METRIC_BYTES_PER_ROW,
     SCORE_BYTES_PER_ROW,
@@ -202,7 +202,7 @@ def predict(
         seconds_per_byte=flops / (max(1, corpus.text_bytes) * speed.flop_per_s * size),
         write_seconds_per_byte=1 / ASSUMED_WRITE_BYTES_PER_S,
     )
-    schedule = run.on(layout.num_workers)
+    schedule, useful = run.on(layout.num_workers), run.on_most_useful(ASSUMED_START_S)
     seconds = ASSUMED_START_S + schedule.seconds
     per_text_byte = TOKEN_COLUMN_BYTES_PER_TEXT_BYTE if scorer.token_scores else 0
     plan = RunPlan(
@@ -220,7 +220,7 @@ def predict(
         num_workers=layout.num_workers,
         num_units=schedule.num_units,
         share_busy=schedule.share_busy,
-        most_useful_gpus=size * run.most_useful_workers(ASSUMED_START_S),
+        most_useful_gpus=size * useful.num_workers,
         output_bytes=corpus.num_bytes
         + (SCORE_BYTES_PER_ROW + METRIC_BYTES_PER_ROW * scorer.has_metrics) * corpus.num_rows
         + per_text_byte * corpus.text_bytes,
@@ -232,7 +232,9 @@ def predict(
         sample=sample.reading,
         figures=[],
     )
-    return replace(plan, figures=_figures(plan, corpus, sample, cost, layout, schedule, speed))
+    return replace(
+        plan, figures=_figures(plan, corpus, sample, cost, layout, schedule, useful, speed)
+    )
 
 
 def _figures(
@@ -242,10 +244,13 @@ def _figures(
     cost: "ModelCost",
     layout: Layout,
     schedule: Schedule,
+    useful: Schedule,
     speed: Speed,
 ) -> list[Figure]:
     refused, truncated = sample.reading.num_refused, sample.reading.num_truncated
     head = plan.num_scored_tokens * cost.head_flops_per_scored_token
+    useful_s = ASSUMED_START_S + useful.seconds
+    useful_gpu_hours = useful_s * plan.most_useful_gpus / 3600
     limits = schedule.limits
     unit_s = schedule.share_busy * schedule.seconds * layout.num_workers / plan.num_units
     return [
@@ -286,7 +291,8 @@ def _figures(
         Figure(
             "GPUs that help",
             f"up to {plan.most_useful_gpus:,}",
-            "twice as many would save less than 5 % of the time",
+            f"they take {format_seconds(useful_s)} and {useful_gpu_hours:,.2f} GPU-hours; twice "
+            f"as many would save less than {WORTH_MORE_WORKERS:.0%} of the time",
         ),
         Figure("GPU-hours", f"{plan.gpu_hours:,.2f}", f"time × {layout.num_gpus} GPUs"),
         Figure(

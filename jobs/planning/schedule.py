@@ -74,8 +74,8 @@ class PaperRun:
             share_busy=busy / seconds if seconds else 0.0,
         )
 
-    def most_useful_workers(self, start_seconds: float) -> int:
-        """The fewest workers, a power of two, of which twice as many would hardly save time.
+    def on_most_useful(self, start_seconds: float) -> Schedule:
+        """On the fewest workers, a power of two, of which twice as many would hardly save time.
 
         start_seconds: until workers are ready, which more of them do not shorten.
         """
@@ -86,7 +86,7 @@ class PaperRun:
             if after > (1 - WORTH_MORE_WORKERS) * before:
                 break
             fewer = more
-        return fewer.num_workers
+        return fewer
 
     def _on_twice_as_many(self) -> Iterator[Schedule]:
         """On 1, 2, 4 … workers, until some would have no unit."""

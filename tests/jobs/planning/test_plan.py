@@ -98,6 +98,8 @@ def test_more_gpus_than_help_are_named(source, tiny_student):
     assert found["most_useful_gpus"] == 1
     (figure,) = (f for f in found["figures"] if f["name"] == "GPUs that help")
     assert figure["value"] == "up to 1"
+    assert figure["because"].startswith("they take 3 min 00 s and 0.05 GPU-hours; twice as many")
+    assert found["gpu_hours"] == pytest.approx(3.2, rel=0.01)
 
 
 def test_student_needs_no_weights(source, tiny_student, tmp_path):
