@@ -7,19 +7,16 @@ first and lets a worker, which must import those libraries anyway, look: the dri
 import os
 from collections.abc import Callable
 from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from rsr.jobs.cluster.options import ClusterOptions
+from rsr.jobs.cluster.token import show_token_where_wanted
 from rsr.jobs.interrupt import StopRequest
 
 if TYPE_CHECKING:
     from rsr.jobs.cluster.run import Cluster
 
 T = TypeVar("T")
-
-RAY_TOKEN = Path("~/.ray/auth_token")
-"""Where Ray keeps its token unless RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH says otherwise."""
 
 
 class Venue:
@@ -57,8 +54,8 @@ class Venue:
         return self._cluster
 
     def _join(self) -> "Cluster":
-        if self._options.address or os.environ.get("RAY_ADDRESS"):
-            _show_token()
+        if address := self._options.address or os.environ.get("RAY_ADDRESS"):
+            show_token_where_wanted(address)
         from rsr.jobs.cluster.run import join_cluster
 
         joining = join_cluster(
@@ -67,14 +64,3 @@ class Venue:
             verbose=self._verbose,
         )
         return self._held.enter_context(joining)
-
-
-def _show_token() -> None:
-    """Let Ray present its token, if there is one, to the cluster that is joined.
-
-    `ray start` asks for one since Ray 2.60, but ray.init shows it to the address `auto` alone.
-    A cluster that wants none does not mind. Ray reads this when it is imported.
-    """
-    named = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys()
-    if named or RAY_TOKEN.expanduser().exists():
-        os.environ.setdefault("RAY_AUTH_MODE", "token")

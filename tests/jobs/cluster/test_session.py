@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -118,8 +119,6 @@ def test_folder_of_temporary_files_that_will_not_do(
 
 def test_longest_name_that_ray_takes(temporary, monkeypatch):
     # Python's own limit of a Unix socket's path, by trying.
-    import socket
-
     from rsr.jobs.cluster.ray_folder import LONGEST_SOCKET
 
     for num_chars in range(10, 60):
@@ -276,3 +275,66 @@ def test_hangup_of_the_terminal_keeps_what_is_in_hand(tmp_path, tiny_student, te
     assert "lost" not in told
     assert len(list(units.glob("*/*.scores"))) > num_kept
     assert list(temporary.iterdir()) == []
+
+
+ASKER = """
+import os, sys
+from contextlib import ExitStack
+from rsr.jobs.cluster.options import ClusterOptions
+from rsr.jobs.cluster.venue import Venue
+from rsr.jobs.interrupt import StopRequest
+with ExitStack() as held:
+    venue = Venue(ClusterOptions(address=sys.argv[1]), held, StopRequest())
+    answer = venue.ask(os.getpid, then=os.getpid)
+print("a worker answers" if answer else "no worker answers", file=sys.stderr)
+"""
+
+
+@pytest.fixture
+def ray_head(temporary):
+    """Starts a head of this test's own, in a mode of Ray's; gives its address."""
+    heads = []
+
+    def start(environment):
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            port = listener.getsockname()[1]
+        options = [f"--port={port}", "--num-cpus=1", "--include-dashboard=false", "--block"]
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", *options]
+        with (temporary / "head.log").open("w") as log:
+            heads.append(
+                subprocess.Popen(
+                    [*command, f"--temp-dir={temporary}/ray", "--disable-usage-stats"],
+                    env=os.environ | environment,
+                    stdout=log,
+                    stderr=log,
+                )
+            )
+        deadline = time.monotonic() + 100
+        while "Ray runtime started" not in (temporary / "head.log").read_text():
+            assert heads[-1].poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        return f"127.0.0.1:{port}"
+
+    yield start
+    for head in heads:
+        head.terminate()
+        head.wait(60)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["disabled", "token"])
+def test_token_is_shown_to_a_cluster_that_wants_one_and_to_no_other(home, ray_head, mode):
+    require_token()
+    environment = os.environ | {"HOME": str(home)}
+    address = ray_head({"HOME": str(home), "RAY_AUTH_MODE": mode})
+    asked = subprocess.run(
+        [sys.executable, "-c", ASKER, address],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert asked.stderr.splitlines()[-1:] == ["a worker answers"], asked.stderr

@@ -125,7 +125,7 @@ def test_hub_that_cannot_be_reached_is_asked_once(source, tmp_path):
         env=os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hub")},
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=300,
     )
     assert process.returncode == 2
     assert process.stderr.splitlines() == [
