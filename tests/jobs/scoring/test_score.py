@@ -317,3 +317,17 @@ def test_changed_input_is_refused_and_overwritten_on_demand(disturbed_run, tiny_
     assert exit_code == 0
     assert summary["num_rows"] == 2
     assert pq.read_metadata(root / "quiet" / "rows.parquet").num_rows == 2
+
+
+@pytest.mark.slow
+def test_ranks_of_a_tensor_parallel_group_run_inside_a_worker(tmp_path, tiny_student):
+    """Two processes of vLLM below one Ray actor, which must not look for Ray themselves."""
+    source = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"messages": [chat(f"It is {n}.") for n in range(6)]}), source)
+    options = ("--dtype", "float32", "--token-columns", "--tensor-parallel-size", "2")
+    code, told, stderr = run(source, tmp_path / "out", tiny_student, *options)
+    assert code == 0, stderr
+    assert told["rows_by_status"] == {"ok": 6}
+    frame = pl.read_parquet(tmp_path / "out" / "rows.parquet")
+    expected = transformers_scores(tiny_student, frame)
+    assert frame["rsr"].to_list() == pytest.approx(expected, rel=1e-4)
