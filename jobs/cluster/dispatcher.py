@@ -15,7 +15,8 @@ No run waits for ever. As long as work is left, one of these holds:
 - A start is due at a known time, because the last one at that place failed, or because the cluster
   had no place. This goes on for `start_timeout_s` without a ready worker, and no longer.
 
-Otherwise the run ends, and what is left is listed as failed. Each loss of a ready worker is a
+Otherwise the run ends, and what is left is listed as failed. So it does when the pool itself has
+ended. Each loss of a ready worker is a
 setback, and `MAX_SETBACKS` of them with nothing finished in between end the run too.
 """
 
@@ -87,7 +88,14 @@ class Pool(Protocol):
         """End a worker, hanging or not; no reply of its comes after this."""
 
     def wait(self, seconds: float) -> list[Reply]:
-        """Replies since the last call; waits that long for a first one."""
+        """Replies since the last call; waits that long for a first one.
+
+        Raises `PoolEndedError` when no worker will ever answer again.
+        """
+
+
+class PoolEndedError(Exception):
+    """What all workers depend on is gone: the reason is the message."""
 
 
 class CannotStartError(Exception):
@@ -205,7 +213,11 @@ class Dispatcher:
             yield from self._step()
 
     def _step(self) -> Iterator[Event | None]:
-        replies = self._pool.wait(WAIT_SECONDS)
+        try:
+            replies = self._pool.wait(WAIT_SECONDS)
+        except PoolEndedError as error:
+            self._give_up_starting(str(error))
+            return
         for reply in replies:
             # A worker that was killed for another reply of the same batch.
             if reply.worker in self._workers:

@@ -19,8 +19,9 @@ from ray.exceptions import (
 )
 
 from rsr.jobs.cluster.answers import Answer, Lost, Placed, Reply
+from rsr.jobs.cluster.dispatcher import PoolEndedError
 from rsr.jobs.cluster.job import UnitJob
-from rsr.jobs.cluster.session import Room
+from rsr.jobs.cluster.session import Room, ended_ray_process
 from rsr.jobs.cluster.work import Task
 from rsr.jobs.cluster.worker import Worker
 from rsr.jobs.run.events import Cause, Tally
@@ -56,6 +57,7 @@ class RayPool:
         self._introduction = (ray.put(job), must_see, verbose)
         self._room = room
         self._first = first
+        self._has_ended = False
         self._actors: dict[int, ActorHandle] = {}
         self._calls: dict[Any, _Call] = {}
 
@@ -78,9 +80,17 @@ class RayPool:
 
     def kill(self, worker: int) -> None:
         self._calls = {ref: call for ref, call in self._calls.items() if call.worker != worker}
-        ray.kill(self._actors.pop(worker))
+        actor = self._actors.pop(worker)
+        if not self._has_ended:
+            ray.kill(actor)
 
     def wait(self, seconds: float) -> list[Reply]:
+        if process := ended_ray_process():
+            self._has_ended = True
+            raise PoolEndedError(
+                f"{process}, a process of the Ray that this run started, has ended (out of memory, "
+                "say): start the same command again"
+            )
         references = list(self._calls)
         if not references:
             time.sleep(seconds)

@@ -1,12 +1,14 @@
 """Workers that exist on paper only, with a clock of their own."""
 
 import heapq
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from rsr.jobs.cluster.answers import Answer, Done, Placed, Ready, Reply
+from rsr.jobs.cluster.dispatcher import PoolEndedError
 from rsr.jobs.cluster.work import RefuseRow, RunUnit, Task
 from rsr.jobs.shards.score_columns import Summary
 from rsr.jobs.shards.shard import Unit
@@ -27,7 +29,7 @@ class PaperPool:
     """Takes a second a unit (`seconds_of` says otherwise) on a clock that only waiting moves.
 
     misfortune: what a unit is answered with, if not with being done; `HANGS` for nothing at all.
-    start_answers: what a start is answered with.
+    start_answers: what a start is answered with. ends_at: when the pool itself ends.
     """
 
     num_places: int = 2
@@ -43,6 +45,7 @@ class PaperPool:
     in_hand: Counter = field(default_factory=Counter)
     most_in_hand: Counter = field(default_factory=Counter)
     start_answers: Callable[["PaperPool", int], list[Answer]] | None = None
+    ends_at: float = math.inf
     _due: list[tuple[float, int, Reply]] = field(default_factory=list)
     _order: int = 0
 
@@ -79,6 +82,8 @@ class PaperPool:
         del self.workers[worker]
 
     def wait(self, seconds: float) -> list[Reply]:
+        if self.now >= self.ends_at:
+            raise PoolEndedError("its house burned down")
         replies: list[Reply] = []
         while self._due and not replies and self._due[0][0] <= self.now + seconds:
             due, _, reply = heapq.heappop(self._due)

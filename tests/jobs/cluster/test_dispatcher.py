@@ -637,6 +637,19 @@ def test_run_ends_that_goes_the_same_way_for_ever(later_start, unit, write):
     check_that_it_ends(pool, [1, 3], 2, None)
 
 
+def test_pool_that_ends_ends_the_run_with_what_was_finished():
+    shard = make_shard("a", 100)
+    queue = WorkQueue({"a": shard}, cut(shard, 10))
+    pool = PaperPool(num_places=2, ends_at=2.5)
+    run_on_paper(pool, queue)
+    (failure,) = queue.failures()
+    assert failure.reason == "its house burned down"
+    assert failure.num_rows == 100 - len(pool.scored) * 10
+    assert 0 < len(pool.scored) < 10
+    with pytest.raises(CannotStartError, match="its house burned down"):
+        run_on_paper(PaperPool(ends_at=0.0), WorkQueue({"a": shard}, cut(shard, 10)))
+
+
 def test_shard_that_cannot_be_written_is_tried_a_few_times_and_listed():
     shards = [make_shard("a", 4), make_shard("b", 4)]
 
