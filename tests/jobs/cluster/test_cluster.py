@@ -13,6 +13,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 
 from rsr.jobs.cluster.options import ClusterOptions
 from rsr.jobs.cluster.run import RunReport, join_cluster, run_on_cluster
@@ -282,3 +283,25 @@ def test_model_folder_that_stays_away_ends_the_run_with_the_reason(tmp_path):
     # Units in hand behind the one that moved it may have been finished before or not.
     assert report.num_rows >= 12
     assert events[-1]["outcome"] == "failed"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("process", ["raylet", "gcs_server"])
+def test_ray_that_ends_ends_the_run_and_the_run_says_so(tmp_path, process):
+    """Without its control store Ray ends the driver's process after a minute, without a word."""
+
+    def kill_once_a_unit_is_finished() -> None:
+        events = tmp_path / "out" / ".rsr" / "events.jsonl"
+        while not any(event["event"] == "unit_finished" for event in read_events(events)):
+            time.sleep(0.1)
+        (found,) = ray._private.worker.global_worker.node.all_processes[process]
+        found.process.kill()
+
+    killer = threading.Thread(target=kill_once_a_unit_is_finished, daemon=True)
+    killer.start()
+    report, table, events = run_texts(tmp_path, ["sleep 0.5"] * 1000, unit_rows=1)
+    assert table is None
+    (failure,) = report.failures
+    assert failure.reason.startswith(f"{process}, a process of the Ray that this run started, has")
+    assert 0 < failure.num_rows < 1000
+    assert (events[-1]["event"], events[-1]["outcome"]) == ("run_ended", "failed")
