@@ -21,9 +21,15 @@ from rsr.jobs.cli import main
 from rsr.jobs.cluster.work import Failure
 from rsr.jobs.demo.demo import DemoReport, ScoredTrajectory, TeacherScore, print_demo_report
 from rsr.jobs.evidence.confounds import Confound
-from rsr.jobs.evidence.correlate import Coefficient, Correlations, MetricCorrelation
+from rsr.jobs.evidence.correlate import (
+    Coefficient,
+    Correlations,
+    Difference,
+    MetricCorrelation,
+)
 from rsr.jobs.evidence.printing import print_comparisons, print_correlations
 from rsr.jobs.evidence.teachers import Comparison, TeacherEvidence
+from rsr.jobs.inspection.reading import Reading
 from rsr.jobs.planning import cli as planning
 from rsr.jobs.planning.prediction import Figure, RunPlan
 from rsr.jobs.run import cli as run_cli
@@ -93,7 +99,8 @@ def show_comparison(text):
 def show_correlations(text):
     coefficient = Coefficient(0.5, 0.5, 0.1, 0.4, 0.6, {text: 0.5})
     metric = MetricCorrelation(text, coefficient, coefficient, 3)
-    print_correlations(Correlations(text, text, [metric], [text]), Console())
+    difference = Difference(text, text, 0.1, 0.0, 0.2, 0.9, 3)
+    print_correlations(Correlations(text, text, [metric], [difference], [text]), Console())
 
 
 def show_selection(text):
@@ -134,7 +141,9 @@ def show_verification(text):
 def show_plan(text):
     figures = [Figure("rows", text, text)]
     bars = [{"up_to": 128, "num_rows": 1}]
-    plan = RunPlan(1, 1, 1, 1, bars, *[1] * 11, {}, figures)
+    reading = Reading(512, Summary(1, 0, {text: 1}, reasons={text: Reason(1, text, text)}))
+    reading.notes[text] += 1
+    plan = RunPlan(1, 1, 1, 1, bars, *[1] * 11, {}, reading, figures)
     planning._print(plan, text, text)
 
 

@@ -178,7 +178,7 @@ def test_home_that_cannot_be_written(home, monkeypatch):
 def score(source, output, model, **environment):
     command = [sys.executable, "-m", "rsr.jobs.cli", "score", source, output, "--model", model]
     return subprocess.Popen(
-        [*map(str, command), "--dtype", "float32"],
+        [*map(str, command), "--dtype", "float32", "--max-refused", "1"],
         env=os.environ | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
