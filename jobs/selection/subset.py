@@ -138,6 +138,9 @@ def _unfinished(store: RunStore, table: ScoredTable, keep: Mask) -> list[tuple[S
 
 def _copy_shards(store: RunStore, tasks: list[tuple[Shard, Mask]], stop: StopRequest) -> None:
     num_workers = min(len(os.sched_getaffinity(0)), MAX_COPIES_AT_A_TIME)
+    if any(is_remote(str(place)) for place in (store.folder.root, *(s.path for s, _ in tasks))):
+        # Most of the time goes by in waiting for a store's answers, not on a core.
+        num_workers = MAX_COPIES_AT_A_TIME
     console = Console(stderr=True)
     failures: list[str] = []
     with (
