@@ -75,7 +75,7 @@ def read_like_a_run(path: Path, folder: Path) -> int:
     try:
         rows = read_trajectories(Unit(shard, 0, shard.num_rows), columns)
     except READ_ERRORS as error:
-        raise UsageError from error
+        raise UsageError(str(error)) from error
     assert len(rows) == shard.num_rows, "every row the footer names is there"
     return len(rows)
 
