@@ -48,6 +48,8 @@ from rsr.jobs.shards.shard import Shard, Unit, cut_units, describe_shard
 
 COLUMNS = TrajectoryColumns(text="text")
 IDENTITY = Identity({"token_scores": False})
+STAND_IN_ROOM = Room({"num_cpus": 0.001})
+"""What a worker that only sleeps asks Ray for: this machine has room for hundreds."""
 ROWS_OF_GROUP = 10_000
 MEMORY_SECONDS = 0.1
 """Between two looks at the driver's memory."""
@@ -150,7 +152,7 @@ class SleeperPool(RayPool):
     def __init__(
         self, seconds_of_unit: Mapping[int, float], num_workers: int, num_hosts: int
     ) -> None:
-        super().__init__(cast(UnitJob[Tally], None), Room({"num_cpus": 0}))
+        super().__init__(cast(UnitJob[Tally], None), STAND_IN_ROOM)
         self._num_workers = num_workers
         options = {"num_cpus": 0, "max_concurrency": 1000}
         self._hosts = [
@@ -225,7 +227,7 @@ def measure_throughput(num_units: int, num_workers: int, num_shards: int) -> Row
             open_engine=NoEngine,
         )
         queue = WorkQueue({s.name: s for s in shards}, [u for s in shards for u in _rows(s)])
-        pool = RayPool(job, Room({"num_cpus": 0}))
+        pool = RayPool(job, STAND_IN_ROOM)
         row = _timed("throughput", pool, queue, num_workers, None)
         for shard in shards:
             written = pl.read_parquet(Path(folder) / "out" / shard.name)

@@ -5,7 +5,8 @@ command must hold, and how it compares with its input, is that command's to say:
 Nothing is changed.
 """
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Literal, Protocol, cast
@@ -15,9 +16,17 @@ import pyarrow as pa
 from rsr.jobs.errors import UsageError
 from rsr.jobs.interrupt import StopRequest
 from rsr.jobs.run.folder import RunFolder
-from rsr.jobs.run.manifest import STATE_FOLDER, InputShard, Manifest
+from rsr.jobs.run.manifest import (
+    STATE_FOLDER,
+    Identity,
+    InputShard,
+    Manifest,
+    ManifestError,
+)
 from rsr.jobs.run.receipts import Receipt
+from rsr.jobs.run.staging import parquet_of
 from rsr.jobs.run.store import RunStore, stored_receipt
+from rsr.jobs.shards.compare import first_difference
 from rsr.jobs.shards.inputs import PARQUET_SUFFIXES, find_inputs
 from rsr.jobs.shards.parquet import file_version, fingerprint
 from rsr.jobs.shards.staging import is_staged_from, needs_staging
@@ -98,7 +107,7 @@ class ShardChecks(Protocol):
 
 
 class ChecksByFile:
-    """What is the same for every command that makes one file of each file of INPUT."""
+    """The part of `ShardChecks` that is the same where each file of INPUT becomes one of OUTPUT."""
 
     def source_of(
         self, shard: InputShard, place: str | None, files: Mapping[str, str]
@@ -111,6 +120,39 @@ class ChecksByFile:
         if needs_staging(source, manifest.exploded):
             return not is_staged_from(folder.storage.describe(shard.name), source)
         return fingerprint(source) != shard.fingerprint
+
+
+class ChecksOfAddedColumns(ChecksByFile):
+    """The part of `ShardChecks` that is the same where OUTPUT is INPUT and some columns more."""
+
+    def __init__(self, metadata_key: bytes, is_added: Callable[[str], bool]) -> None:
+        """metadata_key: where a file says which run wrote it; is_added: to the columns of INPUT."""
+        self._metadata_key = metadata_key
+        self._is_added = is_added
+
+    def wrong_in_metadata(self, schema: pa.Schema, manifest: Manifest) -> Iterator[str]:
+        """Whether the file says that another run wrote it, or says nothing."""
+        try:
+            text = (schema.metadata or {})[self._metadata_key]
+            digest = Identity.parse(json.loads(text)).digest
+        except (KeyError, ValueError, ManifestError):
+            digest = None
+        if digest != manifest.identity.digest:
+            yield "its metadata name other settings than the run's"
+
+    def wrong_beside_input(
+        self, folder: RunFolder, manifest: Manifest, shard: InputShard, source: str
+    ) -> Iterator[str]:
+        written = folder.storage.describe(shard.name)
+        with parquet_of(source, manifest.exploded, shard.num_rows) as path:
+            what = first_difference(path, written, shard.num_rows, is_added=self._is_added)
+        if what is not None:
+            yield what
+
+    def wrong_in_run(
+        self, folder: RunFolder, manifest: Manifest, receipts: Mapping[str, Receipt]
+    ) -> Iterator[Problem]:
+        yield from ()
 
 
 def verify_output(

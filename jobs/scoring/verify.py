@@ -1,7 +1,6 @@
 """What a scored file must hold: the input's rows in order, bit for bit, and sound scores."""
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
@@ -9,12 +8,10 @@ import pyarrow as pa
 
 from rsr.engine.trajectory import Status
 from rsr.jobs.run.folder import RunFolder
-from rsr.jobs.run.manifest import Identity, InputShard, Manifest, ManifestError
+from rsr.jobs.run.manifest import InputShard, Manifest
 from rsr.jobs.run.receipts import Receipt
-from rsr.jobs.run.staging import parquet_of
-from rsr.jobs.run.verify import ChecksByFile, Problem
+from rsr.jobs.run.verify import ChecksOfAddedColumns
 from rsr.jobs.shards import score_columns
-from rsr.jobs.shards.compare import first_difference
 from rsr.jobs.shards.parquet import open_parquet
 from rsr.jobs.shards.reader import ShardReader
 from rsr.jobs.shards.writer import METADATA_KEY
@@ -25,7 +22,7 @@ MAX_ROWS_NAMED = 3
 """Of one file: what is wrong with one row is usually wrong with many."""
 
 
-class ScoringChecks(ChecksByFile):
+class ScoringChecks(ChecksOfAddedColumns):
     """The checks of `rsr.jobs.run.verify.ShardChecks` for what `rsr score` writes."""
 
     def wrong_in_table(
@@ -42,8 +39,7 @@ class ScoringChecks(ChecksByFile):
         if not pa.schema(scores).equals(wanted) or list(schema)[-len(scores) :] != scores:
             yield f"has score columns {[f'{f.name}: {f.type}' for f in scores]}; expected {wanted}"
             return
-        if _digest_of(schema) != manifest.identity.digest:
-            yield "its metadata name other settings than the run's"
+        yield from self.wrong_in_metadata(schema, manifest)
         counts: dict[str, int] = {}
         bad_rows: list[str] = []
         for batch in ShardReader(path, ["rsr", "rsr_status", "rsr_num_tokens"]).rows(0, there):
@@ -56,32 +52,8 @@ class ScoringChecks(ChecksByFile):
         if counts != receipt.summary.rows_by_status:
             yield f"has rows of status {counts}; its receipt says {receipt.summary.rows_by_status}"
 
-    def wrong_beside_input(
-        self, folder: RunFolder, manifest: Manifest, shard: InputShard, source: str
-    ) -> Iterator[str]:
-        written = folder.storage.describe(shard.name)
-        with parquet_of(source, manifest.exploded, shard.num_rows) as path:
-            what = first_difference(
-                path, written, shard.num_rows, is_added=score_columns.is_score_column
-            )
-        if what is not None:
-            yield what
 
-    def wrong_in_run(
-        self, folder: RunFolder, manifest: Manifest, receipts: Mapping[str, Receipt]
-    ) -> Iterator[Problem]:
-        yield from ()
-
-
-CHECKS = ScoringChecks()
-
-
-def _digest_of(schema: pa.Schema) -> str | None:
-    """`Identity.digest` of the run that the file's metadata name; None if they name none."""
-    try:
-        return Identity.parse(json.loads((schema.metadata or {})[METADATA_KEY])).digest
-    except (KeyError, ValueError, ManifestError):
-        return None
+CHECKS = ScoringChecks(METADATA_KEY, score_columns.is_score_column)
 
 
 def _score_problems(batch: pa.RecordBatch) -> Iterator[str]:

@@ -178,10 +178,3 @@ def test_row_that_cannot_be_encoded_is_suspected_as_one_that_cannot_be_scored(jo
         "ValueError: it cannot stand this row",
     )
     assert done.summary.num_rows == 1
-
-
-def test_driver_and_kernels_read_the_same_variable():
-    from rsr.jobs.scoring.score import TUNED_TILES_VARIABLE
-    from rsr.kernels.tuned_tiles import FILE_VARIABLE
-
-    assert TUNED_TILES_VARIABLE == FILE_VARIABLE
