@@ -17,7 +17,9 @@ from rsr.engine.metric_sums import MIN_TOKEN_NATS
 from rsr.engine.parts import NUM_QUARTERS
 
 Direction = Literal["lower", "higher"]
-Need = Literal["entropy", "quarters", "steps", "sums", "prompt", "quality"]
+Need = Literal[
+    "entropy", "quarters", "steps", "sums", "prompt", "quality", "unconditional", "window"
+]
 """What a metric is made of beside the columns that every run stores."""
 
 RSR = "rsr"
@@ -78,6 +80,18 @@ class StoredValues(Protocol):
     def mean_surprisal_per_entropy(self) -> Any: ...
     @property
     def mean_prompt_surprisal(self) -> Any: ...
+    @property
+    def unconditional_surprisal(self) -> Any:
+        """Mean, of the same tokens without their prompt."""
+
+    @property
+    def num_windows(self) -> Any:
+        """Steps that were scored after their prompt and a few steps alone."""
+
+    @property
+    def window_means_sum(self) -> Any:
+        """Σ over these steps of their mean surprisal."""
+
     @property
     def quality(self) -> Any:
         """Of the column that the user names."""
@@ -363,6 +377,36 @@ METRICS = (
             1.0,
         ),
         ("prompt",),
+    ),
+    Metric(
+        "ifd",
+        "perplexity of the response / its perplexity without the prompt; 1 and more is noise",
+        MEAN,
+        "higher",
+        "",
+        "arXiv 2402.00530, of perplexities",
+        lambda v: (math.e ** (v.mean_surprisal - v.unconditional_surprisal), 1.0),
+        ("unconditional",),
+    ),
+    Metric(
+        "ifd_loss",
+        "mean surprisal of the response / that without the prompt; 1 and more is noise",
+        MEAN,
+        "higher",
+        "",
+        "arXiv 2308.12032, of losses",
+        lambda v: (v.mean_surprisal / v.unconditional_surprisal, 1.0),
+        ("unconditional",),
+    ),
+    Metric(
+        "local_naturalness",
+        "mean over steps of the mean log-probability given the prompt and --window steps",
+        MEAN,
+        "higher",
+        "nats",
+        "arXiv 2510.03988",
+        lambda v: (-v.window_means_sum / v.num_windows, 1.0),
+        ("window",),
     ),
     Metric(
         "car",

@@ -23,6 +23,7 @@ from transformers.integrations.mistral import convert_tekken_tokenizer, resolve_
 from transformers.utils import cached_file
 
 from rsr.engine.config import RenderMode, Turns
+from rsr.engine.context import with_window, without_prompt
 from rsr.engine.errors import first_line
 from rsr.engine.messages import BadMessagesError, to_conversation
 from rsr.engine.parts import with_parts
@@ -96,6 +97,17 @@ def _as_its_file_says(
     return PreTrainedTokenizerFast.from_pretrained(model, revision=revision)
 
 
+def _first_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """What a text begins with for this student: BOS, else the token that ends the text before."""
+    for token_id in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        if isinstance(token_id, int):
+            return token_id
+    raise ValueError(
+        "unconditional=True: the student's tokenizer has neither a BOS nor an EOS token, after "
+        "which a response without its prompt could stand"
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class _ToRead:
     """A row's texts with their scored characters, and how they came about; or why there are none.
@@ -116,7 +128,9 @@ class TrajectoryEncoder:
     `prompt` + `response` are a user's and an assistant's turn; without, they are joined as plain
     text. `text` is plain text always. A tokenizer may know more tokens than the model: a row with
     one at or beyond `vocab_size` is refused. step_pattern: what ends a step; None looks for no
-    steps and gives no parts. The other options are `ScorerConfig`'s.
+    steps and gives no parts. unconditional, window: of `context.py`; no parts then either. The
+    other options are `ScorerConfig`'s. Raises `ValueError` where a text without its prompt cannot
+    begin with anything.
     """
 
     def __init__(
@@ -133,6 +147,8 @@ class TrajectoryEncoder:
         template_kwargs: Mapping[str, Any] | None = None,
         step_pattern: str | None = None,
         prompt_metrics: bool = False,
+        unconditional: bool = False,
+        window: int | None = None,
     ) -> None:
         self._tokenizer = TextTokenizer(tokenizer)
         self._renderer = None
@@ -146,6 +162,8 @@ class TrajectoryEncoder:
         self._template_kwargs = dict(template_kwargs or {})
         self._step_end = None if step_pattern is None else re.compile(step_pattern)
         self._prompt_metrics = prompt_metrics
+        self._first_token = _first_token(tokenizer) if unconditional else None
+        self._window = window
 
     def encode(self, trajectory: Trajectory) -> EncodedTrajectory:
         """Token ids and scored spans, or a refusal with its status; never raises for a bad row."""
@@ -186,9 +204,17 @@ class TrajectoryEncoder:
                 self._sequence(next(tokenized[row.is_chat]), spans) for _, spans in row.texts
             ]
             encoded = row.refusal or self._joined(sequences, row.notes)
-            if self._step_end is not None:
-                encoded = with_parts(encoded, prompt=self._prompt_metrics)
-            yield encoded, sequences
+            yield self._in_context(encoded), sequences
+
+    def _in_context(self, encoded: EncodedTrajectory) -> EncodedTrajectory:
+        """The row with what the student is to read before each token that is scored."""
+        if self._first_token is not None:
+            return without_prompt(encoded, self._first_token)
+        if self._window is not None:
+            return with_window(encoded, self._window)
+        if self._step_end is not None:
+            return with_parts(encoded, prompt=self._prompt_metrics)
+        return encoded
 
     def _tokenized(self, rows: Sequence["_ToRead"], is_chat: bool) -> list[TokenizedText | None]:
         texts = [text for row in rows for text, _ in row.texts]

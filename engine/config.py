@@ -23,6 +23,7 @@ PrefixReuse = Literal["auto", "on", "off"]
 ScorerKind = Literal["kernel", "prompt-logprobs"]
 RenderMode = Literal["auto", "template", "verbatim"]
 Turns = Literal["all", "last"]
+SecondPass = Literal["unconditional", "window"]
 
 
 def _said(help: str, *, at_least: int | None = None) -> dict[str, Any]:
@@ -170,6 +171,22 @@ class ScorerConfig:
         ),
     )
 
+    unconditional: bool = field(
+        default=False,
+        metadata=_said(
+            "A second pass: score each response without its prompt, into a column of its own, "
+            "rsr_unconditional, beside what INPUT has (for rsr metrics: ifd)."
+        ),
+    )
+    window: int | None = field(
+        default=None,
+        metadata=_said(
+            "A second pass: score each step after its prompt and this many steps alone, into a "
+            "column of its own, rsr_window (for rsr metrics: local_naturalness).",
+            at_least=1,
+        ),
+    )
+
     def __post_init__(self) -> None:
         self._require("model", bool(self.model), "a folder or a hub name")
         for name, kind in get_type_hints(ScorerConfig).items():
@@ -192,11 +209,27 @@ class ScorerConfig:
             not self.prompt_metrics or self.has_metrics,
             "False where metrics is 'rsr', which stores no sums of them",
         )
+        self._require(
+            "window", self.window is None or not self.unconditional, "none beside unconditional"
+        )
+        for name in ("token_scores", "prompt_metrics"):
+            self._require(
+                name,
+                not getattr(self, name) or self.second_pass is None,
+                "False in a second pass (unconditional, window), which stores sums alone",
+            )
 
     @property
     def has_metrics(self) -> bool:
         """Whether the sums of all metrics are stored."""
-        return self.metrics == "all"
+        return self.metrics == "all" and self.second_pass is None
+
+    @property
+    def second_pass(self) -> SecondPass | None:
+        """What less than the whole trajectory the student reads; None if it reads all."""
+        if self.unconditional:
+            return "unconditional"
+        return None if self.window is None else "window"
 
     @property
     def template_kwargs(self) -> dict[str, Any]:

@@ -40,7 +40,8 @@ class TrajectoryScore:
     rank_sum: Σ min(rank, rank_clip). surprisal_sum_nats: Σ −log p.
     entropy_sum_nats: Σ H, or None where entropy was not asked for.
     rank_sums: Σ min(rank, r) for each of STORED_RANK_CLIPS. metric_sums: what other metrics are
-    made of, or None where they were not asked for.
+    made of, or None where they were not asked for. sequence_means_nats: the mean surprisal of each
+    sequence that was scored apart, if there were several.
     tokens: per-token values where they were asked for.
     detail: why there is no score. reason: the same without what is this row's alone, or "".
     hint: the option that may help, or "".
@@ -54,6 +55,7 @@ class TrajectoryScore:
     entropy_sum_nats: float | None = None
     rank_sums: dict[str, float] = field(default_factory=dict)
     metric_sums: MetricSums | None = None
+    sequence_means_nats: tuple[float, ...] = ()
     tokens: TokenScores | None = None
     detail: str = ""
     reason: str = ""
@@ -197,6 +199,7 @@ def add_scores(parts: Sequence[TrajectoryScore], status: Status) -> TrajectorySc
         entropy_sum_nats=None if None in entropies else sum(e for e in entropies if e is not None),
         rank_sums={name: sum(part.rank_sums[name] for part in parts) for name in first.rank_sums},
         metric_sums=_add_metric_sums([part.metric_sums for part in parts]),
+        sequence_means_nats=tuple(part.surprisal_sum_nats / part.num_tokens for part in parts),
         tokens=join_tokens(tokens) if tokens else None,
     )
 

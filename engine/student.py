@@ -42,6 +42,7 @@ class Student:
         return StudentFacts(self.config, self.chat_template is not None, self.fingerprint)
 
     def encoder(self) -> TrajectoryEncoder:
+        looks_for_steps = self.config.has_metrics or self.config.window is not None
         return TrajectoryEncoder(
             self.tokenizer,
             chat_template=self.chat_template,
@@ -52,8 +53,10 @@ class Student:
             render=self.config.render,
             turns=self.config.turns,
             template_kwargs=self.config.template_kwargs,
-            step_pattern=self.config.step_pattern if self.config.has_metrics else None,
+            step_pattern=self.config.step_pattern if looks_for_steps else None,
             prompt_metrics=self.config.prompt_metrics,
+            unconditional=self.config.unconditional,
+            window=self.config.window,
         )
 
 

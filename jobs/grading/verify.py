@@ -1,6 +1,6 @@
 """What a graded file must hold: the input's rows in order, bit for bit, and sound grades."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pyarrow as pa
 
@@ -17,6 +17,12 @@ from rsr.jobs.shards.writer import GRADE_METADATA_KEY
 
 class GradingChecks(ChecksOfAddedColumns):
     """The checks of `rsr.jobs.run.verify.ShardChecks` for what `rsr grade` writes."""
+
+    def metadata_key(self, _manifest: Manifest) -> bytes:
+        return GRADE_METADATA_KEY
+
+    def is_added(self, _manifest: Manifest) -> Callable[[str], bool]:
+        return is_grade_column
 
     def wrong_in_table(
         self, folder: RunFolder, manifest: Manifest, shard: InputShard, receipt: Receipt
@@ -46,4 +52,4 @@ class GradingChecks(ChecksOfAddedColumns):
             yield f"has rows of status {counts}; its receipt says {receipt.summary.rows_by_status}"
 
 
-CHECKS = GradingChecks(GRADE_METADATA_KEY, is_grade_column)
+CHECKS = GradingChecks()

@@ -42,7 +42,16 @@ from rsr.jobs.terminal import Console, Table, print_json, printable
     show_default=True,
     help="Rows to tokenize.",
 )
-@scorer_options(*ENCODING_FIELDS, "dtype", "metrics", "prompt_metrics", "token_scores")
+@scorer_options(
+    *ENCODING_FIELDS,
+    "dtype",
+    "metrics",
+    "prompt_metrics",
+    "token_scores",
+    "step_pattern",
+    "unconditional",
+    "window",
+)
 @column_options
 @json_option
 def plan(

@@ -125,15 +125,18 @@ class ChecksByFile:
 class ChecksOfAddedColumns(ChecksByFile):
     """The part of `ShardChecks` that is the same where OUTPUT is INPUT and some columns more."""
 
-    def __init__(self, metadata_key: bytes, is_added: Callable[[str], bool]) -> None:
-        """metadata_key: where a file says which run wrote it; is_added: to the columns of INPUT."""
-        self._metadata_key = metadata_key
-        self._is_added = is_added
+    def metadata_key(self, manifest: Manifest) -> bytes:
+        """Where a file's metadata say which run wrote it."""
+        raise NotImplementedError
+
+    def is_added(self, manifest: Manifest) -> Callable[[str], bool]:
+        """Whether a column is not INPUT's."""
+        raise NotImplementedError
 
     def wrong_in_metadata(self, schema: pa.Schema, manifest: Manifest) -> Iterator[str]:
         """Whether the file says that another run wrote it, or says nothing."""
         try:
-            text = (schema.metadata or {})[self._metadata_key]
+            text = (schema.metadata or {})[self.metadata_key(manifest)]
             digest = Identity.parse(json.loads(text)).digest
         except (KeyError, ValueError, ManifestError):
             digest = None
@@ -145,7 +148,7 @@ class ChecksOfAddedColumns(ChecksByFile):
     ) -> Iterator[str]:
         written = folder.storage.describe(shard.name)
         with parquet_of(source, manifest.exploded, shard.num_rows) as path:
-            what = first_difference(path, written, shard.num_rows, is_added=self._is_added)
+            what = first_difference(path, written, shard.num_rows, is_added=self.is_added(manifest))
         if what is not None:
             yield what
 

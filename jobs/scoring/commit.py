@@ -1,14 +1,16 @@
 """Putting a scored shard together: the input's rows, and the score columns of its units."""
 
+import json
 from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 
 from rsr.jobs.run.store import IncompleteShardError, RunStore
+from rsr.jobs.scoring.columns import AddedColumns, added_columns
 from rsr.jobs.shards import score_columns
 from rsr.jobs.shards.score_columns import Summary
 from rsr.jobs.shards.shard import Shard, Unit
-from rsr.jobs.shards.writer import write_scored_shard
+from rsr.jobs.shards.writer import write_beside
 from rsr.jobs.storage.hashing import HashingFile
 
 
@@ -20,13 +22,15 @@ def commit_scored_shard(store: RunStore, shard: Shard) -> Summary:
     now. Streams: holds a unit's score columns and a row group's rows at a time.
     """
     covering = store.covering_units(shard)
+    added = added_columns(store.identity.settings)
+    metadata = {added.metadata_key: json.dumps(store.identity.to_json()).encode()}
     summary = Summary()
     for _, receipt in covering:
         summary.merge(receipt.summary)
 
     def write(sink: HashingFile) -> Summary:
-        tables = _score_tables(store, [unit for unit, _ in covering])
-        write_scored_shard(sink, shard, tables, store.identity.to_json())
+        tables = _tables(store, added, [unit for unit, _ in covering])
+        write_beside(sink, shard, tables, added.replaces, metadata)
         return summary
 
     first_finished_s = min((r.finished_s for _, r in covering), default=None)
@@ -35,10 +39,9 @@ def commit_scored_shard(store: RunStore, shard: Shard) -> Summary:
     return summary
 
 
-def _score_tables(store: RunStore, units: Sequence[Unit]) -> Iterator[pa.Table]:
-    """The units' score columns, one after the other; at least one table, if an empty one."""
-    kept = score_columns.kept_by(store.identity.settings)
-    yield score_columns.to_arrow(score_columns.to_frame([], **kept))
+def _tables(store: RunStore, added: AddedColumns, units: Sequence[Unit]) -> Iterator[pa.Table]:
+    """The units' added columns, one after the other; at least one table, if an empty one."""
+    yield score_columns.to_arrow(added.to_frame([]))
     for unit in units:
         frame = store.read_unit(unit)
         if frame is None:

@@ -20,9 +20,9 @@ from rsr.jobs.inspection.reading import Reading
 from rsr.jobs.run.events import Cause
 from rsr.jobs.run.folder import RunFolder
 from rsr.jobs.run.store import RunStore
+from rsr.jobs.scoring.columns import added_columns
 from rsr.jobs.scoring.commit import commit_scored_shard
 from rsr.jobs.scoring.first_rows import look_at_rows
-from rsr.jobs.shards import score_columns
 from rsr.jobs.shards.columns import TrajectoryColumns
 from rsr.jobs.shards.reader import TrajectoryReader
 from rsr.jobs.shards.score_columns import Summary
@@ -148,9 +148,9 @@ class ScoringWork:
         return scores
 
     def keep(self, unit: Unit, results: list[TrajectoryScore]) -> Summary:
-        kept = score_columns.kept_by(self._job.store.identity.settings)
-        frame = score_columns.to_frame(results, **kept)
-        summary = Summary.of(frame)
+        added = added_columns(self._job.store.identity.settings)
+        frame = added.to_frame(results)
+        summary = added.summary_of(results, frame)
         summary.count_reasons(results, unit.shard.name, unit.start)
         self._job.store.commit_unit(unit, frame, summary)
         return summary

@@ -39,9 +39,9 @@ from rsr.jobs.run.progress import Progress
 from rsr.jobs.run.receipts import Receipt
 from rsr.jobs.run.staging import as_parquet
 from rsr.jobs.run.store import RunStore
+from rsr.jobs.scoring.columns import added_columns
 from rsr.jobs.scoring.first_rows import first_units, require_scored, told
 from rsr.jobs.scoring.job import ScoringJob, import_engine, look_at_student
-from rsr.jobs.shards import score_columns
 from rsr.jobs.shards.columns import TrajectoryColumns, choose_columns, warn_of_unused_columns
 from rsr.jobs.shards.inputs import find_inputs
 from rsr.jobs.shards.parquet import (
@@ -50,7 +50,7 @@ from rsr.jobs.shards.parquet import (
     open_parquet,
     row_groups,
 )
-from rsr.jobs.shards.score_columns import Summary
+from rsr.jobs.shards.score_columns import SECOND_PASS_COLUMNS, Summary
 from rsr.jobs.shards.shard import (
     Shard,
     Unit,
@@ -290,6 +290,7 @@ def _describe_input(
         return path, open_parquet(path).schema_arrow
 
     shards: list[Shard] = []
+    added = added_columns(asdict(options.scorer))
     columns = options.columns
     rows_left = options.limit
     with ExitStack() as opened:
@@ -302,7 +303,7 @@ def _describe_input(
             columns = choose_columns(schema, columns, file)
             if not shards:
                 warn_of_unused_columns(schema, columns, file)
-            scored = [n for n in schema.names if score_columns.is_score_column(n)]
+            scored = [n for n in schema.names if added.replaces(n)]
             if scored and not options.overwrite_columns:
                 raise UsageError(
                     f"{file} already has {', '.join(scored)}; replace them with --overwrite-columns"
@@ -323,6 +324,10 @@ def _identity(student: StudentFacts, columns: TrajectoryColumns) -> Identity:
     settings = asdict(student.config)
     for name in RUN_SETTINGS_THAT_CHANGE_NO_SCORE:
         del settings[name]
+    for name in SECOND_PASS_COLUMNS:
+        # A first pass is the same run whether or not its release knew of others.
+        if not settings[name]:
+            del settings[name]
     names = columns.to_json()
     # Other tiles add in another order: a run keeps to one file of them, and to its bits.
     with refusing_values():

@@ -1,20 +1,20 @@
 """What a scored file must hold: the input's rows in order, bit for bit, and sound scores."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from rsr.engine.trajectory import Status
 from rsr.jobs.run.folder import RunFolder
 from rsr.jobs.run.manifest import InputShard, Manifest
 from rsr.jobs.run.receipts import Receipt
 from rsr.jobs.run.verify import ChecksOfAddedColumns
-from rsr.jobs.shards import score_columns
+from rsr.jobs.scoring.columns import AddedColumns, added_columns
 from rsr.jobs.shards.parquet import open_parquet
 from rsr.jobs.shards.reader import ShardReader
-from rsr.jobs.shards.writer import METADATA_KEY
 
 SCORED = [status.value for status in Status if status.is_scored]
 UNSCORED = [status.value for status in Status if not status.is_scored]
@@ -25,6 +25,12 @@ MAX_ROWS_NAMED = 3
 class ScoringChecks(ChecksOfAddedColumns):
     """The checks of `rsr.jobs.run.verify.ShardChecks` for what `rsr score` writes."""
 
+    def metadata_key(self, manifest: Manifest) -> bytes:
+        return added_columns(manifest.identity.settings).metadata_key
+
+    def is_added(self, manifest: Manifest) -> Callable[[str], bool]:
+        return added_columns(manifest.identity.settings).replaces
+
     def wrong_in_table(
         self, folder: RunFolder, manifest: Manifest, shard: InputShard, receipt: Receipt
     ) -> Iterator[str]:
@@ -33,18 +39,22 @@ class ScoringChecks(ChecksOfAddedColumns):
             schema, there = file.schema_arrow, file.metadata.num_rows
         if there != shard.num_rows:
             yield f"has {there:,} rows; expected {shard.num_rows:,}"
-        kept = score_columns.kept_by(manifest.identity.settings)
-        wanted = pa.schema(score_columns.arrow_fields(**kept))
-        scores = [f for f in schema if score_columns.is_score_column(f.name)]
+        added = added_columns(manifest.identity.settings)
+        wanted = added.schema
+        scores = [f for f in schema if added.replaces(f.name)]
         if not pa.schema(scores).equals(wanted) or list(schema)[-len(scores) :] != scores:
             yield f"has score columns {[f'{f.name}: {f.type}' for f in scores]}; expected {wanted}"
             return
         yield from self.wrong_in_metadata(schema, manifest)
         counts: dict[str, int] = {}
         bad_rows: list[str] = []
-        for batch in ShardReader(path, ["rsr", "rsr_status", "rsr_num_tokens"]).rows(0, there):
-            bad_rows += islice(_score_problems(batch), MAX_ROWS_NAMED - len(bad_rows))
-            statuses: Any = batch["rsr_status"]
+        looked_at = ["rsr", "rsr_status", "rsr_num_tokens"]
+        if added.is_second_pass:
+            looked_at = wanted.names
+        for batch in ShardReader(path, looked_at).rows(0, there):
+            scores_of_rows, statuses, nums_tokens = _parts(batch, added)
+            problems = _score_problems(scores_of_rows, statuses, nums_tokens)
+            bad_rows += islice(problems, MAX_ROWS_NAMED - len(bad_rows))
             for entry in statuses.value_counts():
                 status = entry["values"].as_py()
                 counts[status] = counts.get(status, 0) + entry["counts"].as_py()
@@ -53,19 +63,22 @@ class ScoringChecks(ChecksOfAddedColumns):
             yield f"has rows of status {counts}; its receipt says {receipt.summary.rows_by_status}"
 
 
-CHECKS = ScoringChecks(METADATA_KEY, score_columns.is_score_column)
+CHECKS = ScoringChecks()
 
 
-def _score_problems(batch: pa.RecordBatch) -> Iterator[str]:
+def _parts(batch: pa.RecordBatch, added: AddedColumns) -> tuple[Any, Any, Any]:
+    """The score, which is null where there is none, the status and the number of tokens."""
+    if not added.is_second_pass:
+        return batch["rsr"], batch["rsr_status"], batch["rsr_num_tokens"]
+    sums: Any = batch[added.columns[0].name]
+    return tuple(pc.struct_field(sums, name) for name in ("surprisal_sum", "status", "num_tokens"))
+
+
+def _score_problems(scores: Any, statuses: Any, nums_tokens: Any) -> Iterator[str]:
     """A row is scored and has a score, or says why not."""
-    rows = zip(
-        batch["rsr"].to_pylist(),
-        batch["rsr_status"].to_pylist(),
-        batch["rsr_num_tokens"].to_pylist(),
-        strict=True,
-    )
-    for rsr, status, num_tokens in rows:
+    parts = (column.to_pylist() for column in (scores, statuses, nums_tokens))
+    for score, status, num_tokens in zip(*parts, strict=True):
         if status not in SCORED + UNSCORED:
             yield f"has a row of status {status!r}; expected one of {SCORED + UNSCORED}"
-        elif (rsr is not None) != (status in SCORED) or bool(num_tokens) != (status in SCORED):
-            yield f"has a row of status {status!r} with RSR {rsr} over {num_tokens} tokens"
+        elif (score is not None) != (status in SCORED) or bool(num_tokens) != (status in SCORED):
+            yield f"has a row of status {status!r} with score {score} over {num_tokens} tokens"

@@ -21,7 +21,7 @@ from rsr.engine.catalogue import (
 )
 from rsr.engine.metrics import MIN_SURPRISAL_SUM_NATS
 from rsr.jobs.errors import UsageError
-from rsr.jobs.shards.score_columns import QUARTERS
+from rsr.jobs.shards.score_columns import QUARTERS, SECOND_PASS_COLUMNS
 from rsr.jobs.shards.scored import ScoredTable
 
 COLUMN_OF_NEED: dict[Need, str] = {
@@ -29,6 +29,8 @@ COLUMN_OF_NEED: dict[Need, str] = {
     "steps": "rsr_steps",
     "sums": "rsr_sums",
     "prompt": "rsr_prompt",
+    "unconditional": SECOND_PASS_COLUMNS["unconditional"].name,
+    "window": SECOND_PASS_COLUMNS["window"].name,
 }
 
 
@@ -99,6 +101,22 @@ class StoredColumns:
         return _field("rsr_prompt", "surprisal_sum") / _positive(_field("rsr_prompt", "num_tokens"))
 
     @property
+    def unconditional_surprisal(self) -> pl.Expr:
+        num_tokens = _field("rsr_unconditional", "num_tokens")
+        # Of other tokens, as of a row that was truncated in one pass alone, nothing follows.
+        are_same = num_tokens == pl.col("rsr_num_tokens")
+        mean = _field("rsr_unconditional", "surprisal_sum") / self.num_tokens
+        return pl.when(are_same & (mean > 0)).then(mean)
+
+    @property
+    def num_windows(self) -> pl.Expr:
+        return _positive(_field("rsr_window", "num_steps"))
+
+    @property
+    def window_means_sum(self) -> pl.Expr:
+        return _field("rsr_window", "step_means_sum")
+
+    @property
     def quality(self) -> pl.Expr:
         assert self.quality_column is not None, "not_stored says that it is needed"
         return pl.col(self.quality_column).cast(pl.Float64)
@@ -146,6 +164,9 @@ def not_stored(table: ScoredTable, metric: Metric, quality_column: str | None = 
             if any(not each.get("entropy", True) for each in settings):
                 return "it was scored with --no-entropy; score it again with --entropy"
         elif (column := COLUMN_OF_NEED[need]) not in table.schema.names:
+            if need in SECOND_PASS_COLUMNS:
+                option = {"unconditional": "--unconditional", "window": "--window STEPS"}[need]
+                return f"it needs a second pass: rsr score {table.path} OUTPUT {option} …"
             return (
                 f"it has no {column}, as from an earlier release or --metrics rsr; score it again "
                 "with --metrics all"

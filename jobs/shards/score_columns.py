@@ -12,6 +12,7 @@ from typing import Any, TypedDict
 import polars as pl
 import pyarrow as pa
 
+from rsr.engine.config import SecondPass
 from rsr.engine.metric_sums import MetricSums, PartSums
 from rsr.engine.metrics import STORED_RANK_CLIPS, DatasetRsr, TrajectoryScore
 from rsr.engine.parts import NUM_QUARTERS
@@ -58,11 +59,13 @@ QUARTERS = tuple(f"q{number + 1}" for number in range(NUM_QUARTERS))
 
 
 def _sums_column(name: str, sums: Mapping[str, Any]) -> ScoreColumn:
-    """A struct of 32-bit counts and 64-bit sums, or of such structs."""
+    """A struct of 32-bit counts, 64-bit sums and texts, or of such structs."""
 
     def arrow_type(kind: Any) -> pa.DataType:
         if isinstance(kind, pl.Struct):
             return pa.struct([(field.name, arrow_type(field.dtype)) for field in kind.fields])
+        if kind == pl.String:
+            return pa.string()
         return pa.int32() if kind == pl.Int32 else pa.float64()
 
     kind = pl.Struct(dict(sums))
@@ -94,6 +97,16 @@ METRIC_COLUMNS = (
 """What the metrics beside RSR are made of; `--metrics rsr` leaves them out, as runs of earlier
 releases do."""
 
+_SECOND_PASS = {"status": pl.String, "num_tokens": pl.Int32, **_PART_SUMS}
+
+SECOND_PASS_COLUMNS: dict[SecondPass, ScoreColumn] = {
+    "unconditional": _sums_column("rsr_unconditional", _SECOND_PASS),
+    "window": _sums_column(
+        "rsr_window", {**_SECOND_PASS, "num_steps": pl.Int32, "step_means_sum": pl.Float64}
+    ),
+}
+"""What a second pass adds, and nothing else; the status is its own."""
+
 TOKEN_COLUMNS = (
     ScoreColumn("rsr_token_ids", pl.List(pl.Int32), pa.list_(pa.int32())),
     ScoreColumn("rsr_token_ranks", pl.List(pl.Int32), pa.list_(pa.int32())),
@@ -116,6 +129,11 @@ def kept_by(settings: Mapping[str, Any]) -> Kept:
     }
 
 
+def second_pass_of(settings: Mapping[str, Any]) -> SecondPass | None:
+    """As `ScorerConfig.second_pass`, from the settings of a run's identity."""
+    return next((name for name in SECOND_PASS_COLUMNS if settings.get(name)), None)
+
+
 def columns(*, token_columns: bool, metrics: bool = False) -> tuple[ScoreColumn, ...]:
     """The columns of a run, in order."""
     return (
@@ -123,11 +141,6 @@ def columns(*, token_columns: bool, metrics: bool = False) -> tuple[ScoreColumn,
         *(METRIC_COLUMNS if metrics else ()),
         *(TOKEN_COLUMNS if token_columns else ()),
     )
-
-
-def arrow_fields(*, token_columns: bool, metrics: bool = False) -> "list[pa.Field[Any]]":
-    chosen = columns(token_columns=token_columns, metrics=metrics)
-    return [pa.field(c.name, c.arrow_type) for c in chosen]
 
 
 def is_score_column(name: str) -> bool:
@@ -168,6 +181,34 @@ def to_frame(
     return pl.DataFrame({c.name: pl.Series(c.name, values[c.name], c.polars_type) for c in chosen})
 
 
+def to_second_pass_frame(
+    second_pass: SecondPass, scores: Sequence[TrajectoryScore]
+) -> pl.DataFrame:
+    """One row per score, in order: its status, and its sums if it has a score."""
+    column = SECOND_PASS_COLUMNS[second_pass]
+    values = [
+        {"status": score.status.value} | (_second_pass_sums(score) if score.num_tokens else {})
+        for score in scores
+    ]
+    if second_pass == "unconditional":
+        values = [{k: v for k, v in value.items() if k not in _STEP_SUMS} for value in values]
+    return pl.DataFrame({column.name: pl.Series(column.name, values, column.polars_type)})
+
+
+_STEP_SUMS = ("num_steps", "step_means_sum")
+
+
+def _second_pass_sums(score: TrajectoryScore) -> dict[str, Any]:
+    means = score.sequence_means_nats or (score.surprisal_sum_nats / score.num_tokens,)
+    return {
+        "num_tokens": score.num_tokens,
+        "rank_sum": score.rank_sum,
+        "surprisal_sum": score.surprisal_sum_nats,
+        "num_steps": len(means),
+        "step_means_sum": sum(means),
+    }
+
+
 def _quarters(sums: MetricSums) -> dict[str, Any]:
     return {
         name: {"num_tokens": part.num_tokens} | _part_sums(part)
@@ -202,7 +243,8 @@ def _prompt(sums: MetricSums) -> dict[str, Any] | None:
 
 def to_arrow(frame: pl.DataFrame) -> pa.Table:
     """`frame` with the Arrow types above instead of Polars' large ones."""
-    types = {c.name: c.arrow_type for c in columns(token_columns=True, metrics=True)}
+    known = (*columns(token_columns=True, metrics=True), *SECOND_PASS_COLUMNS.values())
+    types = {column.name: column.arrow_type for column in known}
     schema = pa.schema([pa.field(name, types[name]) for name in frame.columns])
     return frame.to_arrow().cast(schema)
 

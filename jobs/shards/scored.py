@@ -171,9 +171,11 @@ def open_scored(
             if schema is not None:
                 _require_same_schema(schema, own_schema, inputs[0][0], file)
             schema = schema or own_schema
-            identity = _identity(own_schema, file)
+            identity = _identity(own_schema, file, METADATA_KEY)
             if identity is not None and identity not in identities:
                 identities.append(identity)
+            if not allow_mixed_students:
+                _require_second_pass_of_student(own_schema, identity, file)
             shards.append(shard)
     assert schema is not None, "find_inputs finds at least one file"
     table = ScoredTable(path, tuple(shards), schema, tuple(identities), rank_clip)
@@ -232,9 +234,9 @@ def _require_same_schema(schema: pa.Schema, other: pa.Schema, file: str, other_f
     )
 
 
-def _identity(schema: pa.Schema, file: str) -> dict[str, Any] | None:
-    """What the file says of the run that scored it: `settings`, `model` and more."""
-    text = (schema.metadata or {}).get(METADATA_KEY)
+def _identity(schema: pa.Schema, file: str, key: bytes) -> dict[str, Any] | None:
+    """What the file says of a run that scored it: `settings`, `model` and more."""
+    text = (schema.metadata or {}).get(key)
     if text is None:
         return None
     try:
@@ -243,8 +245,7 @@ def _identity(schema: pa.Schema, file: str) -> dict[str, Any] | None:
             raise TypeError("settings is not an object")
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(
-            f"{file}: the file metadata {METADATA_KEY.decode()!r} is not what rsr score writes "
-            f"({error!r})"
+            f"{file}: the file metadata {key.decode()!r} is not what rsr score writes ({error!r})"
         ) from error
     return identity
 
@@ -283,6 +284,22 @@ def _student(identity: dict[str, Any]) -> dict[str, Any]:
     """What two runs must share for their scores to compare."""
     settings = {k: v for k, v in identity["settings"].items() if k not in SETTINGS_OF_NO_STUDENT}
     return settings | dict(identity.get("model") or {})
+
+
+def _require_second_pass_of_student(
+    schema: pa.Schema, identity: dict[str, Any] | None, file: str
+) -> None:
+    """What a second pass added compares with the first one's scores of the same student alone."""
+    for column in score_columns.SECOND_PASS_COLUMNS.values():
+        second = _identity(schema, file, column.name.encode())
+        if second is None or identity is None or column.name not in schema.names:
+            continue
+        first_dtype, dtype = (run["settings"].get("dtype") for run in (identity, second))
+        if second.get("model") != identity.get("model") or first_dtype != dtype:
+            raise UsageError(
+                f"{file}: {column.name} is of another student, chat template or dtype than rsr; "
+                "score it again with the same, or give --allow-mixed-students"
+            )
 
 
 def _require_one_rank_clip(table: ScoredTable) -> None:

@@ -4,14 +4,12 @@ Rows are copied with pyarrow, not Polars, which normalises Arrow types. Knows ne
 file will stand nor who vouches for it.
 """
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rsr.jobs.shards import score_columns
 from rsr.jobs.shards.parquet import open_parquet
 from rsr.jobs.shards.reader import ShardReader
 from rsr.jobs.shards.shard import Shard
@@ -80,17 +78,6 @@ class ShardWriter:
                 sink, self._schema, compression=self._compression, use_dictionary=repeating
             )
         return self._writer
-
-
-def write_scored_shard(
-    sink: HashingFile,
-    shard: Shard,
-    score_tables: Iterator[pa.Table],
-    identity: Mapping[str, Any],
-) -> None:
-    """`write_beside` of score columns. identity: of the run, for the file's metadata."""
-    metadata = {METADATA_KEY: json.dumps(identity).encode()}
-    write_beside(sink, shard, score_tables, score_columns.is_score_column, metadata)
 
 
 def write_beside(

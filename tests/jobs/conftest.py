@@ -164,7 +164,8 @@ def write_scored() -> Callable[..., Path]:
             "rsr_status": ["no_response" if r is None else "ok" for r in rsr],
             "rsr_detail": ["empty response" if r is None else None for r in rsr],
         }
-        fields = score_columns.arrow_fields(token_columns=False)
+        chosen = score_columns.columns(token_columns=False)
+        fields = [pa.field(c.name, c.arrow_type) for c in chosen]
         arrays = [pa.array(values[f.name], f.type) for f in fields]
         own = pa.table(dict(columns or {}))
         schema = pa.schema([*own.schema, *fields])

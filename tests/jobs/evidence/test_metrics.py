@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import polars as pl
@@ -13,8 +14,15 @@ from click.testing import CliRunner
 
 from rsr.engine.catalogue import BY_NAME, CAR_BETA, METRICS
 from rsr.engine.metric_sums import sum_metrics
-from rsr.engine.metrics import STORED_RANK_CLIPS, sum_terms, trajectory_score
+from rsr.engine.metrics import (
+    STORED_RANK_CLIPS,
+    add_scores,
+    score_tokens,
+    sum_terms,
+    trajectory_score,
+)
 from rsr.engine.parts import NUM_QUARTERS, PROMPT
+from rsr.engine.trajectory import Status, TokenScores
 from rsr.jobs.cli import main
 from rsr.jobs.evidence.metric_table import MetricRow, told_agreement, with_agreement
 from rsr.jobs.shards import score_columns
@@ -34,6 +42,8 @@ class Row:
     entropies: np.ndarray
     begins_step: np.ndarray
     prompt_surprisals: np.ndarray
+    unconditional_surprisals: np.ndarray
+    window_surprisals: np.ndarray
     quality: float
     teacher: str
     problem: int
@@ -57,6 +67,25 @@ class Row:
             metric_sums=sum_metrics(ranks, surprisals, entropies, parts),
         )
 
+    def second_pass(self, surprisals, borders):
+        """As the engine forms it: from sums of each sequence, [borders[i], borders[i + 1])."""
+        sequences = [
+            score_tokens(
+                TokenScores(
+                    np.zeros(stop - start, np.int32),
+                    self.ranks[start:stop],
+                    -surprisals[start:stop],
+                    np.zeros(stop - start),
+                )
+            )
+            for start, stop in pairwise([*borders, len(surprisals)])
+        ]
+        return add_scores(sequences, Status.OK)
+
+    @property
+    def steps(self):
+        return np.flatnonzero(self.begins_step)
+
 
 @pytest.fixture(scope="module")
 def rows() -> list[Row]:
@@ -73,6 +102,8 @@ def rows() -> list[Row]:
                 entropies=random.exponential(1.1, length).astype(np.float32).astype(float),
                 begins_step=begins_step,
                 prompt_surprisals=random.exponential(2.0, int(random.integers(1, 90))),
+                unconditional_surprisals=random.exponential(1.9, length),
+                window_surprisals=random.exponential(1.5, length),
                 quality=float(random.normal(3.0, 1.0)),
                 teacher=TEACHERS[number % 3],
                 problem=number // 3,
@@ -81,7 +112,9 @@ def rows() -> list[Row]:
     return made
 
 
-def write(path, rows, *, scores=None, metrics=True, settings=None, row_group_size=7):
+def write(
+    path, rows, *, scores=None, metrics=True, settings=None, row_group_size=7, second_passes=None
+):
     scores = scores or [row.score() for row in rows]
     frame = score_columns.to_frame(scores, token_columns=False, metrics=metrics)
     table = score_columns.to_arrow(frame)
@@ -91,6 +124,14 @@ def write(path, rows, *, scores=None, metrics=True, settings=None, row_group_siz
         "problem_id": pa.array([row.problem for row in rows]),
         "reward": pa.array([row.quality for row in rows]),
     }
+    if metrics if second_passes is None else second_passes:
+        passes = {
+            "unconditional": [row.second_pass(row.unconditional_surprisals, [0]) for row in rows],
+            "window": [row.second_pass(row.window_surprisals, row.steps) for row in rows],
+        }
+        for name, of_rows in passes.items():
+            added = score_columns.to_arrow(score_columns.to_second_pass_frame(name, of_rows))
+            own[added.column_names[0]] = added.column(0)
     for name, column in own.items():
         table = table.append_column(name, column)
     run = {"model": "student", "rank_clip": RANK_CLIP, "entropy": True, "prompt_metrics": True}
@@ -181,6 +222,16 @@ def by_hand(rows: list[Row]) -> dict[str, tuple[list[float], float]]:
     coefficients, *_ = np.linalg.lstsq(design[whole], overall[whole], rcond=None)
     told["aslec_casl"] = mean(list(overall - coefficients[2] * share))
     of_prompts = [r.prompt_surprisals.mean() if len(r.prompt_surprisals) else np.nan for r in rows]
+    unconditional = [r.unconditional_surprisals.mean() for r in rows]
+    both = list(zip(mean_surprisals, unconditional, strict=True))
+    told["ifd"] = mean([float(np.exp(s) / np.exp(u)) for s, u in both])
+    told["ifd_loss"] = mean([s / u for s, u in both])
+    told["local_naturalness"] = mean(
+        [
+            np.mean([-step.mean() for step in np.split(r.window_surprisals, r.steps[1:])])
+            for r in rows
+        ]
+    )
     told["scas_likelihood"] = mean(
         [0.5 * a * a + 0.5 * a * q for a, q in zip(mean_surprisals, of_prompts, strict=True)]
     )
@@ -194,7 +245,7 @@ def invoke(*arguments: object, exit_code: int = 0) -> str:
     return result.output
 
 
-def check_metrics(scored: str, rows: list[Row], folder, *, with_prompt: bool = True) -> None:
+def check_metrics(scored: str, rows: list[Row], folder, *, left_out=frozenset()) -> None:
     """`rsr metrics` of each row and of each teacher beside `by_hand`, to a relative 1e-6."""
     told = json.loads(
         invoke(
@@ -210,7 +261,6 @@ def check_metrics(scored: str, rows: list[Row], folder, *, with_prompt: bool = T
         )
     )
     expected = by_hand(rows)
-    left_out = set() if with_prompt else {"scas_likelihood"}
     assert (
         {m["metric"] for m in told["metrics"]}
         == set(expected) - left_out
@@ -255,13 +305,16 @@ def test_sums_take_no_more_than_200_bytes_a_row(tmp_path):
             entropies=random.exponential(1.1, 40),
             begins_step=random.random(40) < 0.2,
             prompt_surprisals=random.exponential(2.0, 20),
+            unconditional_surprisals=random.exponential(1.9, 40),
+            window_surprisals=random.exponential(1.5, 40),
             quality=0.0,
             teacher="a",
             problem=number,
         )
         for number in range(1000)
     ]
-    written = pq.read_metadata(write(tmp_path / "rows.parquet", rows, row_group_size=1000))
+    path = write(tmp_path / "rows.parquet", rows, row_group_size=1000, second_passes=False)
+    written = pq.read_metadata(path)
     chunks = [written.row_group(0).column(i) for i in range(written.num_columns)]
     names = {column.name for column in score_columns.METRIC_COLUMNS}
     sizes = [c.total_compressed_size for c in chunks if c.path_in_schema.split(".")[0] in names]
@@ -305,6 +358,8 @@ def test_metrics_agree_where_they_do(tmp_path):
             entropies=np.ones(50 + 50 * better),
             begins_step=np.arange(50 + 50 * better) == 0,
             prompt_surprisals=ones,
+            unconditional_surprisals=np.full(50 + 50 * better, 3.0 - better),
+            window_surprisals=np.full(50 + 50 * better, 3.0 - better),
             quality=1.0,
             teacher="ab"[better],
             problem=problem,
@@ -346,6 +401,8 @@ LACKING = {
     "token_ratio": "it has no rsr_sums",
     "scas_likelihood": "it has no rsr_prompt",
     "car": "it needs --quality-column",
+    "ifd": "it needs a second pass: rsr score",
+    "local_naturalness": "it needs a second pass: rsr score",
 }
 
 
@@ -433,6 +490,8 @@ def test_every_metric_of_real_rows_is_what_their_tokens_say(real_student, shared
             entropies=tokens.entropies.astype(np.float64),
             begins_step=begins_of_steps(tokens.token_ids, tokenizer),
             prompt_surprisals=np.empty(0),
+            unconditional_surprisals=np.empty(0),
+            window_surprisals=np.empty(0),
             quality=float(number % 7),
             teacher=teacher,
             problem=problem,
@@ -442,8 +501,11 @@ def test_every_metric_of_real_rows_is_what_their_tokens_say(real_student, shared
         )
     ]
     settings = {"prompt_metrics": False}
-    scored = write(tmp_path / "rows.parquet", rows, scores=scores, settings=settings)
-    check_metrics(scored, rows, tmp_path / "out", with_prompt=False)
+    scored = write(
+        tmp_path / "rows.parquet", rows, scores=scores, settings=settings, second_passes=False
+    )
+    of_more_passes = {m.name for m in METRICS if {"prompt", "unconditional", "window"} & {*m.needs}}
+    check_metrics(scored, rows, tmp_path / "out", left_out=of_more_passes)
 
 
 def begins_of_steps(token_ids, tokenizer) -> np.ndarray:

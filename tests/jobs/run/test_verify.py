@@ -128,7 +128,7 @@ def test_stranger_in_the_output_is_found(run):
             lambda t: t.set_column(
                 t.column_names.index("rsr_status"), "rsr_status", pa.array(["ok"] * 10)
             ),
-            "has a row of status 'ok' with RSR None",
+            "has a row of status 'ok' with score None",
         ),
     ],
 )
