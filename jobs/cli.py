@@ -34,6 +34,7 @@ COMMANDS_BY_QUESTION = {
     "Ask what the scores say": {
         "teachers": "rsr.jobs.evidence.cli:teachers",
         "metrics": "rsr.jobs.evidence.cli:metrics_command",
+        "compare": "rsr.jobs.comparison.cli:compare",
         "report": "rsr.jobs.evidence.cli:report",
         "correlate": "rsr.jobs.evidence.cli:correlate_command",
         "simulate": "rsr.jobs.evidence.cli:simulate_command",

@@ -24,7 +24,7 @@ FLOORS = (
     ("run",),
     ("cluster", "selection", "inspection"),
     ("scoring", "evidence", "grading", "export"),
-    ("planning", "demo", "doctor"),
+    ("planning", "comparison", "refinement", "demo", "doctor"),
 )
 """Of `jobs/`, from the ground: a module imports from its own floor's room or from floors below."""
 

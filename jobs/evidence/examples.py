@@ -106,7 +106,7 @@ class _Reader:
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self.note: str | None = None
         if self._has_tokens:
-            self._tokenizer, self.note = _tokenizer(table, tokenizer)
+            self._tokenizer, self.note = student_tokenizer(table, tokenizer)
         else:
             self.note = "No token view: score with --token-columns to have one."
 
@@ -187,7 +187,7 @@ def _value(shard: Shard, index: int, column: str) -> Any:
     return batch.column(0)[0].as_py()
 
 
-def _tokenizer(
+def student_tokenizer(
     table: ScoredTable, wanted: str | None
 ) -> tuple["PreTrainedTokenizerBase | None", str | None]:
     """The student's tokenizer, or None and why tokens are shown as ids."""

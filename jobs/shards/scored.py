@@ -183,7 +183,7 @@ def open_scored(
     table.require(columns)
     _require_readable(table)
     if not allow_mixed_students:
-        _require_one_student(table)
+        require_one_student(table)
     if rank_clip is None:
         _require_one_rank_clip(table)
     return table
@@ -264,7 +264,8 @@ def _require_readable(table: ScoredTable) -> None:
             )
 
 
-def _require_one_student(table: ScoredTable) -> None:
+def require_one_student(table: ScoredTable) -> None:
+    """Raises `UsageError` unless the table's files were scored by one student."""
     students = [_student(identity) for identity in table.identities]
     for other in students[1:]:
         if other != students[0]:

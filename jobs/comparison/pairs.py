@@ -1,0 +1,98 @@
+"""A refined trace and the native one that it was made from: which rows pair, and their tokens.
+
+By `parent_id`, which `rsr refine` writes, where the refined stream has it and the native one an
+`id`; else by problem, where either stream has one row of it. Knows no drift.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from rsr.jobs.comparison.streams import Stream
+from rsr.jobs.errors import UsageError, first_line
+from rsr.jobs.shards.score_columns import TOKEN_COLUMNS
+from rsr.jobs.shards.scored import USUAL_ID
+
+PARENT_ID = "parent_id"
+"""The column of `rsr refine` that says which row of its INPUT a row was made from."""
+
+TOKEN_IDS, LOGPROBS = TOKEN_COLUMNS[0].name, TOKEN_COLUMNS[2].name
+
+CHUNK_PAIRS = 256
+"""Pairs whose tokens are held at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredTokens:
+    """The scored tokens of one trajectory. ids: (T,) int32. surprisals_nats: (T,) float64."""
+
+    ids: NDArray[np.int32]
+    surprisals_nats: NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One refined trajectory and its native one. native_row, refined_row: in their tables."""
+
+    problem: str
+    native_row: int
+    refined_row: int
+    native: ScoredTokens
+    refined: ScoredTokens
+
+
+def why_no_tokens(stream: Stream) -> str | None:
+    """Why the tokens of a stream cannot be read, and what to do about it; None if they can."""
+    if {TOKEN_IDS, LOGPROBS} <= set(stream.table.schema.names):
+        return None
+    return f"{stream.label} has no token columns: score it with --token-columns"
+
+
+def pair_rows(native: Stream, refined: Stream) -> pl.DataFrame:
+    """The pairs that there are: `problem`, `native_row`, `refined_row`, in the refined order.
+
+    A row without a score is in no pair.
+    """
+    by_parent = PARENT_ID in refined.table.schema.names and USUAL_ID in native.table.schema.names
+    keys = (USUAL_ID, PARENT_ID) if by_parent else (native.on, refined.on)
+    frames = []
+    for stream, key, name in zip((native, refined), keys, ("native", "refined"), strict=True):
+        rows = stream.table.scan.with_row_index(f"{name}_row").filter(stream.is_usable)
+        chosen = rows.select(
+            f"{name}_row", stream.problem.alias("problem"), pl.col(key).cast(pl.String).alias("key")
+        )
+        try:
+            frame = chosen.collect(engine="streaming")
+        except pl.exceptions.PolarsError as error:
+            raise UsageError(f"{stream.table.path}: {first_line(error)}") from error
+        # A key that two rows share says of neither which one is meant; of one native row there
+        # may be several refined ones, where it is named as their parent.
+        is_one = name == "native" or not by_parent
+        frames.append(frame.filter(pl.col("key").is_unique()) if is_one else frame)
+    ours, theirs = frames
+    paired = theirs.join(ours.drop("problem"), on="key", how="inner", maintain_order="left")
+    return paired.select("problem", "native_row", "refined_row").sort("refined_row")
+
+
+def read_pairs(native: Stream, refined: Stream, rows: pl.DataFrame) -> Iterator[Pair]:
+    """The pairs of `pair_rows`, or some of them, in their order."""
+    for part in rows.iter_slices(CHUNK_PAIRS):
+        ours = _tokens(native, part["native_row"])
+        theirs = _tokens(refined, part["refined_row"])
+        for row in part.iter_rows(named=True):
+            numbers = row["native_row"], row["refined_row"]
+            yield Pair(row["problem"], *numbers, ours[numbers[0]], theirs[numbers[1]])
+
+
+def _tokens(stream: Stream, rows: pl.Series) -> dict[int, ScoredTokens]:
+    positions = rows.unique().sort().to_numpy().astype(np.int64)
+    ids, logprobs = (stream.table.read_at(name, positions) for name in (TOKEN_IDS, LOGPROBS))
+    return {
+        int(position): ScoredTokens(
+            np.asarray(row_ids, np.int32), 0.0 - np.asarray(row_logprobs, np.float64)
+        )
+        for position, row_ids, row_logprobs in zip(positions, ids, logprobs, strict=True)
+    }
