@@ -23,8 +23,9 @@ COMMANDS_BY_QUESTION = {
         "status": "rsr.jobs.run.cli:status",
         "verify": "rsr.jobs.run.cli:verify",
     },
-    "Grade answers": {
+    "Grade and refine answers": {
         "grade": "rsr.jobs.grading.cli:grade",
+        "refine": "rsr.jobs.refinement.cli:refine",
     },
     "Choose by the scores": {
         "filter": "rsr.jobs.selection.cli:filter_",

@@ -36,6 +36,8 @@ from rsr.jobs.terminal import shell_command
 CHECKS = {
     "score": "rsr.jobs.scoring.verify",
     "grade": "rsr.jobs.grading.verify",
+    "refine": "rsr.jobs.refinement.verify",
+    "compare": "rsr.jobs.comparison.verify",
     "export": "rsr.jobs.export.verify",
     "filter": "rsr.jobs.selection.verify",
     "select": "rsr.jobs.selection.verify",

@@ -20,6 +20,10 @@ METADATA_KEY = b"rsr"
 GRADE_METADATA_KEY = b"rsr_grade"
 """Key of the run's identity, as JSON, in the metadata of every graded file; that of the run which
 scored the rows, if one did, stays beside it."""
+REFINE_METADATA_KEY = b"rsr_refine"
+"""The same of every refined file; scores and grades of the native traces are no longer in it."""
+GATE_METADATA_KEY = b"rsr_gate"
+"""The same of every gated file, beside those of the runs that scored and graded the rows."""
 ROW_GROUP_BYTES = 64 << 20
 """Decoded size at which a row group is written, however few rows that is."""
 ROW_GROUP_ROWS = 1 << 16
@@ -85,20 +89,21 @@ def write_beside(
     shard: Shard,
     tables: Iterator[pa.Table],
     is_added: Callable[[str], bool],
-    metadata: Mapping[bytes, bytes],
+    metadata: Mapping[bytes, bytes | None],
 ) -> None:
     """Write the shard's rows with further columns beside them, in the place of earlier ones.
 
     tables: of consecutive rows, all rows together; at least one table. is_added: whether a name is
-    that of a further column. metadata: for the file, besides the input's own.
+    that of a further column. metadata: for the file, besides the input's own; None takes an entry
+    of the input's away.
     """
     added = _TableQueue(tables)
     with open_parquet(shard.path) as source:
         schema = source.schema_arrow
         kept = [i for i, name in enumerate(schema.names) if not is_added(name)]
         fields = [schema.field(i) for i in kept]
-        merged: dict[bytes | str, bytes | str] = dict((schema.metadata or {}).items())
-        merged.update(metadata.items())
+        own = {**(schema.metadata or {}), **metadata}
+        merged: dict[bytes | str, bytes | str] = {k: v for k, v in own.items() if v is not None}
         full = pa.schema([*fields, *added.schema], metadata=merged)
         with ShardWriter(sink, full, source) as writer:
             for batch in ShardReader(shard.path).rows(0, shard.num_rows):

@@ -1,0 +1,102 @@
+"""What a refined file must hold: the input's rows in order, and native traces bit for bit."""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from rsr.jobs.refinement.commit import RefinedColumns
+from rsr.jobs.refinement.outcome import ADDED_FIELDS, RefineStatus
+from rsr.jobs.run.folder import RunFolder
+from rsr.jobs.run.manifest import Identity, InputShard, Manifest, ManifestError
+from rsr.jobs.run.receipts import Receipt
+from rsr.jobs.run.staging import parquet_of
+from rsr.jobs.run.verify import ChecksByFile, Problem
+from rsr.jobs.shards.columns import TrajectoryColumns
+from rsr.jobs.shards.compare import first_difference, same_bits
+from rsr.jobs.shards.parquet import open_parquet
+from rsr.jobs.shards.reader import ShardReader
+from rsr.jobs.shards.writer import REFINE_METADATA_KEY
+
+
+class RefinementChecks(ChecksByFile):
+    """The checks of `rsr.jobs.run.verify.ShardChecks` for what `rsr refine` writes."""
+
+    def wrong_in_table(
+        self, folder: RunFolder, manifest: Manifest, shard: InputShard, receipt: Receipt
+    ) -> Iterator[str]:
+        path = folder.storage.describe(shard.name)
+        with open_parquet(path) as file:
+            schema, there = file.schema_arrow, file.metadata.num_rows
+        if there != shard.num_rows:
+            yield f"has {there:,} rows; expected {shard.num_rows:,}"
+        if list(schema)[-len(ADDED_FIELDS) :] != list(ADDED_FIELDS):
+            yield f"ends with other columns than rsr refine adds: {', '.join(schema.names)}"
+            return
+        if _digest_of(schema) != manifest.identity.digest:
+            yield "its metadata name other settings than the run's"
+        counts: dict[str, int] = {}
+        for batch in ShardReader(path, ["refine_status"]).rows(0, there):
+            for status in batch.column(0).to_pylist():
+                if status not in set(RefineStatus):
+                    yield f"has a row of status {status!r}"
+                    return
+                counts[status] = counts.get(status, 0) + 1
+        if counts != receipt.summary.rows_by_status:
+            yield f"has rows of status {counts}; its receipt says {receipt.summary.rows_by_status}"
+
+    def wrong_beside_input(
+        self, folder: RunFolder, manifest: Manifest, shard: InputShard, source: str
+    ) -> Iterator[str]:
+        written = folder.storage.describe(shard.name)
+        columns = _columns_of(manifest)
+        with parquet_of(source, manifest.exploded, shard.num_rows) as path:
+            what = first_difference(path, written, shard.num_rows, is_added=columns.is_not_kept)
+            if what is None:
+                what = _native_difference(path, written, shard.num_rows, columns.trace)
+        if what is not None:
+            yield what
+
+    def wrong_in_run(
+        self, folder: RunFolder, manifest: Manifest, receipts: Mapping[str, Receipt]
+    ) -> Iterator[Problem]:
+        yield from ()
+
+
+CHECKS = RefinementChecks()
+
+
+def _columns_of(manifest: Manifest) -> RefinedColumns:
+    named: dict[str, Any] = {
+        kind: name for kind, name in manifest.identity.columns.items() if isinstance(name, str)
+    }
+    answer, id_column = (manifest.identity.settings.get(k) for k in ("answer_column", "id_column"))
+    return RefinedColumns(
+        TrajectoryColumns(**named),
+        str(answer) if answer else None,
+        str(id_column) if id_column else None,
+    )
+
+
+def _native_difference(source: str, written: str, num_rows: int, column: str) -> str | None:
+    """Where a row that keeps its native trace has another one; None if no such row does."""
+    reader, first = ShardReader(written, [column, "refine_status"]), 0
+    for expected in ShardReader(source, [column]).rows(0, num_rows):
+        rows = pa.Table.from_batches(reader.rows(first, first + expected.num_rows))
+        statuses = rows["refine_status"].to_pylist()
+        is_native = pa.array([status != RefineStatus.REFINED for status in statuses], pa.bool_())
+        kept = rows.filter(is_native)[column].combine_chunks()
+        before = expected.column(0).filter(is_native)
+        if not same_bits(before, kept):
+            last = first + expected.num_rows - 1
+            return f"a native trace differs in rows {first:,} to {last:,}"
+        first += expected.num_rows
+    return None
+
+
+def _digest_of(schema: pa.Schema) -> str | None:
+    try:
+        return Identity.parse(json.loads((schema.metadata or {})[REFINE_METADATA_KEY])).digest
+    except (KeyError, ValueError, ManifestError):
+        return None
