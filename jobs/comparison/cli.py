@@ -1,17 +1,27 @@
 """`rsr compare`: parse, call one function, print what it returns."""
 
+from pathlib import Path
+
 import click
 
-from rsr.jobs.command import configure_logging, guarded, json_option
+from rsr.jobs.command import Place, configure_logging, guarded, json_option, typed_command
 from rsr.jobs.comparison.compare import StreamComparison, StreamOptions, compare_streams
-from rsr.jobs.comparison.drift import DriftOptions
+from rsr.jobs.comparison.drift import DRIFT_FORMULA, DriftOptions
+from rsr.jobs.comparison.gate import (
+    DEFAULT_MAX_DRIFT,
+    GateOptions,
+    GateResult,
+    GateStatus,
+    run_gate,
+)
 from rsr.jobs.comparison.printing import print_comparison
 from rsr.jobs.comparison.streams import open_streams
 from rsr.jobs.errors import UsageError
 from rsr.jobs.evidence.cli import draws_option, mixed_option, seed_option
 from rsr.jobs.interrupt import StopRequest
 from rsr.jobs.options import rank_clip_option
-from rsr.jobs.terminal import print_json, wide_console
+from rsr.jobs.run.folder import RunFolder
+from rsr.jobs.terminal import Console, fact_table, print_json, wide_console
 
 
 @click.command()
@@ -46,6 +56,22 @@ from rsr.jobs.terminal import print_json, wide_console
     help="The student's, to show tokens as text: a folder, or a hub name. [default: the run's "
     "model, where that is a folder that is there]",
 )
+@click.option(
+    "--gate",
+    "gate_output",
+    type=Place(),
+    metavar="OUTPUT",
+    help="Compare nothing; write the one REFINED stream to this folder, with the native row in the "
+    "place of each refined one that is not correct or has drifted, and why.",
+)
+@click.option(
+    "--max-drift",
+    type=click.FloatRange(min=0),
+    default=DEFAULT_MAX_DRIFT,
+    show_default=True,
+    help=f"With --gate: the most {DRIFT_FORMULA} of a pair that may pass.",
+)
+@click.option("--overwrite", is_flag=True, help="Discard the earlier run in --gate OUTPUT.")
 @draws_option
 @seed_option()
 @mixed_option
@@ -57,6 +83,9 @@ def compare(
     rank_clip: str | None,
     max_pairs: int,
     tokenizer: str | None,
+    gate_output: Path | str | None,
+    max_drift: float,
+    overwrite: bool,
     num_draws: int,
     seed: int,
     allow_mixed_students: bool,
@@ -72,9 +101,11 @@ def compare(
     """
     configure_logging(verbose=False)
 
-    def run(_: StopRequest) -> StreamComparison:
+    def run(stop: StopRequest) -> StreamComparison | GateResult:
         if len(scored) < 2:
             raise UsageError("give NATIVE and at least one REFINED, each what rsr score wrote")
+        if gate_output is not None and len(scored) > 2:
+            raise UsageError(f"--gate takes NATIVE and one REFINED; found {len(scored)} streams")
         streams = open_streams(
             scored,
             on=on,
@@ -82,11 +113,41 @@ def compare(
             rank_clip=rank_clip,
             allow_mixed_students=allow_mixed_students,
         )
+        if gate_output is not None:
+            options = GateOptions(
+                output=gate_output,
+                max_drift=max_drift,
+                overwrite=overwrite,
+                command=typed_command(),
+            )
+            return run_gate(streams[0], streams[1], options, stop)
         drift = DriftOptions(max_pairs, num_draws, seed, tokenizer)
         return compare_streams(streams, StreamOptions(num_draws, seed, drift))
 
-    comparison = guarded(run)
-    if as_json:
-        print_json(comparison.to_json())
+    log = None if gate_output is None else RunFolder(gate_output).log_path
+    result = guarded(run, log=log)
+    if isinstance(result, GateResult):
+        _tell_gate(result, as_json)
+    elif as_json:
+        print_json(result.to_json())
     else:
-        print_comparison(comparison, wide_console())
+        print_comparison(result, wide_console())
+
+
+def _tell_gate(result: GateResult, as_json: bool) -> None:
+    counts = result.summary.rows_by_status
+    if as_json:
+        print_json(
+            {
+                "output": str(result.folder.root),
+                "num_rows": result.summary.num_rows,
+                "rows_by_status": counts,
+            }
+        )
+        return
+    table = fact_table()
+    told = ", ".join(f"{count:,} {status}" for status, count in counts.items())
+    table.add_row("rows", f"{result.summary.num_rows:,}" + (f"  ({told})" if told else ""))
+    table.add_row("refined", f"{counts.get(GateStatus.REFINED, 0):,}; the others are native")
+    table.add_row("result", f"{result.folder.root}/")
+    Console().show(table)

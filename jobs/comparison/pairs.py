@@ -4,7 +4,7 @@ By `parent_id`, which `rsr refine` writes, where the refined stream has it and t
 `id`; else by problem, where either stream has one row of it. Knows no drift.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from rsr.jobs.comparison.streams import Stream
 from rsr.jobs.errors import UsageError, first_line
 from rsr.jobs.shards.score_columns import TOKEN_COLUMNS
-from rsr.jobs.shards.scored import USUAL_ID
+from rsr.jobs.shards.scored import USUAL_CORRECT, USUAL_ID
 
 PARENT_ID = "parent_id"
 """The column of `rsr refine` that says which row of its INPUT a row was made from."""
@@ -56,25 +56,66 @@ def pair_rows(native: Stream, refined: Stream) -> pl.DataFrame:
 
     A row without a score is in no pair.
     """
-    by_parent = PARENT_ID in refined.table.schema.names and USUAL_ID in native.table.schema.names
+    ours, theirs = _keyed(native, refined)
+    is_whole = pl.col("native_is_scored") & pl.col("refined_is_scored")
+    paired = theirs.join(ours.drop("problem"), on="key", how="inner", maintain_order="left")
+    return paired.filter(is_whole).select("problem", "native_row", "refined_row")
+
+
+def pair_all_rows(native: Stream, refined: Stream) -> pl.DataFrame:
+    """Every row of the refined stream with its native one: `refined_row`, `native_row`, `correct`,
+    and `is_scored`, whether both have a score.
+
+    Raises `UsageError` if a refined row pairs with none, or with more than one.
+    """
+    ours, theirs = _keyed(native, refined, (USUAL_CORRECT,))
+    paired = theirs.join(ours.drop("problem"), on="key", how="left", maintain_order="left")
+    if missing := paired["native_row"].null_count():
+        by_parent = _is_by_parent(native, refined)
+        how = f"{PARENT_ID} and {USUAL_ID}" if by_parent else f"{native.on}, once in either"
+        raise UsageError(
+            f"{missing:,} of {len(paired):,} rows of {refined.table.path} pair with no one row of "
+            f"{native.table.path} by {how}: without it they cannot be gated"
+        )
+    is_whole = pl.col("native_is_scored") & pl.col("refined_is_scored")
+    return paired.with_columns(is_whole.alias("is_scored"))
+
+
+def _is_by_parent(native: Stream, refined: Stream) -> bool:
+    return PARENT_ID in refined.table.schema.names and USUAL_ID in native.table.schema.names
+
+
+def _keyed(
+    native: Stream, refined: Stream, of_refined: Sequence[str] = ()
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Of each stream every row's number, problem, `key` and whether it has a score.
+
+    A native row that no key tells from others is left out, a refined one has none. of_refined:
+    further columns of the refined stream.
+    """
+    by_parent = _is_by_parent(native, refined)
     keys = (USUAL_ID, PARENT_ID) if by_parent else (native.on, refined.on)
     frames = []
     for stream, key, name in zip((native, refined), keys, ("native", "refined"), strict=True):
-        rows = stream.table.scan.with_row_index(f"{name}_row").filter(stream.is_usable)
-        chosen = rows.select(
-            f"{name}_row", stream.problem.alias("problem"), pl.col(key).cast(pl.String).alias("key")
+        chosen = stream.table.scan.with_row_index(f"{name}_row").select(
+            f"{name}_row",
+            stream.problem.alias("problem"),
+            pl.col(key).cast(pl.String).alias("key"),
+            stream.is_usable.alias(f"{name}_is_scored"),
+            *(of_refined if stream is refined else ()),
         )
         try:
-            frame = chosen.collect(engine="streaming")
+            frames.append(chosen.collect(engine="streaming"))
         except pl.exceptions.PolarsError as error:
             raise UsageError(f"{stream.table.path}: {first_line(error)}") from error
-        # A key that two rows share says of neither which one is meant; of one native row there
-        # may be several refined ones, where it is named as their parent.
-        is_one = name == "native" or not by_parent
-        frames.append(frame.filter(pl.col("key").is_unique()) if is_one else frame)
     ours, theirs = frames
-    paired = theirs.join(ours.drop("problem"), on="key", how="inner", maintain_order="left")
-    return paired.select("problem", "native_row", "refined_row").sort("refined_row")
+    # A key that two rows share says of neither which one is meant; of one native row there may be
+    # several refined ones, where it is named as their parent.
+    ours = ours.filter(pl.col("key").is_not_null() & pl.col("key").is_unique())
+    if not by_parent:
+        own = pl.when(pl.col("key").is_unique()).then(pl.col("key"))
+        theirs = theirs.with_columns(own.alias("key"))
+    return ours, theirs
 
 
 def read_pairs(native: Stream, refined: Stream, rows: pl.DataFrame) -> Iterator[Pair]:

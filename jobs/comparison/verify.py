@@ -1,0 +1,88 @@
+"""What a gated file must hold: the refined rows that passed, bit for bit, each with its verdict."""
+
+import json
+from collections.abc import Iterator, Mapping
+
+import pyarrow as pa
+
+from rsr.jobs.comparison.gate import GATE_COLUMNS, GATE_FIELDS, GateStatus
+from rsr.jobs.run.folder import RunFolder
+from rsr.jobs.run.manifest import Identity, InputShard, Manifest, ManifestError
+from rsr.jobs.run.receipts import Receipt
+from rsr.jobs.run.verify import ChecksByFile, Problem
+from rsr.jobs.shards.compare import same_bits
+from rsr.jobs.shards.parquet import open_parquet
+from rsr.jobs.shards.reader import ShardReader
+from rsr.jobs.shards.writer import GATE_METADATA_KEY
+
+
+class GateChecks(ChecksByFile):
+    """The checks of `rsr.jobs.run.verify.ShardChecks` for what `rsr compare --gate` writes."""
+
+    def wrong_in_table(
+        self, folder: RunFolder, manifest: Manifest, shard: InputShard, receipt: Receipt
+    ) -> Iterator[str]:
+        path = folder.storage.describe(shard.name)
+        with open_parquet(path) as file:
+            schema, there = file.schema_arrow, file.metadata.num_rows
+        if there != shard.num_rows:
+            yield f"has {there:,} rows; expected {shard.num_rows:,}"
+        if list(schema)[-len(GATE_FIELDS) :] != list(GATE_FIELDS):
+            yield f"ends with other columns than rsr compare --gate adds: {', '.join(schema.names)}"
+            return
+        if _digest_of(schema) != manifest.identity.digest:
+            yield "its metadata name other settings than the run's"
+        max_drift = manifest.identity.settings.get("max_drift")
+        counts: dict[str, int] = {}
+        for batch in ShardReader(path, ["gate_status", "gate_drift"]).rows(0, there):
+            statuses, drifts = batch["gate_status"].to_pylist(), batch["gate_drift"].to_pylist()
+            for status, drift in zip(statuses, drifts, strict=True):
+                if status not in set(GateStatus):
+                    yield f"has a row of status {status!r}"
+                    return
+                if status == GateStatus.REFINED and not (
+                    isinstance(max_drift, int | float) and drift is not None and drift <= max_drift
+                ):
+                    yield f"has a refined row of drift {drift}; expected at most {max_drift}"
+                    return
+                counts[status] = counts.get(status, 0) + 1
+        if counts != receipt.summary.rows_by_status:
+            yield f"has rows of status {counts}; its receipt says {receipt.summary.rows_by_status}"
+
+    def wrong_beside_input(
+        self, folder: RunFolder, manifest: Manifest, shard: InputShard, source: str
+    ) -> Iterator[str]:
+        """`source` is the refined file; native rows are not looked for again."""
+        written = folder.storage.describe(shard.name)
+        before, after = open_parquet(source).schema_arrow, open_parquet(written).schema_arrow
+        if before.names != [name for name in after.names if name not in GATE_COLUMNS]:
+            yield f"has other columns than its input: {', '.join(after.names)}"
+            return
+        reader, first = ShardReader(written), 0
+        for expected in ShardReader(source).rows(0, shard.num_rows):
+            last = first + expected.num_rows
+            rows = pa.Table.from_batches(reader.rows(first, last))
+            passed = [status == GateStatus.REFINED for status in rows["gate_status"].to_pylist()]
+            mask = pa.array(passed, pa.bool_())
+            kept = rows.filter(mask)
+            for place, name in enumerate(before.names):
+                wanted = expected.column(place).filter(mask)
+                if not same_bits(wanted, kept.column(place).combine_chunks()):
+                    yield f"column {name!r} differs in refined rows {first:,} to {last - 1:,}"
+                    return
+            first = last
+
+    def wrong_in_run(
+        self, folder: RunFolder, manifest: Manifest, receipts: Mapping[str, Receipt]
+    ) -> Iterator[Problem]:
+        yield from ()
+
+
+CHECKS = GateChecks()
+
+
+def _digest_of(schema: pa.Schema) -> str | None:
+    try:
+        return Identity.parse(json.loads((schema.metadata or {})[GATE_METADATA_KEY])).digest
+    except (KeyError, ValueError, ManifestError):
+        return None
