@@ -1,22 +1,21 @@
 """What a gated file must hold: the refined rows that passed, bit for bit, each with its verdict."""
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import pyarrow as pa
 
 from rsr.jobs.comparison.gate import GATE_COLUMNS, GATE_FIELDS, GateStatus
 from rsr.jobs.run.folder import RunFolder
-from rsr.jobs.run.manifest import Identity, InputShard, Manifest, ManifestError
+from rsr.jobs.run.manifest import InputShard, Manifest
 from rsr.jobs.run.receipts import Receipt
-from rsr.jobs.run.verify import ChecksByFile, Problem
+from rsr.jobs.run.verify import ChecksOfAddedColumns
 from rsr.jobs.shards.compare import same_bits
 from rsr.jobs.shards.parquet import open_parquet
 from rsr.jobs.shards.reader import ShardReader
 from rsr.jobs.shards.writer import GATE_METADATA_KEY
 
 
-class GateChecks(ChecksByFile):
+class GateChecks(ChecksOfAddedColumns):
     """The checks of `rsr.jobs.run.verify.ShardChecks` for what `rsr compare --gate` writes."""
 
     def wrong_in_table(
@@ -30,8 +29,7 @@ class GateChecks(ChecksByFile):
         if list(schema)[-len(GATE_FIELDS) :] != list(GATE_FIELDS):
             yield f"ends with other columns than rsr compare --gate adds: {', '.join(schema.names)}"
             return
-        if _digest_of(schema) != manifest.identity.digest:
-            yield "its metadata name other settings than the run's"
+        yield from self.wrong_in_metadata(schema, manifest)
         max_drift = manifest.identity.settings.get("max_drift")
         counts: dict[str, int] = {}
         for batch in ShardReader(path, ["gate_status", "gate_drift"]).rows(0, there):
@@ -72,17 +70,5 @@ class GateChecks(ChecksByFile):
                     return
             first = last
 
-    def wrong_in_run(
-        self, folder: RunFolder, manifest: Manifest, receipts: Mapping[str, Receipt]
-    ) -> Iterator[Problem]:
-        yield from ()
 
-
-CHECKS = GateChecks()
-
-
-def _digest_of(schema: pa.Schema) -> str | None:
-    try:
-        return Identity.parse(json.loads((schema.metadata or {})[GATE_METADATA_KEY])).digest
-    except (KeyError, ValueError, ManifestError):
-        return None
+CHECKS = GateChecks(GATE_METADATA_KEY, GATE_COLUMNS.__contains__)

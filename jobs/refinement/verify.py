@@ -1,18 +1,17 @@
 """What a refined file must hold: the input's rows in order, and native traces bit for bit."""
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
 
 from rsr.jobs.refinement.commit import RefinedColumns
-from rsr.jobs.refinement.outcome import ADDED_FIELDS, RefineStatus
+from rsr.jobs.refinement.outcome import ADDED_COLUMNS, ADDED_FIELDS, RefineStatus
 from rsr.jobs.run.folder import RunFolder
-from rsr.jobs.run.manifest import Identity, InputShard, Manifest, ManifestError
+from rsr.jobs.run.manifest import InputShard, Manifest
 from rsr.jobs.run.receipts import Receipt
 from rsr.jobs.run.staging import parquet_of
-from rsr.jobs.run.verify import ChecksByFile, Problem
+from rsr.jobs.run.verify import ChecksOfAddedColumns
 from rsr.jobs.shards.columns import TrajectoryColumns
 from rsr.jobs.shards.compare import first_difference, same_bits
 from rsr.jobs.shards.parquet import open_parquet
@@ -20,7 +19,7 @@ from rsr.jobs.shards.reader import ShardReader
 from rsr.jobs.shards.writer import REFINE_METADATA_KEY
 
 
-class RefinementChecks(ChecksByFile):
+class RefinementChecks(ChecksOfAddedColumns):
     """The checks of `rsr.jobs.run.verify.ShardChecks` for what `rsr refine` writes."""
 
     def wrong_in_table(
@@ -34,8 +33,7 @@ class RefinementChecks(ChecksByFile):
         if list(schema)[-len(ADDED_FIELDS) :] != list(ADDED_FIELDS):
             yield f"ends with other columns than rsr refine adds: {', '.join(schema.names)}"
             return
-        if _digest_of(schema) != manifest.identity.digest:
-            yield "its metadata name other settings than the run's"
+        yield from self.wrong_in_metadata(schema, manifest)
         counts: dict[str, int] = {}
         for batch in ShardReader(path, ["refine_status"]).rows(0, there):
             for status in batch.column(0).to_pylist():
@@ -58,13 +56,9 @@ class RefinementChecks(ChecksByFile):
         if what is not None:
             yield what
 
-    def wrong_in_run(
-        self, folder: RunFolder, manifest: Manifest, receipts: Mapping[str, Receipt]
-    ) -> Iterator[Problem]:
-        yield from ()
 
-
-CHECKS = RefinementChecks()
+CHECKS = RefinementChecks(REFINE_METADATA_KEY, ADDED_COLUMNS.__contains__)
+"""Which columns are replaced besides, a run's own manifest says."""
 
 
 def _columns_of(manifest: Manifest) -> RefinedColumns:
@@ -93,10 +87,3 @@ def _native_difference(source: str, written: str, num_rows: int, column: str) ->
             return f"a native trace differs in rows {first:,} to {last:,}"
         first += expected.num_rows
     return None
-
-
-def _digest_of(schema: pa.Schema) -> str | None:
-    try:
-        return Identity.parse(json.loads((schema.metadata or {})[REFINE_METADATA_KEY])).digest
-    except (KeyError, ValueError, ManifestError):
-        return None
