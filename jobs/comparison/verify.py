@@ -1,6 +1,6 @@
 """What a gated file must hold: the refined rows that passed, bit for bit, each with its verdict."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pyarrow as pa
 
@@ -17,6 +17,12 @@ from rsr.jobs.shards.writer import GATE_METADATA_KEY
 
 class GateChecks(ChecksOfAddedColumns):
     """The checks of `rsr.jobs.run.verify.ShardChecks` for what `rsr compare --gate` writes."""
+
+    def metadata_key(self, _manifest: Manifest) -> bytes:
+        return GATE_METADATA_KEY
+
+    def is_added(self, _manifest: Manifest) -> Callable[[str], bool]:
+        return GATE_COLUMNS.__contains__
 
     def wrong_in_table(
         self, folder: RunFolder, manifest: Manifest, shard: InputShard, receipt: Receipt
@@ -71,4 +77,4 @@ class GateChecks(ChecksOfAddedColumns):
             first = last
 
 
-CHECKS = GateChecks(GATE_METADATA_KEY, GATE_COLUMNS.__contains__)
+CHECKS = GateChecks()

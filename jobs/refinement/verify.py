@@ -1,12 +1,12 @@
 """What a refined file must hold: the input's rows in order, and native traces bit for bit."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pyarrow as pa
 
 from rsr.jobs.refinement.commit import RefinedColumns
-from rsr.jobs.refinement.outcome import ADDED_COLUMNS, ADDED_FIELDS, RefineStatus
+from rsr.jobs.refinement.outcome import ADDED_FIELDS, RefineStatus
 from rsr.jobs.run.folder import RunFolder
 from rsr.jobs.run.manifest import InputShard, Manifest
 from rsr.jobs.run.receipts import Receipt
@@ -21,6 +21,12 @@ from rsr.jobs.shards.writer import REFINE_METADATA_KEY
 
 class RefinementChecks(ChecksOfAddedColumns):
     """The checks of `rsr.jobs.run.verify.ShardChecks` for what `rsr refine` writes."""
+
+    def metadata_key(self, _manifest: Manifest) -> bytes:
+        return REFINE_METADATA_KEY
+
+    def is_added(self, manifest: Manifest) -> Callable[[str], bool]:
+        return _columns_of(manifest).is_not_kept
 
     def wrong_in_table(
         self, folder: RunFolder, manifest: Manifest, shard: InputShard, receipt: Receipt
@@ -57,8 +63,7 @@ class RefinementChecks(ChecksOfAddedColumns):
             yield what
 
 
-CHECKS = RefinementChecks(REFINE_METADATA_KEY, ADDED_COLUMNS.__contains__)
-"""Which columns are replaced besides, a run's own manifest says."""
+CHECKS = RefinementChecks()
 
 
 def _columns_of(manifest: Manifest) -> RefinedColumns:
