@@ -8,6 +8,7 @@ measured inside a job: the choice would differ between restarts, and bits with i
 import functools
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from hashlib import sha256
@@ -90,8 +91,8 @@ def _find_tiles(card: str, call: Call, own_file: str | None) -> Tiles | None:
     return next((tiles for tiles in found if tiles is not None), None)
 
 
-def own_file_hash() -> str | None:
-    """Of the user's file, which decides in which order a card adds; None where there is none.
+def own_file_text() -> str | None:
+    """The user's file, which decides in which order a card adds; None where there is none.
 
     Raises `TunedFileError` if it cannot be used.
     """
@@ -99,7 +100,25 @@ def own_file_hash() -> str | None:
     if not name:
         return None
     _read(Path(name))
-    return sha256(Path(name).read_bytes()).hexdigest()[:16]
+    return Path(name).read_text()
+
+
+def adopt(own_file: str | None) -> None:
+    """Let this process, and those that it starts, go by another machine's user's file, or by none.
+
+    own_file: its text.
+    """
+    if own_file is None:
+        os.environ.pop(FILE_VARIABLE, None)
+        return
+    path = Path(tempfile.mkdtemp(prefix="rsr-tuned-")) / f"{hash_of(own_file)}.json"
+    path.write_text(own_file)
+    os.environ[FILE_VARIABLE] = str(path)
+
+
+def hash_of(text: str) -> str:
+    """What a run's manifest says of a file."""
+    return sha256(text.encode()).hexdigest()[:16]
 
 
 def shipped_hash() -> str:

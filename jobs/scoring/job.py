@@ -27,6 +27,7 @@ from rsr.jobs.shards.columns import TrajectoryColumns
 from rsr.jobs.shards.reader import TrajectoryReader
 from rsr.jobs.shards.score_columns import Summary
 from rsr.jobs.shards.shard import Shard, Unit
+from rsr.kernels import tuned_tiles
 
 logger = logging.getLogger(__name__)
 
@@ -63,13 +64,15 @@ class ScoringJob:
     """The `UnitJob` of `rsr score`.
 
     store: what is kept, and for which settings. must_see: local paths that every machine must have.
-    open_engine: loads the student.
+    tuned_tiles: text of the user's file of tiles, which other machines do not have. open_engine:
+    loads the student.
     """
 
     scorer: ScorerConfig
     columns: TrajectoryColumns
     store: RunStore
     must_see: tuple[Path, ...] = ()
+    tuned_tiles: str | None = None
     open_engine: Callable[[ScorerConfig], Engine] = open_scorer
 
     @property
@@ -85,6 +88,7 @@ class ScoringJob:
         return self.scorer.max_num_batched_tokens
 
     def open(self, max_num_batched_tokens: int | None) -> "ScoringWork":
+        tuned_tiles.adopt(self.tuned_tiles)
         config = replace(self.scorer, max_num_batched_tokens=max_num_batched_tokens)
         return ScoringWork(self, self.open_engine(config))
 

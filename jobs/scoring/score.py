@@ -331,9 +331,9 @@ def _identity(student: StudentFacts, columns: TrajectoryColumns) -> Identity:
     names = columns.to_json()
     # Other tiles add in another order: a run keeps to one file of them, and to its bits.
     with refusing_values():
-        own_tiles = tuned_tiles.own_file_hash()
+        own_tiles = tuned_tiles.own_file_text()
     if own_tiles is not None:
-        settings["tuned_tiles"] = own_tiles
+        settings["tuned_tiles"] = tuned_tiles.hash_of(own_tiles)
     return Identity(settings, names, student.fingerprint, _versions())
 
 
@@ -375,6 +375,7 @@ def _execute(
                 columns=plan.columns,
                 store=plan.store,
                 must_see=_local_paths(plan),
+                tuned_tiles=tuned_tiles.own_file_text(),
             ),
             WorkQueue(plan.unfinished, plan.todo),
             venue.cluster(),

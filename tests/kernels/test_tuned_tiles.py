@@ -83,15 +83,15 @@ def test_a_card_goes_before_its_capability_and_a_user_s_file_before_both(folder,
 
 
 def test_hashes_follow_the_files(folder, monkeypatch):
-    assert tuned.own_file_hash() is None
+    assert tuned.own_file_text() is None
     shipped = tuned.shipped_hash()
     own = folder / "own.txt"
     own.write_text(H100.to_json())
     monkeypatch.setenv(tuned.FILE_VARIABLE, str(own))
-    before = tuned.own_file_hash()
+    before = tuned.own_file_text()
     assert tuned.shipped_hash() == shipped
     own.write_text(TunedCard("NVIDIA H100", 90, ()).to_json())
-    assert tuned.own_file_hash() != before
+    assert tuned.own_file_text() != before
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_a_file_that_is_none_is_refused_by_name(folder, monkeypatch, text, reaso
     if text is not None:
         own.write_text(text)
     monkeypatch.setenv(tuned.FILE_VARIABLE, str(own))
-    for look in (tuned.own_file_hash, lambda: tuned.find_tiles("NVIDIA H100", call())):
+    for look in (tuned.own_file_text, lambda: tuned.find_tiles("NVIDIA H100", call())):
         with pytest.raises(TunedFileError, match=rf"tuned tiles \S*own\.txt cannot.*{reason}"):
             look()
 
