@@ -21,6 +21,7 @@ from rsr.jobs.evidence.cli import draws_option, mixed_option, seed_option
 from rsr.jobs.interrupt import StopRequest
 from rsr.jobs.options import rank_clip_option
 from rsr.jobs.run.folder import RunFolder
+from rsr.jobs.shards.scored import USUAL_ID
 from rsr.jobs.terminal import Console, fact_table, print_json, wide_console
 
 
@@ -32,6 +33,14 @@ from rsr.jobs.terminal import Console, fact_table, print_json, wide_console
     show_default=True,
     metavar="COLUMN",
     help="What tells problems: only those that every stream has are compared.",
+)
+@click.option(
+    "--id-column",
+    default=USUAL_ID,
+    show_default=True,
+    metavar="COLUMN",
+    help="Of NATIVE, by which parent_id in REFINED names a row. Where there is none, by the row's "
+    "place, as rsr refine has it; where REFINED has no parent_id, by problem.",
 )
 @click.option(
     "--quality-column",
@@ -79,6 +88,7 @@ from rsr.jobs.terminal import Console, fact_table, print_json, wide_console
 def compare(
     scored: tuple[str, ...],
     on: str,
+    id_column: str,
     quality_columns: tuple[str, ...],
     rank_clip: str | None,
     max_pairs: int,
@@ -109,6 +119,7 @@ def compare(
         streams = open_streams(
             scored,
             on=on,
+            id_column=id_column,
             quality_columns=quality_columns,
             rank_clip=rank_clip,
             allow_mixed_students=allow_mixed_students,

@@ -154,7 +154,7 @@ def measure_drift(
     if not len(shared):
         return (
             f"no drift of {refined.label}: none of its rows pairs with one of {native.label}, by "
-            "parent_id and id or by a problem of which either has one row"
+            "parent_id, or by a problem of which either has one row where there is none"
         )
     chosen = shared
     if len(shared) > options.max_pairs:

@@ -19,7 +19,7 @@ import polars as pl
 import pyarrow as pa
 
 from rsr.jobs.comparison.drift import DRIFT_FORMULA, drift_values, pair_sums
-from rsr.jobs.comparison.pairs import CHUNK_PAIRS, pair_all_rows, read_pairs, why_no_tokens
+from rsr.jobs.comparison.pairs import pair_all_rows, read_pairs, why_no_tokens
 from rsr.jobs.comparison.streams import Stream
 from rsr.jobs.errors import ShardsFailed, UsageError, first_line
 from rsr.jobs.grading.columns import is_grade_column
@@ -177,12 +177,11 @@ def _decide(native: Stream, refined: Stream, max_drift: float, stop: StopRequest
     is_scored = rows["is_scored"].to_list()
     drifts: dict[int, float] = {}
     both = rows.filter(pl.col("is_scored"))
-    for part in both.iter_slices(CHUNK_PAIRS):
+    for pair in read_pairs(native, refined, both):
         stop.check()
-        for pair in read_pairs(native, refined, part):
-            value = float(drift_values(pair_sums(pair))["drift"])
-            if np.isfinite(value):
-                drifts[pair.refined_row] = value
+        value = float(drift_values(pair_sums(pair))["drift"])
+        if np.isfinite(value):
+            drifts[pair.refined_row] = value
     status: list[str] = []
     detail: list[str | None] = []
     for row, (grade, scored) in enumerate(zip(correct, is_scored, strict=True)):

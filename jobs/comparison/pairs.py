@@ -1,7 +1,8 @@
 """A refined trace and the native one that it was made from: which rows pair, and their tokens.
 
-By `parent_id`, which `rsr refine` writes, where the refined stream has it and the native one an
-`id`; else by problem, where either stream has one row of it. Knows no drift.
+By `parent_id`, which `rsr refine` writes, where the refined stream has it: it names the native
+row's id, or its file and row. Else by problem, where either stream has one row of it. Knows no
+drift.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from rsr.jobs.comparison.streams import Stream
 from rsr.jobs.errors import UsageError, first_line
 from rsr.jobs.shards.score_columns import TOKEN_COLUMNS
-from rsr.jobs.shards.scored import USUAL_CORRECT, USUAL_ID
+from rsr.jobs.shards.scored import USUAL_CORRECT
 
 PARENT_ID = "parent_id"
 """The column of `rsr refine` that says which row of its INPUT a row was made from."""
@@ -71,8 +72,7 @@ def pair_all_rows(native: Stream, refined: Stream) -> pl.DataFrame:
     ours, theirs = _keyed(native, refined, (USUAL_CORRECT,))
     paired = theirs.join(ours.drop("problem"), on="key", how="left", maintain_order="left")
     if missing := paired["native_row"].null_count():
-        by_parent = _is_by_parent(native, refined)
-        how = f"{PARENT_ID} and {USUAL_ID}" if by_parent else f"{native.on}, once in either"
+        how = _keys(native, refined)[2]
         raise UsageError(
             f"{missing:,} of {len(paired):,} rows of {refined.table.path} pair with no one row of "
             f"{native.table.path} by {how}: without it they cannot be gated"
@@ -81,8 +81,16 @@ def pair_all_rows(native: Stream, refined: Stream) -> pl.DataFrame:
     return paired.with_columns(is_whole.alias("is_scored"))
 
 
-def _is_by_parent(native: Stream, refined: Stream) -> bool:
-    return PARENT_ID in refined.table.schema.names and USUAL_ID in native.table.schema.names
+def _keys(native: Stream, refined: Stream) -> tuple[str | None, str, str]:
+    """The columns that name a row of each stream, and in words how they pair.
+
+    None stands for the native row's file and place in it.
+    """
+    if PARENT_ID not in refined.table.schema.names:
+        return native.on, refined.on, f"{native.on}, once in either"
+    if native.id_column in native.table.schema.names:
+        return native.id_column, PARENT_ID, f"{PARENT_ID} and {native.id_column}"
+    return None, PARENT_ID, f"{PARENT_ID}, and file and row"
 
 
 def _keyed(
@@ -93,26 +101,28 @@ def _keyed(
     A native row that no key tells from others is left out, a refined one has none. of_refined:
     further columns of the refined stream.
     """
-    by_parent = _is_by_parent(native, refined)
-    keys = (USUAL_ID, PARENT_ID) if by_parent else (native.on, refined.on)
+    *keys, _ = _keys(native, refined)
     frames = []
     for stream, key, name in zip((native, refined), keys, ("native", "refined"), strict=True):
         chosen = stream.table.scan.with_row_index(f"{name}_row").select(
             f"{name}_row",
             stream.problem.alias("problem"),
-            pl.col(key).cast(pl.String).alias("key"),
+            (pl.lit(None) if key is None else pl.col(key)).cast(pl.String).alias("key"),
             stream.is_usable.alias(f"{name}_is_scored"),
             *(of_refined if stream is refined else ()),
         )
         try:
-            frames.append(chosen.collect(engine="streaming"))
+            frames.append(chosen.collect(engine="streaming").sort(f"{name}_row"))
         except pl.exceptions.PolarsError as error:
             raise UsageError(f"{stream.table.path}: {first_line(error)}") from error
     ours, theirs = frames
+    if keys[0] is None:
+        places = [f"{s.name}:{row}" for s in native.table.shards for row in range(s.num_rows)]
+        ours = ours.with_columns(pl.Series("key", places, pl.String))
     # A key that two rows share says of neither which one is meant; of one native row there may be
     # several refined ones, where it is named as their parent.
     ours = ours.filter(pl.col("key").is_not_null() & pl.col("key").is_unique())
-    if not by_parent:
+    if PARENT_ID not in refined.table.schema.names:
         own = pl.when(pl.col("key").is_unique()).then(pl.col("key"))
         theirs = theirs.with_columns(own.alias("key"))
     return ours, theirs

@@ -13,7 +13,13 @@ import polars as pl
 from rsr.engine.catalogue import BY_NAME, LENGTH, MEAN, RSR, Metric
 from rsr.jobs.errors import UsageError, first_line
 from rsr.jobs.shards.measures import Measure, measure, not_stored
-from rsr.jobs.shards.scored import USUAL_CORRECT, ScoredTable, open_scored, require_one_student
+from rsr.jobs.shards.scored import (
+    USUAL_CORRECT,
+    USUAL_ID,
+    ScoredTable,
+    open_scored,
+    require_one_student,
+)
 
 PERPLEXITY = "perplexity"
 FLOOR = "rsr_floor"
@@ -37,13 +43,15 @@ class Stream:
     """One scored stream of trajectories.
 
     label: what it is called. columns: whose means are compared beside the metrics: correctness and
-    qualities. on: the column that tells its problems.
+    qualities. on: the column that tells its problems. id_column: what a refined stream's
+    `parent_id` names rows of this one by, where it is there.
     """
 
     label: str
     table: ScoredTable
     columns: tuple[str, ...]
     on: str
+    id_column: str = USUAL_ID
 
     @property
     def is_usable(self) -> pl.Expr:
@@ -90,15 +98,16 @@ def open_streams(
     paths: Sequence[str],
     *,
     on: str,
+    id_column: str = USUAL_ID,
     quality_columns: Sequence[str] = (),
     rank_clip: str | None = None,
     allow_mixed_students: bool = False,
 ) -> list[Stream]:
     """The scored streams behind `paths`, the first of which is the native one.
 
-    quality_columns: numeric columns, of which a stream that has none of a name shows none. Raises
-    `UsageError` where `open_scored` does, if streams are of different students or if a column is
-    missing or not of numbers.
+    id_column: of the native stream. quality_columns: numeric columns, of which a stream that has
+    none of a name shows none. Raises `UsageError` where `open_scored` does, if streams are of
+    different students or if a column is missing or not of numbers.
     """
     tables = [
         open_scored(
@@ -119,7 +128,7 @@ def open_streams(
             tables[0].require([column])
     labels = _labels(paths)
     return [
-        Stream(label, table, _numeric_columns(table, quality_columns), on)
+        Stream(label, table, _numeric_columns(table, quality_columns), on, id_column)
         for label, table in zip(labels, tables, strict=True)
     ]
 

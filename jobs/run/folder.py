@@ -9,6 +9,7 @@
     OUTPUT/.rsr/composition.json        the result of a selection
     OUTPUT/.rsr/staged/                 JSON input, and lists of responses as rows, as Parquet
     OUTPUT/.rsr/run.log                 what vLLM, Ray and the workers have to say
+    OUTPUT/.rsr/answers.jsonl           answers to `rsr refine` that no finished unit holds yet
     OUTPUT/.rsr/events.jsonl            what happened when, one JSON object a line (`events.py`)
     OUTPUT/.rsr/lock                    held while a run writes
 

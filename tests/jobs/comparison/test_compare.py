@@ -257,6 +257,22 @@ def test_pairs_go_by_problem_where_there_is_no_parent(tmp_path, write_stream, ma
     assert drift["values"]["delta_edited"]["value"] is None
 
 
+def test_pairs_go_by_place_where_native_rows_have_no_id(tmp_path, write_stream, make_trace):
+    native = [trace_of(make_trace, "p", [1] * n, [1.0] * n, name=f"n{n}") for n in (2, 3, 4)]
+    refined = [
+        trace_of(make_trace, "p", [1] * n, [1.0] * n, parent_id=f"rows.parquet:{n - 2}", to=f"n{n}")
+        for n in (4, 2, 4)
+    ]
+    one = write_stream(tmp_path / "one" / "rows.parquet", native)
+    two = write_stream(tmp_path / "two" / "rows.parquet", refined)
+    drift = told(one, two)["drift"][str(two)]
+    assert (drift["num_pairs"], drift["values"]["edit_share"]["value"]) == (3, 0.0)
+    named = [trace_of(make_trace, "p", [1], [1.0], parent_id=f"n{n}") for n in (3, 3, 5)]
+    three = write_stream(tmp_path / "three.parquet", named)
+    drift = told(one, three, "--id-column", "name")["drift"]["three.parquet"]
+    assert (drift["num_pairs"], drift["num_unpaired"]) == (2, 1)
+
+
 def test_streams_without_token_columns_or_sums_are_compared_all_the_same(
     tmp_path, write_stream, make_trace, write_scored
 ):
