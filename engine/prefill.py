@@ -73,7 +73,7 @@ class Prefill:
         self.has_entropy = config.entropy
         """Whether the entropy column has numbers in it; it is all NaN otherwise."""
         try:
-            self._llm = _open_vllm(
+            self._llm = open_vllm(
                 student,
                 scoring_architectures=student.architectures,
                 runner="pooling",
@@ -133,7 +133,7 @@ class Prefill:
 
     def close(self) -> None:
         """Free the model; another may be opened in this process."""
-        _close_vllm(self._llm)
+        close_vllm(self._llm)
 
     def _check_workers(self) -> None:
         """A plugin that fails to import is only logged by vLLM: ask the workers what they run."""
@@ -160,7 +160,7 @@ class StockPrefill:
         # A request must leave room for a token to generate; that token is never fed back.
         os.environ.setdefault("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "1")
         self._rank_clip = student.config.rank_clip
-        self._llm = _open_vllm(
+        self._llm = open_vllm(
             student,
             scoring_architectures=[],
             runner="generate",
@@ -224,7 +224,7 @@ class StockPrefill:
 
     def close(self) -> None:
         """Free the model; another may be opened in this process."""
-        _close_vllm(self._llm)
+        close_vllm(self._llm)
 
 
 def _prompt_logprobs_rows(request: PrefillRequest, prompt_logprobs: Any) -> NDArray[np.float64]:
@@ -254,7 +254,7 @@ def import_vllm() -> Any:
     return vllm
 
 
-def _open_vllm(student: Student, *, scoring_architectures: Sequence[str], **settings: Any) -> Any:
+def open_vllm(student: Student, *, scoring_architectures: Sequence[str], **settings: Any) -> Any:
     """A `vllm.LLM` whose processes have a scoring model class for the architectures named."""
     config = student.config
     vllm = import_vllm()
@@ -264,7 +264,7 @@ def _open_vllm(student: Student, *, scoring_architectures: Sequence[str], **sett
         settings["distributed_executor_backend"] = "mp"
     if config.compile:
         # Of a GPU's graphs, recorded for up to 512 tokens, prefill replays none.
-        settings["compilation_config"] = {"cudagraph_mode": "NONE"}
+        settings.setdefault("compilation_config", {"cudagraph_mode": "NONE"})
     with _cores_divided_among(config.tensor_parallel_size), _naming_the_length_that_fits():
         return vllm.LLM(
             model=config.model,
@@ -283,9 +283,11 @@ def _open_vllm(student: Student, *, scoring_architectures: Sequence[str], **sett
             # Asynchronous scheduling is left to vLLM, which has it off for pooling models, where it
             # says that they lose by it; nothing here has measured it on a GPU.
             worker_extension_cls="rsr.engine.pooler.ScoringWorker",
-            **_memory_settings(config),
-            **_prefix_cache_settings(config, scoring_architectures),
-            **settings,
+            **{
+                **_memory_settings(config),
+                **_prefix_cache_settings(config, scoring_architectures),
+                **settings,
+            },
         )
 
 
@@ -298,7 +300,7 @@ def _clean_cache(llm: Any) -> None:
     llm.collective_rpc("clean_kv_cache")
 
 
-def _close_vllm(llm: Any) -> None:
+def close_vllm(llm: Any) -> None:
     llm.llm_engine.engine_core.shutdown()
 
 

@@ -23,7 +23,8 @@ COMMANDS_BY_QUESTION = {
         "status": "rsr.jobs.run.cli:status",
         "verify": "rsr.jobs.run.cli:verify",
     },
-    "Grade and refine answers": {
+    "Sample, grade and refine answers": {
+        "sample": "rsr.jobs.sampling.cli:sample",
         "grade": "rsr.jobs.grading.cli:grade",
         "refine": "rsr.jobs.refinement.cli:refine",
     },

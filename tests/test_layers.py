@@ -23,12 +23,12 @@ FLOORS = (
     ("shards",),
     ("run",),
     ("cluster", "selection", "inspection"),
-    ("scoring", "evidence", "grading", "export"),
+    ("scoring", "sampling", "evidence", "grading", "export"),
     ("planning", "comparison", "refinement", "demo", "doctor"),
 )
 """Of `jobs/`, from the ground: a module imports from its own floor's room or from floors below."""
 
-VLLM_MODULES = {"head.py", "pooler.py", "prefill.py"}
+VLLM_MODULES = {"generation.py", "head.py", "pooler.py", "prefill.py"}
 
 
 def imports_of(path: Path) -> set[str]:

@@ -3,6 +3,7 @@
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 from rich.live import Live
@@ -25,6 +26,18 @@ from rsr.jobs.terminal import (
 )
 
 WATCH_EVERY_S = 2.0
+
+
+class Words(NamedTuple):
+    """What a table calls the tokens that a run counts, and rows that it refused."""
+
+    tokens: str
+    lacking: str
+
+
+SCORE_WORDS = Words("scored tokens", "without a score")
+WORDS = {"sample": Words("sampled tokens", "without an answer")}
+"""By the command that wrote a run, where they are not `SCORE_WORDS`."""
 
 
 @click.command()
@@ -69,7 +82,7 @@ def _watch(folder: RunFolder, stop: StopRequest, as_json: bool) -> None:
 
 
 def _table(found: RunStatus) -> Table:
-    table = fact_table()
+    table, words = fact_table(), WORDS.get(found.writer, SCORE_WORDS)
     share = found.num_rows_done / found.num_rows if found.num_rows else 1.0
     what = f"{found.output}, rsr {found.writer} {found.subject}, begun {found.created}"
     table.add_row("run", what)
@@ -80,10 +93,10 @@ def _table(found: RunStatus) -> Table:
         by_status = ", ".join(f"{n:,} {name}" for name, n in found.rows_by_status.items())
         told = [f"{found.num_rows_written:,} rows" + (f" ({by_status})" if by_status else "")]
         if found.num_tokens:
-            told.append(f"{found.num_tokens:,} scored tokens")
+            told.append(f"{found.num_tokens:,} {words.tokens}")
         table.add_row("in them", ", ".join(told))
     for number, line in enumerate(told_reasons(found.reasons)):
-        table.add_row("" if number else "without a score", line)
+        table.add_row("" if number else words.lacking, line)
     if found.dataset_rsr is not None:
         table.add_row("data-set RSR", f"{found.dataset_rsr:.4f}")
     if found.rows_per_s is not None:

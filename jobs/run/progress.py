@@ -55,11 +55,12 @@ class _WorkerRate:
 class Progress:
     """Counts rows and tokens as units finish; the tokens still to come are estimated from those.
 
-    console: where to show it; a live view if it is a terminal.
+    console: where to show it; a live view if it is a terminal. lacking: what a refused row is.
     """
 
-    def __init__(self, console: Console | None = None) -> None:
+    def __init__(self, console: Console | None = None, *, lacking: str = "without a score") -> None:
         self._console = console or Console(stderr=True)
+        self._lacking = lacking
         self._bar: RichProgress | None = None
         self._live: Live | None = None
         self._num_rows = 0
@@ -73,7 +74,7 @@ class Progress:
     def looked_at(self, told: str) -> None:
         """Tell what was seen before the model is loaded; nothing if `told` is empty."""
         if told:
-            self._print(told)
+            self._console.say(styled(told, multiline=True))
 
     def going_on(self, num_done: int, num_rows: int) -> None:
         """Tell what an earlier start has finished, if it has finished anything."""
@@ -179,7 +180,7 @@ class Progress:
         for name, reason in done.reasons.items() if isinstance(done, Summary) else ():
             if name not in self._reasons_told:
                 self._reasons_told.add(name)
-                self._print_trouble(f"without a score: {reason.told(name, with_count=False)}")
+                self._print_trouble(f"{self._lacking}: {reason.told(name, with_count=False)}")
 
     def _print(self, line: str) -> None:
         self._console.say(line)

@@ -35,6 +35,7 @@ from rsr.jobs.terminal import shell_command
 
 CHECKS = {
     "score": "rsr.jobs.scoring.verify",
+    "sample": "rsr.jobs.sampling.verify",
     "grade": "rsr.jobs.grading.verify",
     "refine": "rsr.jobs.refinement.verify",
     "compare": "rsr.jobs.comparison.verify",

@@ -3,19 +3,17 @@
 Opens one student for each worker. Does not know Ray, nor which worker it runs in.
 """
 
-import gc
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 from rsr.engine.config import ScorerConfig, ScorerKind
-from rsr.engine.errors import has_lost_a_rank, is_device_busy, is_out_of_memory
 from rsr.engine.facts import StudentFacts
 from rsr.engine.metrics import TrajectoryScore
 from rsr.engine.trajectory import EncodedTrajectory, Status, Trajectory
+from rsr.jobs.cluster.student import cause_of_engine_error, quick_imports
 from rsr.jobs.inspection.reading import Reading
 from rsr.jobs.run.events import Cause
 from rsr.jobs.run.folder import RunFolder
@@ -93,11 +91,7 @@ class ScoringJob:
         return ScoringWork(self, self.open_engine(config))
 
     def cause_of(self, error: Exception) -> Cause:
-        if is_out_of_memory(error):
-            return Cause.MEMORY
-        if is_device_busy(error):
-            return Cause.BUSY
-        return Cause.CRASH if has_lost_a_rank(error) else Cause.ENGINE
+        return cause_of_engine_error(error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,33 +170,8 @@ def look_at_student(
 
     Raises ValueError for a model that cannot be used.
     """
-    with _quick_imports():
+    with quick_imports():
         from rsr.engine.student import open_student
 
         student = open_student(config)
     return student.facts, look_at_rows(student, units, columns)
-
-
-def import_engine() -> None:
-    """Import what `open_scorer` will need."""
-    # If this raises, so will `open_scorer`, whose caller listens.
-    with suppress(Exception), _quick_imports():
-        from rsr.engine.prefill import import_vllm
-
-        import_vllm()
-        # Whatever vLLM has of models hangs on this.
-        import rsr.engine.pooler  # noqa: F401
-
-
-@contextmanager
-def _quick_imports() -> Iterator[None]:
-    """Without the garbage collector, which finds nothing in modules and takes a fifth of the time.
-
-    What is imported stays: nor is it looked through later.
-    """
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()

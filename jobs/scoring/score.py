@@ -9,7 +9,7 @@ the terminal is `progress.py`'s.
 
 import importlib.metadata
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -21,10 +21,10 @@ from rsr.engine.config import ScorerConfig
 from rsr.engine.facts import StudentFacts
 from rsr.engine.trajectory import Status
 from rsr.jobs.cluster.options import ClusterOptions
+from rsr.jobs.cluster.student import ask_of_student
 from rsr.jobs.cluster.venue import Venue
 from rsr.jobs.cluster.work import Failure, WorkQueue
 from rsr.jobs.errors import ShardsFailed, UsageError, refusing_values
-from rsr.jobs.inspection.reading import Reading
 from rsr.jobs.interrupt import StopRequest
 from rsr.jobs.run.folder import MANIFEST, RunFolder
 from rsr.jobs.run.manifest import Identity, InputShard, Manifest
@@ -41,7 +41,7 @@ from rsr.jobs.run.staging import as_parquet
 from rsr.jobs.run.store import RunStore
 from rsr.jobs.scoring.columns import added_columns
 from rsr.jobs.scoring.first_rows import first_units, require_scored, told
-from rsr.jobs.scoring.job import ScoringJob, import_engine, look_at_student
+from rsr.jobs.scoring.job import ScoringJob, look_at_student
 from rsr.jobs.shards.columns import TrajectoryColumns, choose_columns, warn_of_unused_columns
 from rsr.jobs.shards.inputs import find_inputs
 from rsr.jobs.shards.parquet import (
@@ -196,7 +196,7 @@ def _prepare(
         first_units(shards) if output.is_new else [],
         columns,
     )
-    student, first_rows = _ask(question, venue, with_cluster=output.is_new)
+    student, first_rows = ask_of_student(question, venue, with_cluster=output.is_new)
     if columns.messages and not student.has_chat_template:
         raise UsageError(
             f"{options.scorer.model} has no chat template, and INPUT holds messages: give one "
@@ -396,16 +396,6 @@ def _execute(
             result.failures += [Failure(name, 0, 1, reason) for name in report.unwritten]
     _list_engine_errors(result)
     return result
-
-
-def _ask(
-    question: Callable[[], tuple[StudentFacts, Reading]], venue: Venue, *, with_cluster: bool
-) -> tuple[StudentFacts, Reading]:
-    """What the student is. with_cluster: there is work for a worker, so let it have a look."""
-    if with_cluster and (answer := venue.ask(question, then=import_engine)) is not None:
-        return answer
-    with refusing_values():
-        return question()
 
 
 def _changed_inputs(plan: Plan) -> list[Failure]:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from rsr.jobs.shards.parquet import open_parquet
@@ -45,11 +46,12 @@ def _bits_type(kind: Any) -> Any:
 
 
 def first_difference(
-    source: str, written: str, num_rows: int, *, is_added: Callable[[str], bool]
+    source: str, written: str, num_rows: int, *, is_added: Callable[[str], bool], repeats: int = 1
 ) -> str | None:
     """Where the input's columns differ from the output's in type, metadata, or a bit; or None.
 
     is_added: whether a name is that of a column which the run adds, in the place of the input's.
+    repeats: how often in a row the output has each row of the input.
     """
     before, after = open_parquet(source).schema_arrow, open_parquet(written).schema_arrow
     there = open_parquet(source).metadata.num_rows
@@ -65,11 +67,13 @@ def first_difference(
             )
     reader, first = ShardReader(written), 0
     for expected in ShardReader(source).rows(0, num_rows):
-        rows = pa.Table.from_batches(reader.rows(first, first + expected.num_rows))
+        stop = first + expected.num_rows
+        rows = pa.Table.from_batches(reader.rows(repeats * first, repeats * stop))
+        places = np.repeat(np.arange(expected.num_rows), repeats)
         for place, index in enumerate(kept):
             found = rows.column(place).combine_chunks()
-            if not same_bits(expected.column(index), found):
-                last = first + expected.num_rows - 1
-                return f"column {before.names[index]!r} differs in rows {first:,} to {last:,}"
-        first += expected.num_rows
+            wanted = expected.column(index)
+            if not same_bits(wanted if repeats == 1 else wanted.take(places), found):
+                return f"column {before.names[index]!r} differs in rows {first:,} to {stop - 1:,}"
+        first = stop
     return None

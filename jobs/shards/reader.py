@@ -106,7 +106,7 @@ class TrajectoryReader:
         rows: list[Trajectory] = []
         for batch in self._reader.rows(unit.start, unit.stop):
             values = {
-                kind: _decode(batch.column(name), batch.schema.field(name))
+                kind: decoded(batch.column(name), batch.schema.field(name))
                 for kind, name in self._columns.by_kind.items()
             }
             for index in range(batch.num_rows):
@@ -119,7 +119,8 @@ def read_trajectories(unit: Unit, columns: TrajectoryColumns) -> list[Trajectory
     return TrajectoryReader(columns).read(unit)
 
 
-def _decode(column: "pa.Array[Any]", field: "pa.Field[Any]") -> list[Any]:
+def decoded(column: "pa.Array[Any]", field: "pa.Field[Any]") -> list[Any]:
+    """The column's values; None in the place of one that is no Unicode, objects for JSON text."""
     try:
         values = column.to_pylist()
     except UnicodeDecodeError:

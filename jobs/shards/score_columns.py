@@ -21,7 +21,7 @@ from rsr.engine.trajectory import EncodedTrajectory, Status
 PREFIX = "rsr"
 """Every added column is `rsr` or begins with `rsr_`."""
 
-SCORED = frozenset(status.value for status in Status if status.is_scored)
+UNSCORED = frozenset(status.value for status in Status if not status.is_scored)
 MAX_REASONS = 20
 OTHER_REASONS = "other reasons"
 NUMBER = re.compile(r"\d[\d,.]*")
@@ -313,9 +313,9 @@ class Summary:
 
     @property
     def rows_without_score(self) -> dict[str, int]:
-        """Those of `rows_by_status` that are not scored."""
+        """Those of `rows_by_status` that are not scored, though `rsr score` was to do it."""
         counts = self.rows_by_status.items()
-        return {status: count for status, count in counts if status not in SCORED}
+        return {status: count for status, count in counts if status in UNSCORED}
 
     def merge(self, other: "Summary") -> None:
         self.num_rows += other.num_rows

@@ -1,0 +1,212 @@
+"""Sampling as a job of the cluster: problems in, candidates out. Does not know Ray."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from rsr.engine.config import ScorerConfig
+from rsr.engine.facts import StudentFacts
+from rsr.engine.messages import BadMessagesError
+from rsr.engine.sampling import PromptRequest, SampledText, Sampling
+from rsr.jobs.cluster.student import cause_of_engine_error, quick_imports
+from rsr.jobs.run.events import Cause
+from rsr.jobs.run.folder import RunFolder
+from rsr.jobs.run.store import RunStore
+from rsr.jobs.sampling.blocks import Block
+from rsr.jobs.sampling.columns import ProblemSamples, seed_of, summary_of, to_frame
+from rsr.jobs.sampling.commit import commit_sampled_shard
+from rsr.jobs.sampling.prompts import PromptSource, prompt_hash
+from rsr.jobs.shards.reader import ShardReader, decoded
+from rsr.jobs.shards.score_columns import Summary
+from rsr.jobs.shards.shard import Shard, Unit
+
+logger = logging.getLogger(__name__)
+
+Row = dict[str, Any]
+ENGINE_ERROR = "engine_error"
+"""Why a problem has no answers whose unit, of it alone, took its workers with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A row as the engine takes it. token_ids: of its prompt, empty if it makes none."""
+
+    token_ids: list[int]
+    samples: ProblemSamples
+
+
+class Engine(Protocol):
+    """What a worker needs of `rsr.engine.generation.Generator`."""
+
+    @property
+    def max_num_batched_tokens(self) -> int | None: ...
+
+    def encode(self, messages: Sequence[dict[str, str]]) -> list[int]: ...
+
+    def sample(self, requests: Sequence[PromptRequest]) -> list[list[SampledText]]: ...
+
+
+def open_generator(config: ScorerConfig, sampling: Sampling) -> Engine:
+    # vLLM takes seconds to import, and the driver never needs it.
+    from rsr.engine.allocator import keep_freed_memory
+    from rsr.engine.generation import Generator
+
+    # This process opens one model and ends with it.
+    keep_freed_memory()
+    return Generator(config, sampling)
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingJob:
+    """The `UnitJob` of `rsr sample`.
+
+    seed: of the run. store: what is kept, and for which settings. must_see: local paths that every
+    machine must have. open_engine: loads the student.
+    """
+
+    student: ScorerConfig
+    sampling: Sampling
+    prompts: PromptSource
+    seed: int
+    store: RunStore
+    must_see: tuple[Path, ...] = ()
+    open_engine: Callable[[ScorerConfig, Sampling], Engine] = open_generator
+
+    @property
+    def name(self) -> str:
+        return self.student.model
+
+    @property
+    def folder(self) -> RunFolder:
+        return self.store.folder
+
+    @property
+    def max_num_batched_tokens(self) -> int | None:
+        return self.student.max_num_batched_tokens
+
+    def open(self, max_num_batched_tokens: int | None) -> "SamplingWork":
+        config = replace(self.student, max_num_batched_tokens=max_num_batched_tokens)
+        return SamplingWork(self, self.open_engine(config, self.sampling))
+
+    def cause_of(self, error: Exception) -> Cause:
+        return cause_of_engine_error(error)
+
+
+class SamplingWork:
+    """The `OpenJob` of `rsr sample`: a loaded student."""
+
+    def __init__(self, job: SamplingJob, engine: Engine) -> None:
+        self._job, self._engine = job, engine
+        self._reader: ShardReader | None = None
+
+    @property
+    def max_num_batched_tokens(self) -> int | None:
+        return self._engine.max_num_batched_tokens
+
+    @property
+    def notice(self) -> str | None:
+        return None
+
+    def find(self, unit: Unit) -> Summary | None:
+        return self._job.store.unit_summary(unit)
+
+    def read(self, unit: Unit) -> list[Problem]:
+        """Read and encode the unit, while the engine answers another."""
+        if self._reader is None or self._reader.path != unit.shard.path:
+            self._reader = problem_reader(unit.shard, self._job.prompts)
+        rows = read_problems(self._reader, unit)
+        return [self._encoded(row) for row in rows]
+
+    def run(self, unit: Unit, rows: list[Problem]) -> list[ProblemSamples]:
+        block = Block.parse(unit.shard.name)
+        samples = [problem.samples for problem in rows]
+        places = [place for place, problem in enumerate(rows) if problem.token_ids]
+        requests = [
+            PromptRequest(
+                rows[place].token_ids,
+                seed_of(self._job.seed, block.stem, unit.start + place) + block.first,
+                block.num_samples,
+            )
+            for place in places
+        ]
+        for place, answers in zip(places, self._engine.sample(requests), strict=True):
+            assert len(answers) == block.num_samples, "the engine lost an answer"
+            samples[place] = replace(samples[place], answers=tuple(answers))
+        return samples
+
+    def keep(self, unit: Unit, results: list[ProblemSamples]) -> Summary:
+        summary = summary_of(results, unit.shard, unit.start)
+        self._job.store.commit_unit(unit, to_frame(results), summary)
+        return summary
+
+    def refuse(self, unit: Unit, reason: str) -> Summary:
+        logger.info("%s row %d is refused: %s", unit.shard.name, unit.start, reason)
+        return self.keep(unit, [ProblemSamples(reason=ENGINE_ERROR, detail=reason)])
+
+    def commit(self, shard: Shard) -> Summary:
+        return commit_sampled_shard(self._job.store, shard, self._job.seed, self._job.name)
+
+    def _encoded(self, row: Row) -> Problem:
+        try:
+            prompt = self._job.prompts.messages(row)
+            token_ids = self._engine.encode(prompt)
+        except BadMessagesError as error:
+            return Problem(
+                [], ProblemSamples(reason=error.reason, detail=error.detail, hint=error.hint)
+            )
+        return Problem(token_ids, ProblemSamples(prompt, prompt_hash(prompt)))
+
+
+def problem_reader(shard: Shard, prompts: PromptSource) -> ShardReader:
+    """Of the columns that prompts are made of."""
+    return ShardReader(shard.path, prompts.columns_needed() or None)
+
+
+def read_problems(reader: ShardReader, unit: Unit) -> list[Row]:
+    """The unit's rows, each a value by column; None for one that cannot be decoded."""
+    rows: list[Row] = []
+    for batch in reader.rows(unit.start, unit.stop):
+        columns = {
+            field.name: decoded(column, field)
+            for field, column in zip(batch.schema, batch.columns, strict=True)
+        }
+        rows += [{name: c[place] for name, c in columns.items()} for place in range(len(batch))]
+    return rows
+
+
+@dataclass(frozen=True, slots=True)
+class FirstPrompts:
+    """What becomes of a run's first problems. text: the first prompt, None if none makes one.
+
+    refusals: of all of them, if so, the first one's reason; "" otherwise.
+    """
+
+    text: str | None = None
+    refusal: str = ""
+
+
+def look_at_student(
+    config: ScorerConfig, prompts: PromptSource, units: Sequence[Unit]
+) -> tuple[StudentFacts, FirstPrompts]:
+    """What `config` makes of the model, and what of the first problems, those of `units`.
+
+    Raises ValueError for a model that cannot be used.
+    """
+    with quick_imports():
+        from rsr.engine.prompts import PromptEncoder
+        from rsr.engine.student import open_student
+
+        student = open_student(config)
+        encoder = PromptEncoder(student)
+    refusal = ""
+    for unit in units:
+        for row in read_problems(problem_reader(unit.shard, prompts), unit):
+            try:
+                messages = prompts.messages(row)
+                encoder.encode(messages)
+                return student.facts, FirstPrompts(encoder.render(messages))
+            except BadMessagesError as error:
+                refusal = refusal or error.detail + (f"; {error.hint}" if error.hint else "")
+    return student.facts, FirstPrompts(None, refusal)

@@ -1,0 +1,122 @@
+"""The whole way: `rsr sample`, Ray, real vLLM; killed, resumed, and asked for more samples."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+
+from rsr.jobs.cli import main
+
+pytestmark = [pytest.mark.vllm, pytest.mark.ray, pytest.mark.slow]
+
+NUM_PROBLEMS, NUM_SAMPLES, NUM_MORE = 320, 2, 3
+
+
+def command(source, output, model, num_samples):
+    return [
+        *(sys.executable, "-m", "rsr.jobs.cli", "sample", str(source), str(output), "--json"),
+        *("--model", str(model), "--dtype", "float32", "--max-tokens", "16"),
+        *("-n", str(num_samples)),
+    ]
+
+
+def run(arguments, exit_code=0):
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=300)
+    assert done.returncode == exit_code, done.stderr
+    return json.loads(done.stdout or "{}"), done.stderr
+
+
+def start_until_units(arguments, output, num_units):
+    """A run that has kept `num_units` units more than there were."""
+    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    enough = len(units(output)) + num_units
+    deadline = time.monotonic() + 200
+    while len(units(output)) < enough:
+        assert process.poll() is None, "the run ended before it could be disturbed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return process
+
+
+def units(output: Path):
+    return {p.name: p.stat().st_mtime_ns for p in output.glob(".rsr/units/*/*.scores")}
+
+
+def kill_tree(process):
+    tree = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    for member in tree:
+        member.suspend()
+    for member in tree:
+        member.kill()
+    psutil.wait_procs(tree, timeout=30)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, tiny_student):
+    """An undisturbed run, and one that was killed, told to stop, went on, and got more samples."""
+    root = tmp_path_factory.mktemp("sampled")
+    source = root / "in.parquet"
+    problems = [f"{i} + {i}?" if i != 7 else "<|im_end|>" for i in range(NUM_PROBLEMS)]
+    pq.write_table(pa.table({"id": range(NUM_PROBLEMS), "question": problems}), source)
+    run(command(source, root / "quiet", tiny_student, NUM_SAMPLES))
+    output = root / "killed"
+    arguments = command(source, output, tiny_student, NUM_SAMPLES)
+    kill_tree(start_until_units(arguments, output, 2))
+    kept = units(output)
+    process = start_until_units(arguments, output, 2)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 75
+    still_kept = units(output)
+    result, told = run(arguments)
+    first = (output / "in.samples-00000-00001.parquet").read_bytes()
+    more, _ = run(command(source, output, tiny_student, NUM_SAMPLES + NUM_MORE))
+    return root, kept, still_kept, result, told, first, more
+
+
+def test_killed_run_resumes_to_the_same_rows(runs):
+    root, kept, still_kept, result, told, first, _ = runs
+    name = "in.samples-00000-00001.parquet"
+    assert (root / "quiet" / name).read_bytes() == first
+    assert {unit: still_kept[unit] for unit in kept} == kept
+    assert result["num_tokens_now"] < result["num_tokens"]
+    assert re.search(r"going on: [\d,]+ of 320 rows were done", told)
+    rows = pq.read_table(root / "quiet" / name)
+    assert rows["id"].to_pylist() == [i for i in range(NUM_PROBLEMS) for _ in range(NUM_SAMPLES)]
+    assert result["answers_by_finish_reason"]["refused"] == NUM_SAMPLES
+    (reason,) = result["reasons"]
+    assert "control token" in reason
+
+
+def test_larger_n_samples_only_the_new_ones(runs):
+    root, *_, first, more = runs
+    assert (root / "killed" / "in.samples-00000-00001.parquet").read_bytes() == first
+    added = pq.read_table(root / "killed" / "in.samples-00002-00004.parquet")
+    assert set(added["sample_index"].to_pylist()) == {2, 3, 4}
+    assert sum(n or 0 for n in added["num_tokens"].to_pylist()) == more["num_tokens_now"]
+    seeds = [
+        seed
+        for path in sorted(root.glob("killed/*.parquet"))
+        for seed in pq.read_table(path)["seed"].to_pylist()
+    ]
+    assert len(set(seeds)) == len(seeds) == NUM_PROBLEMS * (NUM_SAMPLES + NUM_MORE)
+    checked = CliRunner().invoke(main, ["verify", str(root / "killed"), "--deep"])
+    assert checked.exit_code == 0, checked.output
+
+
+def test_smaller_n_and_other_settings_are_refused(runs, tiny_student):
+    root, *_ = runs
+    arguments = command(root / "in.parquet", root / "killed", tiny_student, 1)
+    _, told = run(arguments, exit_code=2)
+    assert "holds 5 samples of each problem" in told
+    arguments = command(root / "in.parquet", root / "killed", tiny_student, 5)
+    _, told = run([*arguments, "--temperature", "0.5"], exit_code=2)
+    assert "temperature was 1.0 and is now 0.5" in told
