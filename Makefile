@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed-$(ACCELERATOR)
 EXTRAS := $(ACCELERATOR),demo,grade,dev
 
-.PHONY: help setup demo test test-all test-fast test-long test-gpu gpu fuzz soak lint format bench clean
+.PHONY: help setup demo loop test test-all test-fast test-long test-gpu gpu fuzz soak lint format bench clean
 
 # Tests and benchmarks want the machine for themselves.
 .NOTPARALLEL:
@@ -37,6 +37,9 @@ $(INSTALLED): pyproject.toml
 
 demo: setup  ## score a made-up demonstration with a real student
 	$(BIN)/rsr demo
+
+loop: setup  ## sample, grade, score, select and export the demonstration student's own answers
+	PATH="$(abspath $(BIN)):$$PATH" sh jobs/demo/loop.sh demo/loop
 
 # A file's tests share one process, its models and its runs. One GPU holds one model at a time.
 PROCESSES ?= $(if $(filter gpu,$(ACCELERATOR)),1,2)
