@@ -250,6 +250,8 @@ class TrajectoryEncoder:
 
     def _texts(self, trajectory: Trajectory) -> "_ToRead":
         """The texts of a row; raises `BadMessagesError` where there are none."""
+        if trajectory.contradiction:
+            raise BadMessagesError(trajectory.contradiction)
         is_plain = trajectory.messages is None and trajectory.response is None
         if is_plain and trajectory.text is None:
             raise NothingSaidError("null row" if trajectory.prompt is None else "empty response")

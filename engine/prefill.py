@@ -280,6 +280,7 @@ def open_vllm(student: Student, *, scoring_architectures: Sequence[str], **setti
             enable_chunked_prefill=True,
             enforce_eager=not config.compile,
             disable_log_stats=True,
+            use_tqdm_on_load=logging.getLogger("vllm").isEnabledFor(logging.INFO),
             # Asynchronous scheduling is left to vLLM, which has it off for pooling models, where it
             # says that they lose by it; nothing here has measured it on a GPU.
             worker_extension_cls="rsr.engine.pooler.ScoringWorker",
@@ -368,6 +369,18 @@ def _naming_the_length_that_fits() -> Iterator[None]:
             f"max_model_len={length} needs {needed} GiB of KV cache, and {available} GiB are left "
             f"for it: {advice}; a larger gpu_memory_utilization leaves more"
         ) from error
+
+
+def silence_vllm() -> None:
+    """Have vLLM log errors alone, here and in the processes that it starts.
+
+    `VLLM_LOGGING_LEVEL` still has its say.
+    """
+    if "VLLM_LOGGING_LEVEL" in os.environ:
+        return
+    # Read when vLLM is imported; where it is already, its logger is there to be told.
+    os.environ["VLLM_LOGGING_LEVEL"] = "ERROR"
+    logging.getLogger("vllm").setLevel(logging.ERROR)
 
 
 def _set_environment() -> None:

@@ -4,9 +4,10 @@ Knows the order of the steps (encode, prefill, reduce) and none of their insides
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Self
+from itertools import islice
+from typing import Self, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from rsr.engine.config import ScorerConfig, ScorerKind
 from rsr.engine.metric_sums import is_response
 from rsr.engine.metrics import TrajectoryScore, add_scores, trajectory_score
-from rsr.engine.prefill import Prefill, StockPrefill, UnsupportedHeadError
+from rsr.engine.prefill import Prefill, StockPrefill, UnsupportedHeadError, silence_vllm
 from rsr.engine.prefix_reuse import (
     MIN_SHARED_FRACTION,
     fill_from_siblings,
@@ -25,20 +26,34 @@ from rsr.engine.prefix_reuse import (
     wave_order,
 )
 from rsr.engine.student import Student, open_student
-from rsr.engine.trajectory import EncodedTrajectory, Status, TokenScores, Trajectory
+from rsr.engine.trajectory import (
+    EncodedTrajectory,
+    NotATrajectoryError,
+    Row,
+    Status,
+    TokenScores,
+    Trajectory,
+)
 from rsr.engine.wire import PrefillRequest, PrefillScores, first_not_finite, sums_of
 
 logger = logging.getLogger(__name__)
 
+STREAMED_ROWS = 256
+"""Rows that `Scorer.stream` scores at a time: many prefill steps, and a moment's wait for the
+first."""
+
 
 class Scorer:
-    """Scores trajectories with one student on one GPU, tensor-parallel group or CPU.
+    """A student that scores trajectories on one GPU, tensor-parallel group or CPU.
 
-    Making one loads the model. Raises `ValueError` on a model folder that lacks something,
+    Making one loads the model. verbose: let vLLM log to stdout and stderr what it does; otherwise
+    only its errors are shown. Raises `ValueError` on a model folder that lacks something,
     `RuntimeError` where vLLM cannot run it. `close`, or use as a context manager, frees it.
     """
 
-    def __init__(self, config: ScorerConfig) -> None:
+    def __init__(self, config: ScorerConfig, *, verbose: bool = False) -> None:
+        if not verbose:
+            silence_vllm()
         student = open_student(config)
         self.config = student.config
         self.max_model_len = student.max_model_len
@@ -65,8 +80,18 @@ class Scorer:
         """Free the model, so that this process can open another; ends what this scorer can do."""
         self._prefill.close()
 
-    def score(self, trajectories: Sequence[Trajectory]) -> list[TrajectoryScore]:
+    @overload
+    def score(self, trajectories: Row) -> TrajectoryScore: ...
+
+    @overload
+    def score(self, trajectories: Iterable[Row]) -> list[TrajectoryScore]: ...
+
+    def score(self, trajectories: Row | Iterable[Row]) -> TrajectoryScore | list[TrajectoryScore]:
         """One score per trajectory, in input order; a bad row gets a status, never an exception.
+
+        trajectories: any iterable of them, or of mappings as `Trajectory.of` takes them (a
+        `datasets.Dataset`, say), all of which are held in memory; or a single one, which gives a
+        single score. Raises `TypeError` on what is neither.
 
         Depends on `trajectories` alone, not on what was scored before. Their order, the size of
         prefill steps and the reuse of prefixes change the shapes of matrix products, hence last
@@ -74,14 +99,32 @@ class Scorer:
         against the same without reuse: shuffled, cut into steps of 700 tokens or with reuse, no
         rank changed, no log-probability by more than 8e-6 nats, no RSR by more than 4e-8 of itself.
         """
+        if isinstance(trajectories, Trajectory | Mapping):
+            (score,) = self.score([trajectories])
+            return score
         return self.score_encoded(self.encode(trajectories))
 
-    def encode(self, trajectories: Sequence[Trajectory]) -> list[EncodedTrajectory]:
+    def stream(
+        self, trajectories: Iterable[Row], *, batch_size: int = STREAMED_ROWS
+    ) -> Iterator[TrajectoryScore]:
+        """The score of each trajectory, in order, of an iterable that need not fit into memory.
+
+        batch_size: rows that are taken from it and scored at a time.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size}: expected at least 1")
+        rows = iter(trajectories)
+        while batch := list(islice(rows, batch_size)):
+            yield from self.score(batch)
+
+    def encode(self, trajectories: Iterable[Row]) -> list[EncodedTrajectory]:
         """The first half of `score`, on the CPU alone: token ids and scored spans of each row.
 
         May run in one thread while `score_encoded` runs in another.
         """
-        return self._encoder.encode_all(trajectories)
+        given = [_trajectory(row) for row in _rows(trajectories)]
+        made = iter(self._encoder.encode_all([t for t in given if isinstance(t, Trajectory)]))
+        return [next(made) if isinstance(t, Trajectory) else t for t in given]
 
     def score_encoded(self, encoded: Sequence[EncodedTrajectory]) -> list[TrajectoryScore]:
         """The second half of `score`: one score for each encoded row, in input order."""
@@ -248,6 +291,33 @@ def _open_prefill(student: Student) -> Prefill | StockPrefill:
                 error,
             )
     return StockPrefill(student)
+
+
+def _rows(trajectories: Iterable[Row]) -> Iterable[Row]:
+    """The same; `TypeError` where it is something else that can be iterated over."""
+    if isinstance(trajectories, str | bytes) or not isinstance(trajectories, Iterable):
+        raise TypeError(
+            f"expected trajectories or mappings, got {type(trajectories).__name__}; a plain text "
+            "is Trajectory(text=…)"
+        )
+    return trajectories
+
+
+def _trajectory(row: Row) -> Trajectory | EncodedTrajectory:
+    """`row` as a trajectory, or its refusal."""
+    if isinstance(row, Trajectory):
+        return row
+    if not isinstance(row, Mapping):
+        raise TypeError(
+            f"expected a Trajectory or a mapping, got {type(row).__name__}; of a Polars frame take "
+            "iter_rows(named=True)"
+        )
+    try:
+        return Trajectory.of(row)
+    except NotATrajectoryError as error:
+        return EncodedTrajectory.refused(
+            Status.BAD_MESSAGES, str(error), reason="none of the fields of a trajectory"
+        )
 
 
 def _first(pair: tuple[int, PrefillScores]) -> int:

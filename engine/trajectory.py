@@ -6,7 +6,7 @@ Knows nothing of tokenizers, models or files; the arithmetic on scores is in `me
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from enum import StrEnum
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,18 @@ class Status(StrEnum):
     @property
     def is_scored(self) -> bool:
         return self in (Status.OK, Status.TRUNCATED)
+
+
+USUAL_MESSAGES = ("messages", "conversations")
+USUAL_RESPONSES = ("response", "completion")
+"""What data sets call the two: of a file's columns and of a mapping's keys the first there is."""
+
+BESIDE = ("system", "reasoning", "tools", "chat_template_kwargs")
+"""Fields of `Trajectory` that go with messages, or with a prompt and a response."""
+
+
+class NotATrajectoryError(ValueError):
+    """A mapping that has none of the fields of a trajectory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +72,48 @@ class Trajectory:
     reasoning: str | None = None
     tools: str | Sequence[Mapping[str, Any]] | None = None
     chat_template_kwargs: str | Mapping[str, Any] | None = None
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Self:
+        """A row of a data set, whose keys are the fields above; its other keys are left alone.
+
+        `conversations` may stand for `messages`, and `completion` for `response`. Of several forms
+        the first that is there counts, as of the columns of a file. Raises `NotATrajectoryError` if
+        there is none.
+        """
+        beside = {name: row[name] for name in BESIDE if name in row}
+        for name in USUAL_MESSAGES:
+            if name in row:
+                return cls(messages=row[name], **beside)
+        for name in USUAL_RESPONSES:
+            if name in row and "prompt" in row:
+                return cls(prompt=row["prompt"], response=row[name], **beside)
+        if "text" in row:
+            return cls(text=row["text"])
+        raise NotATrajectoryError(
+            "the row has no messages (or conversations), prompt and response (or completion), or "
+            f"text; it has {', '.join(map(str, row)) or 'nothing'}"
+        )
+
+    @property
+    def contradiction(self) -> str:
+        """What of this row excludes what else of it, in words; "" if nothing does."""
+        forms = {
+            "messages": self.messages is not None,
+            "prompt and response": self.prompt is not None or self.response is not None,
+            "text": self.text is not None,
+        }
+        given = [form for form, is_given in forms.items() if is_given]
+        if len(given) > 1:
+            return f"the row has {', and '.join(given)}; expected one of them"
+        beside = [name for name in BESIDE if getattr(self, name) is not None]
+        if given == ["text"] and beside:
+            return f"the row has {beside[0]} beside a text, which is scored as it stands"
+        return ""
+
+
+Row = Trajectory | Mapping[str, Any]
+"""A trajectory, or a mapping that `Trajectory.of` makes one of."""
 
 
 @dataclass(frozen=True, slots=True)

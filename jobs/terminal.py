@@ -82,6 +82,11 @@ def _in_ansi_quotes(char: str) -> str:
     return "".join(f"\\x{byte:02x}" for byte in encoded)
 
 
+def quantity(number: int, noun: str) -> str:
+    """`1 unit`, `2 units` or `1,000 units`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def format_seconds(seconds: float) -> str:
     """`1 h 02 min`, `3 min 20 s` or `42 s`."""
     minutes, rest = divmod(round(seconds), 60)

@@ -99,6 +99,11 @@ class Comparison:
             "metrics_agree": self.metrics_agree,
         }
 
+    def to_polars(self) -> pl.DataFrame:
+        """A row for each teacher, best first: `student`, and the fields of `TeacherEvidence`."""
+        rows = [{"student": self.student} | asdict(teacher) for teacher in self.teachers]
+        return pl.DataFrame(rows, infer_schema_length=None)
+
     @property
     def metrics_agree(self) -> str:
         """Whether all of `metrics` have one best teacher, in a sentence."""

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Self
 
 from rich.console import Group
 from rich.live import Live
@@ -26,7 +27,7 @@ from rsr.jobs.run.events import (
     WorkerStarted,
 )
 from rsr.jobs.shards.score_columns import Summary
-from rsr.jobs.terminal import Console, format_seconds, styled
+from rsr.jobs.terminal import Console, format_seconds, quantity, styled
 
 PLAIN_LINE_SECONDS = 30.0
 MAX_WORKERS_SHOWN = 16
@@ -71,6 +72,11 @@ class Progress:
         self._num_troubles = 0
         self._reasons_told: set[str] = set()
 
+    @classmethod
+    def silent(cls) -> Self:
+        """One that shows nothing."""
+        return cls(Console(stderr=True, quiet=True, force_terminal=False))
+
     def looked_at(self, told: str) -> None:
         """Tell what was seen before the model is loaded; nothing if `told` is empty."""
         if told:
@@ -85,9 +91,8 @@ class Progress:
 
     def loading(self, model: str, num_workers: int, num_places: int) -> None:
         """num_workers: that are asked for. num_places: for how many there is room now."""
-        workers = "worker" if num_workers == 1 else "workers"
         room = f", for {num_places} of which there is room now" * (num_places < num_workers)
-        self._print(f"loading {model} on {num_workers} {workers}{room} …")
+        self._print(f"loading {model} on {quantity(num_workers, 'worker')}{room} …")
 
     def stopping(self, seconds: float) -> None:
         self._print(
@@ -226,7 +231,7 @@ class Progress:
     def _describe_workers(self) -> str:
         """`3 workers: 410 to 512 tokens/s`."""
         rates = sorted(w.tokens_per_s for w in self._workers.values() if w.tokens_per_s)
-        workers = f"{len(self._workers)} worker{'s' * (len(self._workers) != 1)}"
+        workers = quantity(len(self._workers), "worker")
         if not rates:
             return workers
         between = f"{rates[0]:,.0f}" + (f" to {rates[-1]:,.0f}" if len(rates) > 1 else "")
@@ -238,7 +243,7 @@ def _worker_line(number: int, rate: _WorkerRate, now: float) -> str:
         return f"  worker {number} on {rate.node}: in its first unit"
     return (
         f"  worker {number} on {rate.node}: {rate.tokens_per_s:,.0f} tokens/s, "
-        f"{rate.num_units:,} units, the last {format_seconds(now - rate.last_s)} ago"
+        f"{quantity(rate.num_units, 'unit')}, the last {format_seconds(now - rate.last_s)} ago"
     )
 
 

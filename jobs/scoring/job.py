@@ -54,7 +54,8 @@ def open_scorer(config: ScorerConfig) -> Engine:
 
     # This process opens one model and ends with it.
     keep_freed_memory()
-    return Scorer(config)
+    # What vLLM says goes into the run's log.
+    return Scorer(config, verbose=True)
 
 
 @dataclass(frozen=True, slots=True)

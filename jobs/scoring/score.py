@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
+import polars as pl
 import pyarrow as pa
 
 from rsr.engine.config import ScorerConfig
@@ -51,6 +52,7 @@ from rsr.jobs.shards.parquet import (
     row_groups,
 )
 from rsr.jobs.shards.score_columns import SECOND_PASS_COLUMNS, Summary
+from rsr.jobs.shards.scored import open_scored
 from rsr.jobs.shards.shard import (
     Shard,
     Unit,
@@ -139,6 +141,14 @@ class ScoreResult:
     seconds: float = 0.0
     setbacks: dict[str, int] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
+
+    def scan(self) -> pl.LazyFrame:
+        """All rows of OUTPUT, nothing read yet; `UsageError` where no file of it is finished."""
+        return open_scored(str(self.output)).scan
+
+    def to_polars(self) -> pl.DataFrame:
+        """All rows of OUTPUT, in memory."""
+        return self.scan().collect()
 
 
 @dataclass(frozen=True, slots=True)

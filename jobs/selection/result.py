@@ -6,8 +6,11 @@ Knows nothing of how rows were chosen or written.
 from dataclasses import dataclass
 from typing import Any
 
+import polars as pl
+
 from rsr.jobs.run.folder import RunFolder
 from rsr.jobs.selection.composition import Composition
+from rsr.jobs.shards.scored import open_scored
 from rsr.jobs.terminal import Console, fact_table
 
 FACTS = {
@@ -38,6 +41,14 @@ class SelectionResult:
     output: RunFolder
     facts: dict[str, Any]
     composition: Composition
+
+    def scan(self) -> pl.LazyFrame:
+        """The chosen rows, in the order of INPUT; nothing is read yet."""
+        return open_scored(str(self.output.root), allow_mixed_students=True).scan
+
+    def to_polars(self) -> pl.DataFrame:
+        """The chosen rows, in memory."""
+        return self.scan().collect()
 
     def to_json(self) -> dict[str, Any]:
         """The object that `--json` prints and OUTPUT keeps."""

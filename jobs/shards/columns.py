@@ -7,12 +7,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from rsr.engine.trajectory import USUAL_MESSAGES, USUAL_RESPONSES
 from rsr.jobs.errors import UsageError
 
 logger = logging.getLogger(__name__)
-
-USUAL_MESSAGES = ("messages", "conversations")
-USUAL_RESPONSES = ("response", "completion")
 
 
 @dataclass(frozen=True, slots=True)

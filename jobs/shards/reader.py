@@ -103,15 +103,20 @@ class TrajectoryReader:
         """The unit's rows; a value that cannot be decoded leaves its row empty, no other."""
         if self._reader is None or self._reader.path != unit.shard.path:
             self._reader = ShardReader(unit.shard.path, self._columns.names)
-        rows: list[Trajectory] = []
-        for batch in self._reader.rows(unit.start, unit.stop):
-            values = {
-                kind: decoded(batch.column(name), batch.schema.field(name))
-                for kind, name in self._columns.by_kind.items()
-            }
-            for index in range(batch.num_rows):
-                rows.append(_trajectory({kind: column[index] for kind, column in values.items()}))
-        return rows
+        batches = self._reader.rows(unit.start, unit.stop)
+        return [row for batch in batches for row in trajectories_of(batch, self._columns)]
+
+
+def trajectories_of(batch: pa.RecordBatch, columns: TrajectoryColumns) -> list[Trajectory]:
+    """The rows of `batch`; a value that cannot be decoded leaves its row empty, no other."""
+    values = {
+        kind: decoded(batch.column(name), batch.schema.field(name))
+        for kind, name in columns.by_kind.items()
+    }
+    return [
+        _trajectory({kind: column[index] for kind, column in values.items()})
+        for index in range(batch.num_rows)
+    ]
 
 
 def read_trajectories(unit: Unit, columns: TrajectoryColumns) -> list[Trajectory]:

@@ -472,3 +472,40 @@ def test_tokenizer_is_that_of_its_file_whatever_class_it_is_said_to_be(make_toke
     assert loaded.backend_tokenizer.encode(text).ids == of_file.ids
     assert loaded.chat_template
     assert loaded.eos_token == "<|im_end|>"
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"messages": [USER], "text": "t", "id": 3}, Trajectory(messages=[USER])),
+        ({"conversations": [USER], "tools": "[]"}, Trajectory(messages=[USER], tools="[]")),
+        ({"prompt": "p", "completion": "c"}, Trajectory(prompt="p", response="c")),
+        ({"prompt": "p", "response": None}, Trajectory(prompt="p")),
+        ({"response": "r", "text": "t"}, Trajectory(text="t")),
+    ],
+)
+def test_a_row_of_a_data_set_becomes_a_trajectory(row, expected):
+    assert Trajectory.of(row) == expected
+    assert not expected.contradiction
+
+
+def test_a_row_of_other_fields_is_no_trajectory():
+    with pytest.raises(ValueError, match="it has question, answer"):
+        Trajectory.of({"question": "?", "answer": "!"})
+
+
+@pytest.mark.parametrize(
+    "trajectory",
+    [
+        Trajectory(messages=[USER, ANSWER], text="t"),
+        Trajectory(messages=[USER, ANSWER], prompt="p", response="r"),
+        Trajectory(prompt="p", response="r", text="t"),
+        Trajectory(text="t", system="Be brief."),
+    ],
+)
+def test_a_row_of_two_forms_is_refused(make_tokenizer, trajectory):
+    encoder = TrajectoryEncoder(make_tokenizer(), chat_template=None, max_model_len=512)
+    encoded = encoder.encode(trajectory)
+    assert encoded.status is Status.BAD_MESSAGES
+    assert encoded.detail == trajectory.contradiction
+    assert not encoded.token_ids

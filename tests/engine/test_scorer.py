@@ -156,3 +156,27 @@ def test_turns_with_histories_of_their_own_add_up(tiny_student, tmp_path):
     assert whole.tokens.token_ids.tolist() == [
         token for part in parts for token in part.tokens.token_ids.tolist()
     ]
+
+
+@pytest.mark.vllm
+def test_rows_may_be_mappings_one_alone_or_any_iterable(tiny_student, capfd):
+    """What is no trajectory has a status, as any bad row; what is no row is refused."""
+    with Scorer(config(tiny_student)) as scorer:
+        expected = scorer.score(ROWS)
+        mappings = [{"prompt": r.prompt, "completion": r.response, "id": 7} for r in ROWS]
+        assert scorer.score(iter(mappings)) == expected
+        assert scorer.score(ROWS[6]) == scorer.score(mappings[6]) == scorer.score(ROWS[6:7])[0]
+        streamed = list(scorer.stream(iter(mappings), batch_size=len(ROWS)))
+        assert streamed == expected
+        by_threes = list(scorer.stream(mappings, batch_size=3))
+        assert [s.num_tokens for s in by_threes] == [s.num_tokens for s in expected]
+        bad = scorer.score([{"question": "?"}, ROWS[6], Trajectory(prompt="a", text="b")])
+        assert [s.status for s in bad] == ["bad_messages", "ok", "bad_messages"]
+        assert "it has question" in bad[0].detail
+        assert bad[1].num_tokens == expected[6].num_tokens
+        assert scorer.score([]) == []
+        for wrong in ("text", 3, ["text"], [[ROWS[0]]]):
+            with pytest.raises(TypeError, match="mapping"):
+                scorer.score(wrong)
+        with pytest.raises(ValueError, match="at least 1"):
+            next(scorer.stream(ROWS, batch_size=0))
