@@ -7,10 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rsr.engine.config import ScorerConfig
-from rsr.engine.prefill import close_vllm, open_vllm
+from rsr.engine.prefill import close_vllm, import_vllm, open_vllm
 from rsr.engine.prompts import PromptEncoder
 from rsr.engine.sampling import PromptRequest, SampledText, Sampling
 from rsr.engine.student import Student, open_student
+
+CPU_STEP_TOKENS = 4096
+"""Of one step on a CPU, as vLLM has it by default; more where a longest prompt needs more."""
 
 
 class Generator:
@@ -25,6 +28,7 @@ class Generator:
         self._prompts = PromptEncoder(student)
         self._student, self._sampling = student, sampling
         self._stop_ids = _stop_ids(student)
+        import_vllm()
         self._llm = open_vllm(
             student,
             scoring_architectures=[],
@@ -34,6 +38,7 @@ class Generator:
             enable_prefix_caching=True,
             # Where the model is compiled, with the graphs that vLLM records for decoding.
             compilation_config={},
+            **_step_settings(student),
         )
 
     def encode(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
@@ -90,6 +95,23 @@ class Generator:
             del token_ids[-1]
         text = self._student.tokenizer.decode(token_ids, skip_special_tokens=True)
         return SampledText(text, str(answer.finish_reason), num_tokens)
+
+
+def _step_settings(student: Student) -> dict[str, Any]:
+    """On a CPU: prompts go into steps whole.
+
+    After a step with a part of a prompt, vLLM rewinds the generator of the prompt's seed. That of a
+    CPU cannot be rewound: vLLM raises, and every request is lost.
+    """
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        return {}
+    wanted = student.config.max_num_batched_tokens or CPU_STEP_TOKENS
+    return {
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(wanted, student.max_model_len),
+    }
 
 
 def _stop_ids(student: Student) -> list[int]:

@@ -271,13 +271,11 @@ def open_vllm(student: Student, *, scoring_architectures: Sequence[str], **setti
             revision=config.revision,
             dtype=config.dtype,
             tensor_parallel_size=config.tensor_parallel_size,
-            max_num_batched_tokens=config.max_num_batched_tokens,
             trust_remote_code=config.trust_remote_code,
             # It gets token ids; to open a tokenizer, several times over, would take it seconds.
             skip_tokenizer_init=True,
             # Nor does it get images, whose processor would want that tokenizer.
             language_model_only=True,
-            enable_chunked_prefill=True,
             enforce_eager=not config.compile,
             disable_log_stats=True,
             use_tqdm_on_load=logging.getLogger("vllm").isEnabledFor(logging.INFO),
@@ -285,6 +283,8 @@ def open_vllm(student: Student, *, scoring_architectures: Sequence[str], **setti
             # says that they lose by it; nothing here has measured it on a GPU.
             worker_extension_cls="rsr.engine.pooler.ScoringWorker",
             **{
+                "max_num_batched_tokens": config.max_num_batched_tokens,
+                "enable_chunked_prefill": True,
                 **_memory_settings(config),
                 **_prefix_cache_settings(config, scoring_architectures),
                 **settings,

@@ -38,6 +38,17 @@ def test_more_samples_begin_with_those_that_were_there(generator):
     assert len({answer.text for answer in eight[0]}) == 8
 
 
+def test_prompts_that_fill_more_than_a_step_keep_their_seeds(generator):
+    """vLLM cannot cut a prompt with a seed on a CPU."""
+    num_tokens = 480
+    prompts = [[{"role": "user", "content": f"{i:02d}" * 220}] for i in range(20)]
+    asked = [PromptRequest(generator.encode(p), 9 * i, 1) for i, p in enumerate(prompts)]
+    in_a_step = generator.max_num_batched_tokens
+    assert sum(len(request.token_ids) for request in asked) > 2 * in_a_step
+    assert max(len(request.token_ids) for request in asked) < num_tokens
+    assert [len(answers) for answers in generator.sample(asked)] == [1] * 20
+
+
 def test_answer_that_reaches_its_limit_says_so(generator):
     for answers in generator.sample(requests(generator, 4)):
         for answer in answers:
