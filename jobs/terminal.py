@@ -13,15 +13,20 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
+from copy import copy
+from dataclasses import replace
 from typing import Any, TextIO
 
 from rich.console import Console as RichConsole
+from rich.console import ConsoleOptions, RenderResult
+from rich.segment import Segment
+from rich.table import Column as Column
 from rich.table import Table as RichTable
 from rich.text import Text
 
 UNLIMITED_WIDTH = 1 << 20
-PIPE_WIDTH = 120
-"""Columns of a wide table that goes to a file."""
+PROSE_WIDTH = 24
+"""Columns of a terminal below which a cell of several words is not squeezed."""
 
 OBEYED = (
     "\x00-\x1f\x7f-\x9f"  # C0, DEL and C1: escape sequences begin with one of them
@@ -109,34 +114,95 @@ class Console(RichConsole):
         """Print one line, however long; the terminal wraps it."""
         self.print(styled(line) if isinstance(line, str) else line, soft_wrap=True)
 
+    def print(self, *objects: Any, **options: Any) -> None:
+        """As rich does; a table that goes to a file or a pipe is as wide as it is."""
+        if self.is_terminal or not any(isinstance(each, RichTable) for each in objects):
+            super().print(*objects, **options)
+            return
+        for each in objects:
+            if isinstance(each, RichTable):
+                self.show(each)
+            else:
+                super().print(each, **options)
+
     def show(self, table: RichTable) -> None:
         """Print a table as wide as it is: no cell is cut, and a terminal wraps what is too long."""
         unlimited = self.options.update(width=UNLIMITED_WIDTH)
         needed = self.measure(table, options=unlimited).maximum
         before, self.width = self._width, max(self.width, needed)
         try:
-            self.print(table, soft_wrap=True)
+            super().print(table, soft_wrap=True)
         finally:
             self._width = before
 
 
-def wide_console() -> Console:
-    """For stdout; tables keep their columns where no terminal says how wide they may be."""
-    console = Console()
-    return console if console.is_terminal else Console(width=PIPE_WIDTH)
-
-
 class Table(RichTable):
-    """A table without a frame whose headings and cells are data, each in a line of its own."""
+    """A table without a frame whose headings and cells are data, each in a line of its own.
+
+    Where it is wider than the terminal, it becomes several, one below the other, each with the
+    first column and as many others as fit. Numbers, which stand to the right, are never cut or
+    wrapped; other cells are wrapped to no less than `PROSE_WIDTH`, and nothing is left out.
+    """
 
     def __init__(self, *headings: str, **options: Any) -> None:
         super().__init__(*headings, **{"box": None, "pad_edge": False} | options)
 
     def add_column(self, header: Any = "", *arguments: Any, **options: Any) -> None:
-        super().add_column(_cell(header), *arguments, **options)
+        defaults: dict[str, Any] = {
+            "overflow": "fold",
+            "no_wrap": options.get("justify") == "right",
+        }
+        super().add_column(_cell(header), *arguments, **defaults | options)
 
     def add_row(self, *cells: Any, **options: Any) -> None:
         super().add_row(*map(_cell, cells), **options)
+
+    def __rich_console__(self, console: RichConsole, options: ConsoleOptions) -> RenderResult:
+        parts = self._stacked(console, options)
+        for number, part in enumerate(parts):
+            part.title = None if number else self.title
+            part.caption = self.caption if part is parts[-1] else None
+            rendered = RichTable.__rich_console__(part, console, options)
+            for line in Segment.split_lines(s for s in rendered if isinstance(s, Segment)):
+                yield from _without_trailing_spaces(line)
+                yield Segment.line()
+
+    def _stacked(self, console: RichConsole, options: ConsoleOptions) -> "list[Table]":
+        """The same in tables of columns that fit beside the first."""
+        unlimited, room = options.update(width=UNLIMITED_WIDTH), options.max_width
+        if not self.show_header or self.__rich_measure__(console, unlimited).maximum <= room:
+            return [self._of_columns(self.columns)]
+        between = self.padding[1] + self.padding[3]
+        if self.box is not None:
+            between += 1
+            room -= 2 * self.show_edge
+
+        def needed(column: Column) -> int:
+            alone = self._of_columns([column])
+            alone.pad_edge, alone.box = False, None
+            return alone.__rich_measure__(console, unlimited).maximum + between
+
+        first, *others = self.columns
+        # A name longer than that is folded, so that something fits beside it.
+        key = min(needed(first), room // 2)
+        groups: list[list[Column]] = [[]]
+        taken = key
+        for column in others:
+            width = needed(column) if column.no_wrap else min(needed(column), PROSE_WIDTH)
+            if groups[-1] and taken + width - (0 if self.pad_edge else between) > room:
+                groups.append([])
+                taken = key
+            is_whole = column.no_wrap and key + width <= room
+            groups[-1].append(replace(column, no_wrap=is_whole))
+            taken += width
+        first = replace(first, no_wrap=key < room // 2)
+        return [self._of_columns([first, *group]) for group in groups]
+
+    def _of_columns(self, columns: Sequence[Column]) -> "Table":
+        """A table of these columns alone, with every row."""
+        part = copy(self)
+        part.columns = [replace(column, _index=i) for i, column in enumerate(columns)]
+        return part
 
 
 def fact_table() -> Table:
@@ -145,6 +211,15 @@ def fact_table() -> Table:
     table.add_column(style="bold")
     table.add_column()
     return table
+
+
+def _without_trailing_spaces(line: list[Segment]) -> list[Segment]:
+    kept = list(line)
+    while kept and not kept[-1].text.strip(" "):
+        kept.pop()
+    if kept:
+        kept[-1] = kept[-1]._replace(text=kept[-1].text.rstrip(" "))
+    return kept
 
 
 def _cell(cell: Any) -> Any:

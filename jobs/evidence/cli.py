@@ -52,7 +52,7 @@ from rsr.jobs.options import metric_option, rank_clip_option
 from rsr.jobs.shards.measures import measure, stored_measures
 from rsr.jobs.shards.scored import USUAL_TEACHER, open_scored
 from rsr.jobs.storage.atomic import write_text_atomically
-from rsr.jobs.terminal import Console, print_json, wide_console
+from rsr.jobs.terminal import Console, print_json
 
 PLOT_SUFFIXES = (".html", ".png", ".svg")
 
@@ -180,7 +180,7 @@ def teachers(
     if as_json:
         print_json({"students": [c.to_json() for c in comparisons]})
     else:
-        print_comparisons(comparisons, wide_console())
+        print_comparisons(comparisons, Console())
 
 
 def _distinct_students(comparisons: list[Comparison]) -> list[Comparison]:
@@ -254,7 +254,7 @@ def metrics_command(
     """
     configure_logging(verbose=False)
     if is_list:
-        print_metric_list(wide_console(), markdown=markdown)
+        print_metric_list(Console(), markdown=markdown)
         return
 
     def run(_: StopRequest) -> MetricTable:
@@ -280,7 +280,7 @@ def metrics_command(
     if as_json:
         print_json(told.to_json())
     else:
-        print_metric_table(told, wide_console())
+        print_metric_table(told, Console())
 
 
 @click.command(name="correlate")
@@ -323,7 +323,7 @@ def correlate_command(table: Path, as_json: bool, **options: Any) -> None:
     if as_json:
         print_json(asdict(result))
     else:
-        print_correlations(result, wide_console())
+        print_correlations(result, Console())
 
 
 @click.command(name="simulate")
@@ -367,7 +367,7 @@ def simulate_command(seed: int, num_tokens: int, plot_path: Path | None, as_json
         rows = {name: [asdict(row) for row in stats] for name, stats in texts.items()}
         print_json({"seed": seed, "num_tokens": num_tokens, **rows})
     else:
-        print_simulation(result, wide_console())
+        print_simulation(result, Console())
 
 
 def _plot_simulation(simulation: Simulation, path: Path) -> None:
@@ -479,7 +479,7 @@ def report(
     if as_json:
         print_json({"report": str(page)} | comparison.to_json())
     else:
-        print_comparisons([comparison], wide_console())
+        print_comparisons([comparison], Console())
         console = Console()
         console.print()
         console.say(f"report: {page}")

@@ -21,6 +21,9 @@ from rsr.jobs.planning.gpus import GPUS
 from rsr.jobs.planning.prediction import RunPlan, plan_run
 from rsr.jobs.terminal import Console, Table, print_json, printable
 
+BAR_WIDTH = 24
+"""Of the longest bar; with the columns before it, it fits into 60 columns of a terminal."""
+
 
 @click.command()
 @click.argument("input", metavar="INPUT")
@@ -101,7 +104,7 @@ def _print(predicted: RunPlan, source: str, model: str) -> None:
     for bar in predicted.length_histogram:
         count, edge = bar["num_rows"] or 0, bar["up_to"]
         label = f"up to {edge:,}" if edge else "more"
-        lengths.add_row(label, f"{count:,}", "█" * math.ceil(40 * count / max(1, most)))
+        lengths.add_row(label, f"{count:,}", "█" * math.ceil(BAR_WIDTH * count / max(1, most)))
     options = " ".join(
         f"--{name.replace('_', '-')} {value}" for name, value in predicted.settings.items()
     )

@@ -23,6 +23,7 @@ from rsr.jobs.terminal import (
     format_seconds,
     is_stdout_read,
     print_json,
+    quantity,
 )
 
 WATCH_EVERY_S = 2.0
@@ -87,7 +88,8 @@ def _table(found: RunStatus) -> Table:
     what = f"{found.output}, rsr {found.writer} {found.subject}, begun {found.created}"
     table.add_row("run", what)
     table.add_row("rows", f"{found.num_rows_done:,} of {found.num_rows:,} ({share:.1%})")
-    kept = f", and {found.num_units_kept:,} units of others" if found.num_units_kept else ""
+    units = quantity(found.num_units_kept, "unit")
+    kept = f", and {units} of those to come" if found.num_units_kept else ""
     table.add_row("shards", f"{found.num_shards_done:,} of {found.num_shards:,} written{kept}")
     if found.num_shards_done:
         by_status = ", ".join(f"{n:,} {name}" for name, n in found.rows_by_status.items())
@@ -145,7 +147,8 @@ def verify(output: Path | str, deep: bool, source: str | None, as_json: bool) ->
 
 def _print(checked: Verification) -> None:
     console = Console()
-    looked = f"{checked.num_rows:,} rows in {checked.num_shards:,} shards of {checked.output}"
+    shards = quantity(checked.num_shards, "shard")
+    looked = f"{quantity(checked.num_rows, 'row')} in {shards} of {checked.output}"
     if not checked.problems:
         how = "whole, in order, and as in INPUT" if checked.is_deep else "whole"
         console.say(f"{looked}: {how}")
@@ -153,7 +156,7 @@ def _print(checked: Verification) -> None:
     table = Table("file", "what is wrong")
     for problem in checked.problems:
         table.add_row(problem.file, problem.what)
-    console.say(f"{looked}: {len(checked.problems):,} problems")
+    console.say(f"{looked}: {quantity(len(checked.problems), 'problem')}")
     console.show(table)
     if checked.repair:
         console.say("To repair:")

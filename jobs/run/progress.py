@@ -27,9 +27,10 @@ from rsr.jobs.run.events import (
     WorkerStarted,
 )
 from rsr.jobs.shards.score_columns import Summary
-from rsr.jobs.terminal import Console, format_seconds, quantity, styled
+from rsr.jobs.terminal import Column, Console, format_seconds, quantity, styled
 
 PLAIN_LINE_SECONDS = 30.0
+BAR_WIDTH = 16
 MAX_WORKERS_SHOWN = 16
 MAX_TROUBLES_SHOWN = 50
 """More than this is for events.jsonl, not for a terminal."""
@@ -111,9 +112,10 @@ class Progress:
             yield
             return
         self._bar = RichProgress(
-            SpinnerColumn(),
-            BarColumn(bar_width=None),
-            TextColumn("{task.description}", markup=False),
+            SpinnerColumn(table_column=Column(no_wrap=True)),
+            BarColumn(bar_width=BAR_WIDTH, table_column=Column(no_wrap=True)),
+            # On a narrow terminal the text goes on in a line of its own, and the bar stays.
+            TextColumn("{task.description}", markup=False, table_column=Column()),
         )
         self._bar.add_task(self._describe(), total=self._num_tokens_estimate())
         with Live(self._view(), console=self._console, refresh_per_second=4) as self._live:
@@ -212,14 +214,15 @@ class Progress:
         rows = f"{done.num_rows:,} of {self._num_rows:,} rows{self._describe_refused()}"
         if estimate is None or not rows_per_s:
             return rows
+        share = f"{done.num_rows / self._num_rows:.0%}"
         rows_and_tokens = f"{rows} · {done.num_tokens:,} of ~{estimate:,.0f} tokens"
         if not self._workers:
             # Whatever time is left, none of it passes now.
-            return rows_and_tokens
+            return f"{share} · {rows_and_tokens}"
         left_s = (self._num_rows - done.num_rows) / rows_per_s
         return (
-            f"{rows_and_tokens} · {rows_per_s:,.1f} rows/s · {tokens_per_s:,.0f} tokens/s · "
-            f"{format_seconds(left_s)} left"
+            f"{share} · {format_seconds(left_s)} left · {rows_and_tokens} · "
+            f"{rows_per_s:,.1f} rows/s · {tokens_per_s:,.0f} tokens/s"
         )
 
     def _describe_refused(self) -> str:

@@ -137,7 +137,7 @@ class Composition:
         table.add_column("rows", justify="right", no_wrap=True)
         for name in ("share", "tokens", "correct", "RSR"):
             table.add_column(name, justify="right", no_wrap=True)
-            table.add_column("pool", justify="right", no_wrap=True, style="dim")
+            table.add_column(f"pool {name}", justify="right", no_wrap=True, style="dim")
         selected, pool = self.selected_total, self.pool_total
         if self.teacher_column is not None:
             for teacher in self.teachers[:MAX_PRINTED_ROWS]:

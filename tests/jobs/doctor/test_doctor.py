@@ -71,5 +71,5 @@ def test_torch_of_another_version_than_vllm_was_built_for(broken):
 def test_table_shows_names_as_text_and_each_advice(broken):
     done = run(path=broken("torchvision"), COLUMNS="80")
     assert "\x1b[2J" not in done.stdout
-    assert "pip uninstall torchvision" in " ".join(done.stdout.split())
-    assert max(map(len, done.stdout.splitlines())) <= 80
+    # In a pipe an advice is one line, however long.
+    assert any("pip uninstall torchvision" in line for line in done.stdout.splitlines())
