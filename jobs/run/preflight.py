@@ -21,6 +21,10 @@ def refusing_what_cannot_be_reached() -> Iterator[None]:
         raise UsageError(str(error)) from error
 
 
+SUFFIXES_OF_FILES = (".parquet", ".jsonl", ".json", ".csv")
+"""Who calls OUTPUT so expects one file."""
+
+
 def check_places(input: str, files: Sequence[tuple[str, str]], output: Path | str) -> None:
     """Raises `UsageError` unless OUTPUT is a folder apart from INPUT and its `files`.
 
@@ -29,6 +33,11 @@ def check_places(input: str, files: Sequence[tuple[str, str]], output: Path | st
     folder = Path(output)
     if not is_remote(str(output)) and folder.exists() and not folder.is_dir():
         raise UsageError(f"OUTPUT {output} is a file; expected a folder to be created")
+    if not is_remote(str(output)) and not folder.exists() and folder.suffix in SUFFIXES_OF_FILES:
+        raise UsageError(
+            f"OUTPUT {output} has the name of a file and would be a folder, with one Parquet file "
+            f"for each of INPUT; name it {folder.with_suffix('')}, say"
+        )
     root, source = canonical(output), canonical(input)
     for file, name in files:
         if f"{root}/{name}" == canonical(file):

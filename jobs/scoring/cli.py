@@ -78,6 +78,7 @@ from rsr.jobs.terminal import Console, Table, complain, fact_table, format_secon
 )
 @click.option("--overwrite-columns", is_flag=True, help="Replace rsr columns that INPUT has.")
 @json_option
+@click.option("-q", "--quiet", is_flag=True, help="Show no progress; troubles are in the log.")
 @click.option("-v", "--verbose", is_flag=True, help="Show what vLLM and Ray say.")
 def score(
     input: str,
@@ -92,6 +93,7 @@ def score(
     same_input: bool,
     overwrite_columns: bool,
     as_json: bool,
+    quiet: bool,
     verbose: bool,
     **student_and_columns: Any,
 ) -> None:
@@ -123,7 +125,7 @@ def score(
             verbose=verbose,
             command=typed_command(),
         )
-        return run_score(options, Progress(), stop)
+        return run_score(options, Progress.silent() if quiet else Progress(), stop)
 
     result = guarded(run, log=RunFolder(output).log_path)
     if as_json:
