@@ -22,7 +22,7 @@ from rsr.jobs.interrupt import StopRequest
 from rsr.jobs.options import rank_clip_option
 from rsr.jobs.run.folder import RunFolder
 from rsr.jobs.shards.scored import USUAL_ID
-from rsr.jobs.terminal import Console, fact_table, print_json, wide_console
+from rsr.jobs.terminal import Console, fact_table, print_json
 
 
 @click.command()
@@ -142,7 +142,7 @@ def compare(
     elif as_json:
         print_json(result.to_json())
     else:
-        print_comparison(result, wide_console())
+        print_comparison(result, Console())
 
 
 def _tell_gate(result: GateResult, as_json: bool) -> None:
