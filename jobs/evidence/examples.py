@@ -5,6 +5,7 @@ hand, and stay numbers where it is not. Knows nothing of pages.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ import polars as pl
 
 from rsr.jobs.errors import UsageError
 from rsr.jobs.evidence.observations import Observations
-from rsr.jobs.shards.columns import TrajectoryColumns
+from rsr.jobs.shards.columns import TrajectoryColumns, choose_columns
 from rsr.jobs.shards.reader import iter_rows, read_trajectories
 from rsr.jobs.shards.score_columns import TOKEN_COLUMNS
 from rsr.jobs.shards.scored import USUAL_ID, ScoredTable
@@ -166,7 +167,13 @@ def _said(kind: str, said: str | Sequence[Mapping[str, Any]] | None) -> list[tup
 
 
 def _trajectory_columns(table: ScoredTable) -> TrajectoryColumns | None:
-    """Where the run found its trajectories, if those columns are still there."""
+    """Where the run found its trajectories, if those columns are still there.
+
+    A file that another program wrote since says nothing of the run: then the usual columns.
+    """
+    if not table.identities:
+        with suppress(UsageError):
+            return choose_columns(table.schema, TrajectoryColumns(), table.path)
     for identity in table.identities:
         columns = TrajectoryColumns(**identity.get("columns", {}))
         if columns.names and set(columns.names) <= set(table.schema.names):

@@ -59,8 +59,18 @@ def distribution_chart(num_teachers: int, metric: str, direction: str) -> dict[s
     )
 
 
+CROWDED_POINTS = 3_000
+"""From so many marks on they are at their smallest and most transparent."""
+
+
 def scatter_chart(
-    x_field: str, x_title: str, *, logarithmic: bool, rsr_range: tuple[float, float], colour: Any
+    x_field: str,
+    x_title: str,
+    *,
+    logarithmic: bool,
+    rsr_range: tuple[float, float],
+    colour: Any,
+    num_points: int,
 ) -> dict[str, Any]:
     """RSR of each sampled trajectory against a field of POINTS; beyond the range, at its edge."""
     low, high = rsr_range
@@ -70,8 +80,10 @@ def scatter_chart(
         x = x.axis(tickCount=5, format="~s")
     y = alt.Y("rsr:Q", title="RSR").scale(domain=[low, high], clamp=True, nice=False)
     shades, shapes = colour
+    # Few marks are large and dense enough to tell colours apart; many must not become one.
+    crowding = min(1.0, num_points / CROWDED_POINTS)
     chart = alt.Chart(alt.NamedData(name=POINTS)).mark_point(
-        size=22, filled=True, opacity=0.45, strokeWidth=0
+        size=90 - 68 * crowding, filled=True, opacity=0.85 - 0.4 * crowding, strokeWidth=0
     )
     return _spec(
         chart.encode(

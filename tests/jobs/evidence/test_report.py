@@ -270,3 +270,14 @@ def test_no_column_is_cut_off_on_paper(tab):
     for table in tab.locator(".scroll table").all():
         box = table.bounding_box()
         assert box["x"] + box["width"] <= PAPER_WIDTH
+
+
+def test_a_file_that_polars_rewrote_shows_the_text_of_its_examples(scored, tmp_path):
+    """What joins a column and writes the file again drops the metadata of the run."""
+    rewritten = tmp_path / "rewritten.parquet"
+    pl.read_parquet(scored).write_parquet(rewritten)
+    result = run("report", rewritten, tmp_path / "out.html", "--draws", 50)
+    assert result.exit_code == 0, result.output
+    text = html.unescape(re.sub(r"<[^>]*>", " ", (tmp_path / "out.html").read_text()))
+    assert "held its text are not in this file" not in text
+    assert "Problem 0?" in text
