@@ -48,7 +48,7 @@ GATE_FIELDS: "tuple[pa.Field[Any], ...]" = (
     pa.field("gate_drift", pa.float64()),
 )
 """The columns that a run adds, in order."""
-DEFAULT_MAX_DRIFT = 0.5
+DEFAULT_MAX_DRIFT = 0.4
 """Of `DRIFT_FORMULA`; docs/quality.md says what it was measured on."""
 GATE_COLUMNS = tuple(field.name for field in GATE_FIELDS)
 

@@ -21,7 +21,7 @@ DRIFT_NAMES = {
 def print_comparison(comparison: StreamComparison, console: Console) -> None:
     """The streams' table, the drift of each refined one, and what to know of the numbers."""
     console.say(styled((comparison.student, "bold"), f": {comparison.left_out_sentence}"))
-    console.print(_metric_table(comparison))
+    console.show(_metric_table(comparison))
     for label, drift in comparison.drifts.items():
         console.print()
         _print_drift(comparison.streams[0], label, drift, console)

@@ -132,7 +132,7 @@ def test_gated_stream_is_a_run_that_scores_and_selections_know(streams, tmp_path
     gate(streams, tmp_path / "out")
     assert (tmp_path / "out" / "a.parquet").stat().st_mtime_ns == before
     refused = gate(streams, tmp_path / "out", "--max-drift", "0.1", exit_code=2)
-    assert "max_drift was 0.5 and is now 0.1" in refused.stderr
+    assert "max_drift was 0.4 and is now 0.1" in refused.stderr
     gate(streams, tmp_path / "out", "--max-drift", "0.1", "--overwrite")
     chosen = ("--group-by", "problem_id", "--require", "correct")
     run("select", tmp_path / "out", tmp_path / "kept", *chosen)
