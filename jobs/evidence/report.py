@@ -93,7 +93,7 @@ def _render(
     points = _points(observations, scored_teachers, options)
     rsr_range, num_beyond = _rsr_range(points)
     scales = report_charts.teacher_scales(scored_teachers)
-    scatter = {"rsr_range": rsr_range, "colour": scales, "num_points": len(points)}
+    scatter: dict[str, Any] = {"rsr_range": rsr_range, "colour": scales, "num_points": len(points)}
     charts = {
         "distributions": report_charts.distribution_chart(
             len(scored_teachers), observations.metric_label, observations.metric.direction
