@@ -8,10 +8,12 @@ from typing import Any, get_args
 import click
 
 from rsr.jobs.command import Place, guarded, json_option, typed_command
+from rsr.jobs.interrupt import StopRequest
 from rsr.jobs.options import metric_option, rank_clip_option
 from rsr.jobs.run.folder import RunFolder
 from rsr.jobs.selection.candidates import Conditions
 from rsr.jobs.selection.filter import FilterOptions, run_filter
+from rsr.jobs.selection.filter_in_passes import run_filter_in_passes
 from rsr.jobs.selection.result import SelectionResult
 from rsr.jobs.selection.select import (
     DEFAULT_QUALITY_WEIGHT,
@@ -136,12 +138,19 @@ def _with(options: list[Any], command: Callable[..., Any]) -> Callable[..., Any]
     metavar="COLUMN",
     help="Let --keep-fraction, --keep-rows and --token-budget count for each value of COLUMN.",
 )
+@click.option(
+    "--address",
+    envvar="RAY_ADDRESS",
+    help="Look at shards and copy them on this Ray cluster: auto, or host:port of its head. "
+    "[default: RAY_ADDRESS, else this machine alone]",
+)
 @_conditions_options
 @_common_options
 def filter_(
     where: str | None,
     min_tokens: int | None,
     max_tokens: int | None,
+    address: str | None,
     as_json: bool,
     **fields: Any,
 ) -> None:
@@ -154,7 +163,17 @@ def filter_(
     """
     conditions = Conditions(where=where, min_tokens=min_tokens, max_tokens=max_tokens)
     options = FilterOptions(conditions=conditions, command=typed_command(), **fields)
-    _print(guarded(lambda stop: run_filter(options, stop), log=_log(options)), as_json)
+
+    def run(stop: StopRequest) -> SelectionResult:
+        if not address:
+            return run_filter(options, stop)
+        # Ray takes seconds to import, which one machine alone need not spend.
+        from rsr.jobs.cluster.calls import calls_on_cluster
+
+        with calls_on_cluster(address, stop) as call_each:
+            return run_filter_in_passes(options, call_each, stop)
+
+    _print(guarded(run, log=_log(options)), as_json)
 
 
 @click.command()

@@ -57,7 +57,7 @@ def run_filter(options: FilterOptions, stop: StopRequest) -> SelectionResult:
     Raises `UsageError` with OUTPUT as it was, also if nothing would be kept; `ShardsFailed` if a
     shard cannot be copied; `Interrupted` when `stop` says so.
     """
-    _require_something_to_do(options)
+    require_something_to_do(options)
     opened = OpenedInput.of(options, [options.within])
     table = opened.table
 
@@ -76,7 +76,7 @@ def run_filter(options: FilterOptions, stop: StopRequest) -> SelectionResult:
         if not keep.any():
             raise UsageError(
                 f"none of the {candidates.num_candidates:,} rows of {table.path} that fulfil the "
-                f"conditions stays within {_told(options)}: there is nothing to write"
+                f"conditions stays within {told_limits(options)}: there is nothing to write"
             )
         return keep, lambda: _facts(options, opened, candidates)
 
@@ -119,7 +119,7 @@ def keep_rows(options: FilterOptions, opened: OpenedInput, candidates: Candidate
     return keep
 
 
-def _require_something_to_do(options: FilterOptions) -> None:
+def require_something_to_do(options: FilterOptions) -> None:
     if options.max_rsr is not None and options.metric != RSR:
         raise UsageError(
             f"--max-rsr is a threshold of RSR, and the rows are ranked by {options.metric}: limit "
@@ -143,7 +143,7 @@ def _require_something_to_do(options: FilterOptions) -> None:
         )
 
 
-def _told(options: FilterOptions) -> str:
+def told_limits(options: FilterOptions) -> str:
     return ", ".join(
         f"--{name.replace('_', '-')} {value}"
         for name, value in options.limits.items()

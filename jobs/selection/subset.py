@@ -10,7 +10,7 @@ import os
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,44 @@ def write_subset(
     could not be read or written, the others being complete; `Interrupted` when `stop` says so,
     every finished shard kept.
     """
+    masks: list[Mask] = []
+
+    def decide() -> float:
+        masks.append(choose())
+        assert len(masks[0]) == table.num_rows
+        return _expected_bytes(table, masks[0])
+
+    with opened_subset(
+        table,
+        output,
+        decide,
+        stop,
+        writer=writer,
+        command=command,
+        settings=settings,
+        overwrite=overwrite,
+    ) as store:
+        _copy_shards(store, _unfinished(store, table, masks[0]), stop)
+    return store.folder
+
+
+@contextmanager
+def opened_subset(
+    table: ScoredTable,
+    output: Path | str,
+    decide: Callable[[], float],
+    stop: StopRequest,
+    *,
+    writer: str,
+    command: tuple[str, ...],
+    settings: JsonObject,
+    overwrite: bool,
+) -> Iterator[RunStore]:
+    """The run in `output`, begun or gone on with, held while rows are copied to it.
+
+    decide: called when OUTPUT is known to be fit; how many bytes will be written. The rest is as
+    `write_subset` has it.
+    """
     wanted = Manifest(
         writer=writer,
         identity=Identity(settings),
@@ -87,16 +125,13 @@ def write_subset(
             held = opened.enter_context(hold_output(output, writer=writer, overwrite=overwrite))
             if not held.is_new:
                 held.go_on(wanted)
-            keep = choose()
-            assert len(keep) == table.num_rows
+            expected_bytes = decide()
             stop.check()
             if held.is_new:
                 if not is_remote(str(output)):
-                    require_disk_space(output, _expected_bytes(table, keep))
+                    require_disk_space(output, expected_bytes)
                 held.begin(wanted)
-        store = RunStore.of(held.folder, wanted.identity)
-        _copy_shards(store, _unfinished(store, table, keep), stop)
-    return held.folder
+        yield RunStore.of(held.folder, wanted.identity)
 
 
 def read_kept_rows(folder: RunFolder, shard: InputShard) -> Mask:
@@ -148,7 +183,9 @@ def _copy_shards(store: RunStore, tasks: list[tuple[Shard, Mask]], stop: StopReq
         Progress(console=console, transient=True, disable=not console.is_terminal) as bar,
     ):
         copying = bar.add_task("copying", total=sum(shard.num_rows for shard, _ in tasks))
-        shards = {pool.submit(_commit, store, shard, mask, stop): shard for shard, mask in tasks}
+        shards = {
+            pool.submit(commit_rows, store, shard, mask, stop): shard for shard, mask in tasks
+        }
         waiting = set(shards)
         try:
             while waiting:
@@ -173,7 +210,7 @@ def _failure(shard: Shard, future: Future[None]) -> list[str]:
     return []
 
 
-def _commit(store: RunStore, shard: Shard, mask: Mask, stop: StopRequest) -> None:
+def commit_rows(store: RunStore, shard: Shard, mask: Mask, stop: StopRequest) -> None:
     """Write the shard's chosen rows, and before them which those are."""
 
     def write(sink: HashingFile) -> Summary:

@@ -8,8 +8,8 @@ Column names and types are `score_columns.py`'s. Knows no question and writes no
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 import numpy as np
 import polars as pl
@@ -67,6 +67,10 @@ class ScoredTable:
     @property
     def num_rows(self) -> int:
         return sum(shard.num_rows for shard in self.shards)
+
+    def of(self, shard: Shard) -> Self:
+        """One shard of it, with what the footers of all of them say."""
+        return replace(self, shards=(shard,))
 
     @property
     def scan(self) -> pl.LazyFrame:

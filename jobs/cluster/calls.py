@@ -1,0 +1,78 @@
+"""One function called on many items, anywhere in a Ray cluster: for passes that only look.
+
+A call may be made again, on another machine, when its worker or node is lost: what it does must be
+a function of its item, or safe to do twice. Files that a call writes are the caller's to vouch for.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import ray
+from ray.exceptions import RayTaskError
+
+from rsr.jobs.cluster.session import ray_session
+from rsr.jobs.cluster.token import show_token_where_wanted
+from rsr.jobs.interrupt import StopRequest
+
+WAIT_SECONDS = 0.2
+"""At most, between two looks at whether somebody asked to stop."""
+CALLS_PER_CPU = 2
+"""One runs and one waits; more would only hold their answers."""
+
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
+
+
+@contextmanager
+def calls_on_cluster(address: str, stop: StopRequest) -> Iterator["ClusterCalls"]:
+    """Join the cluster at `address`; leave it after. Raises `UsageError` if none answers."""
+    show_token_where_wanted(address)
+    with ray_session(address, verbose=False):
+        yield ClusterCalls(stop)
+
+
+class ClusterCalls:
+    """The calls of one run; a call takes one CPU."""
+
+    def __init__(self, stop: StopRequest) -> None:
+        self._stop = stop
+
+    def __call__(
+        self, function: Callable[[Item], Answer], items: Sequence[Item]
+    ) -> Iterator[tuple[Item, Answer]]:
+        """Each item with its answer, in the order in which they come.
+
+        Raises what the function raises; `Interrupted` when told to stop.
+        """
+        remote = ray.remote(_apply).options(num_cpus=1, max_retries=-1)
+        shared = ray.put(function)
+        waiting = iter(items)
+        running: dict[ray.ObjectRef, Item] = {}
+        try:
+            while True:
+                room = CALLS_PER_CPU * max(1, int(ray.cluster_resources().get("CPU", 1)))
+                while len(running) < room and (item := next(waiting, None)) is not None:
+                    running[remote.remote(shared, item)] = item
+                if not running:
+                    return
+                done, _ = ray.wait(list(running), num_returns=1, timeout=WAIT_SECONDS)
+                self._stop.check()
+                for reference in done:
+                    item = running.pop(reference)
+                    answer: Answer = _answer(reference)
+                    yield item, answer
+        finally:
+            for reference in running:
+                ray.cancel(reference, force=True)
+
+
+def _apply(function: Callable[[Item], Answer], item: Item) -> Answer:
+    return function(item)
+
+
+def _answer(reference: ray.ObjectRef) -> Any:
+    try:
+        return ray.get(reference)
+    except RayTaskError as error:
+        raise error.cause from error

@@ -1,0 +1,250 @@
+"""Where each group's kept rows end, found by passes over shards: exact, without holding the rows.
+
+A score is a 64-bit word that sorts as the score does. A first pass counts rows and tokens by group
+and by the leading 16 bits; on the driver the bin in which a group's limit lies is known then. The
+next pass counts within those bins by the next 16 bits, until so few rows are left there that they
+can be looked at one by one, in the order of score, id, shard and row. Knows nothing of Ray: whoever
+calls says how a function is called on every shard.
+"""
+
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import partial
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from rsr.jobs.errors import UsageError
+from rsr.jobs.selection.ranking import share_of
+from rsr.jobs.shards.scored import ScoredTable
+from rsr.jobs.shards.shard import Shard
+
+BITS_PER_PASS = 16
+WORD_BITS = 64
+REFINED_ABOVE_ROWS = 1 << 20
+"""Rows in the bins of all limits for which another pass counts before they are looked at."""
+MAX_CONTESTED_ROWS = 1 << 20
+"""Rows at the limits that the driver looks at one by one; some 50 MB with their ids."""
+SIGN = np.uint64(1 << 63)
+
+
+@dataclass(frozen=True, slots=True)
+class Narrow:
+    """What passes read of a shard, as expressions that were checked against the whole table.
+
+    score: f64, lower is better; null or NaN takes no part. group: None where all rows are of one.
+    """
+
+    table: ScoredTable
+    score: pl.Expr
+    is_scored: pl.Expr
+    is_unmeasured: pl.Expr
+    group: pl.Expr | None
+    id_column: str | None
+
+    def read(self, shard: Shard) -> pl.DataFrame:
+        """Every row of a shard in order: word, takes_part, score, group, num_tokens."""
+        group = pl.lit(0, pl.Int8) if self.group is None else self.group
+        frame = (
+            self.table.of(shard)
+            .scan.select(
+                score=self.score.fill_null(float("nan")),
+                is_scored=self.is_scored,
+                is_unmeasured=self.is_unmeasured,
+                group=group,
+                num_tokens=pl.col("rsr_num_tokens").cast(pl.Int64),
+            )
+            .collect(engine="streaming")
+        )
+        scores = frame["score"].to_numpy()
+        return frame.with_columns(
+            word=pl.Series(sortable(scores), dtype=pl.UInt64),
+            takes_part=pl.Series(~np.isnan(scores), dtype=pl.Boolean),
+        )
+
+
+def sortable(scores: NDArray[np.float64]) -> NDArray[np.uint64]:
+    """Words that sort as the scores do; minus zero is zero."""
+    bits = (scores + 0.0).view(np.uint64)
+    return np.where(bits & SIGN, ~bits, bits | SIGN)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much of each group may be kept; at least one is given, or everything is."""
+
+    keep_fraction: Fraction | None = None
+    keep_rows: int | None = None
+    token_budget: int | None = None
+
+    @property
+    def is_open(self) -> bool:
+        return (self.keep_fraction, self.keep_rows, self.token_budget) == (None, None, None)
+
+    def rows_of(self, counts: NDArray[np.int64]) -> NDArray[np.int64]:
+        most = counts
+        if self.keep_fraction is not None:
+            most = np.minimum(most, share_of(counts, self.keep_fraction))
+        if self.keep_rows is not None:
+            most = np.minimum(most, self.keep_rows)
+        return most
+
+
+@dataclass(frozen=True, slots=True)
+class Boundaries:
+    """Which rows are kept, in a few words a group.
+
+    cuts: group, and the word `below` which its rows are kept. A group that is not among them is
+    kept whole. winners: of the rows at the cut, those that are kept, by the shard's name.
+    max_score: inclusive, whatever the group.
+    """
+
+    cuts: pl.DataFrame
+    winners: dict[str, NDArray[np.int64]]
+    max_score: float | None
+
+    def mask(self, shard: Shard, rows: pl.DataFrame) -> NDArray[np.bool_]:
+        """(num_rows,) which rows of `Narrow.read` are kept."""
+        joined = rows.select("group", "word", "takes_part").join(
+            self.cuts, on="group", how="left", nulls_equal=True, maintain_order="left"
+        )
+        is_below = (pl.col("word") < pl.col("below")).fill_null(True)
+        keep = joined.select(pl.col("takes_part") & is_below).to_series().to_numpy().copy()
+        keep[self.winners.get(shard.name, np.zeros(0, np.int64))] = True
+        if self.max_score is not None:
+            keep &= rows["score"].to_numpy() <= self.max_score
+        return keep
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """The candidates of all shards, before limits."""
+
+    num_scored: int
+    num_unmeasured: int
+    num_candidates: int
+    num_groups: int
+
+
+def find_boundaries(
+    narrow: Narrow, limits: Limits, max_score: float | None, call_each: Any
+) -> tuple[Boundaries, Counts]:
+    """Passes over every shard until each group's boundary is known.
+
+    call_each: calls a function on each item of a sequence, and yields items with answers.
+    """
+    shards = narrow.table.shards
+    shift = WORD_BITS - BITS_PER_PASS
+    answers = [a for _, a in call_each(partial(_count_all, narrow), shards)]
+    bins = _merge([a[0] for a in answers])
+    per_group = bins.group_by("group").agg(pl.col("num_rows").sum(), pl.col("num_tokens").sum())
+    counts = Counts(
+        num_scored=sum(a[1] for a in answers),
+        num_unmeasured=sum(a[2] for a in answers),
+        num_candidates=int(per_group["num_rows"].sum()),
+        num_groups=per_group.height,
+    )
+    room = per_group.select(
+        "group", room_rows=pl.Series(limits.rows_of(per_group["num_rows"].to_numpy()))
+    ).with_columns(room_tokens=pl.lit(limits.token_budget, pl.Int64))
+    cuts = _cut(bins, room)
+    while shift and cuts["num_rows"].sum() > REFINED_ABOVE_ROWS:
+        within = cuts.select("group", "bin")
+        answered = call_each(partial(_count_within, narrow, within, shift), shards)
+        bins = _merge([a for _, a in answered])
+        cuts = _cut(bins, cuts.select("group", "room_rows", "room_tokens"))
+        shift -= BITS_PER_PASS
+    below = cuts.select("group", below=pl.col("bin") * pl.lit(1 << shift, pl.UInt64))
+    contested = cuts.filter(pl.col("room_rows") > 0)
+    if contested["num_rows"].sum() > MAX_CONTESTED_ROWS:
+        raise UsageError(
+            f"{contested['num_rows'].sum():,} rows of equal score stand at a limit, more than a "
+            "cluster's driver orders one by one; leave --address out (and unset RAY_ADDRESS)"
+        )
+    winners = _winners(narrow, contested, shift, call_each) if contested.height else {}
+    return Boundaries(below, winners, max_score), counts
+
+
+def _count_all(narrow: Narrow, shard: Shard) -> tuple[pl.DataFrame, int, int]:
+    rows = narrow.read(shard)
+    bins = _bins(rows.filter("takes_part"), WORD_BITS - BITS_PER_PASS)
+    return bins, int(rows["is_scored"].sum()), int(rows["is_unmeasured"].sum())
+
+
+def _count_within(narrow: Narrow, within: pl.DataFrame, shift: int, shard: Shard) -> pl.DataFrame:
+    inside = _inside(narrow.read(shard).filter("takes_part"), within, shift)
+    return _bins(inside, shift - BITS_PER_PASS)
+
+
+def _inside(rows: pl.DataFrame, within: pl.DataFrame, shift: int) -> pl.DataFrame:
+    """The rows in the bin of their group, in their order."""
+    keyed = rows.with_columns(bin=pl.col("word") // pl.lit(1 << shift, pl.UInt64))
+    return keyed.join(
+        within, on=["group", "bin"], how="semi", nulls_equal=True, maintain_order="left"
+    )
+
+
+def _bins(rows: pl.DataFrame, shift: int) -> pl.DataFrame:
+    return rows.group_by("group", bin=pl.col("word") // pl.lit(1 << shift, pl.UInt64)).agg(
+        num_rows=pl.len().cast(pl.Int64), num_tokens=pl.col("num_tokens").sum()
+    )
+
+
+def _merge(parts: list[pl.DataFrame]) -> pl.DataFrame:
+    sums = pl.col("num_rows").sum(), pl.col("num_tokens").sum()
+    return pl.concat(parts).group_by("group", "bin").agg(*sums)
+
+
+def _cut(bins: pl.DataFrame, room: pl.DataFrame) -> pl.DataFrame:
+    """Of each group, the first bin that does not fit whole, and the room that is left for it."""
+    sums = bins.join(room, on="group", nulls_equal=True).sort("group", "bin", nulls_last=True)
+    sums = sums.with_columns(
+        rows_upto=pl.col("num_rows").cum_sum().over("group"),
+        tokens_upto=pl.col("num_tokens").cum_sum().over("group"),
+    )
+    over = (pl.col("rows_upto") > pl.col("room_rows")) | (
+        pl.col("tokens_upto") > pl.col("room_tokens")
+    ).fill_null(False)
+    first = sums.filter(over).unique("group", keep="first", maintain_order=True)
+    return first.select(
+        "group",
+        "bin",
+        "num_rows",
+        room_rows=pl.col("room_rows") - pl.col("rows_upto") + pl.col("num_rows"),
+        room_tokens=pl.col("room_tokens") - pl.col("tokens_upto") + pl.col("num_tokens"),
+    )
+
+
+def _winners(
+    narrow: Narrow, contested: pl.DataFrame, shift: int, call_each: Any
+) -> dict[str, NDArray[np.int64]]:
+    within = contested.select("group", "bin")
+    found = dict(call_each(partial(_at_limit, narrow, within, shift), narrow.table.shards))
+    parts = [
+        found[shard].with_columns(shard=pl.lit(number, pl.Int64))
+        for number, shard in enumerate(narrow.table.shards)
+        if found[shard].height
+    ]
+    keys = ["word", *(["id"] if narrow.id_column is not None else []), "shard", "row"]
+    room = contested.select("group", "room_rows", "room_tokens")
+    ranked = pl.concat(parts).sort("group", *keys, nulls_last=True)
+    ranked = ranked.join(room, on="group", nulls_equal=True, how="left", maintain_order="left")
+    fits = (pl.int_range(1, pl.len() + 1).over("group") <= pl.col("room_rows")) & (
+        pl.col("num_tokens").cum_sum().over("group") <= pl.col("room_tokens")
+    ).fill_null(True)
+    kept = ranked.filter(fits)
+    names = [shard.name for shard in narrow.table.shards]
+    return {names[number[0]]: rows["row"].to_numpy() for number, rows in kept.group_by("shard")}
+
+
+def _at_limit(narrow: Narrow, within: pl.DataFrame, shift: int, shard: Shard) -> pl.DataFrame:
+    """The rows of a shard in the bins at the limits, with ids where ids order rows."""
+    rows = narrow.read(shard).with_columns(row=pl.int_range(pl.len(), dtype=pl.Int64))
+    found = _inside(rows.filter("takes_part"), within, shift)
+    found = found.select("group", "word", "row", "num_tokens")
+    if narrow.id_column is None or not found.height:
+        return found
+    ids = narrow.table.of(shard).read_at(narrow.id_column, found["row"].to_numpy())
+    return found.with_columns(id=ids)
