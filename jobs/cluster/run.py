@@ -5,15 +5,12 @@ Knows the order of the steps. What is to be done comes in as a `UnitJob` and a `
 
 import logging
 import os
-import secrets
 import socket
 import time
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Generic, Self, TypeVar, cast
 
 import ray
@@ -44,9 +41,8 @@ from rsr.jobs.run.events import (
     WorkerLost,
     WorkerStarted,
 )
-from rsr.jobs.run.folder import RunFolder
+from rsr.jobs.run.probe import probe_of
 from rsr.jobs.run.progress import Progress
-from rsr.jobs.storage import is_remote
 
 logger = logging.getLogger(__name__)
 
@@ -179,7 +175,7 @@ def run_on_cluster(
     """
     report: RunReport[S] = RunReport()
     options = cluster.options
-    with EventLog(job.folder.events_path) as log, _probe(job.folder) as probe:
+    with EventLog(job.folder.events_path) as log, probe_of(job.folder) as probe:
         must_see = (*job.must_see, *probe)
         dispatcher = Dispatcher(
             RayPool(job, cluster.room, cluster.first, must_see=must_see, verbose=cluster.verbose),
@@ -277,21 +273,3 @@ def _started(job: UnitJob[Tally], num_rows: int, queue: WorkQueue, num_workers: 
         host=socket.gethostname(),
         pid=os.getpid(),
     )
-
-
-@contextmanager
-def _probe(folder: RunFolder) -> Iterator[tuple[Path, ...]]:
-    """A file to look for that no folder has but this run's OUTPUT; none on an object store."""
-    if is_remote(str(folder.root)):
-        yield ()
-        return
-    # Named as a half-written file is: what a killed run leaves of it, the next run removes.
-    name = f".probe-{uuid.uuid4().hex}.{secrets.token_hex(4)}.rsr-tmp"
-    path = folder.state.resolve() / name
-    path.touch()
-    try:
-        yield (path,)
-    finally:
-        # An OUTPUT that nobody may write to now keeps it until the next run.
-        with suppress(OSError):
-            path.unlink()

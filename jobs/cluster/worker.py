@@ -22,6 +22,7 @@ from rsr.jobs.cluster.answers import Done, Failed, Placed, Ready
 from rsr.jobs.cluster.job import OpenJob, UnitJob
 from rsr.jobs.cluster.work import CommitShard, RefuseRow, RunUnit, Task
 from rsr.jobs.run.events import Cause, Tally
+from rsr.jobs.run.probe import told_missing
 
 logger = logging.getLogger(__name__)
 
@@ -83,12 +84,8 @@ class Worker:
             _redirect_output(job.folder.log_path)
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
         self._job = job
-        if missing := [str(path) for path in must_see if not path.exists()]:
-            reason = (
-                f"the machine {socket.gethostname()} has no {', '.join(missing)}: every machine "
-                "of the cluster must see the same files there"
-            )
-            return Failed(cause=Cause.SETUP, reason=reason)
+        if (missing := told_missing(must_see)) is not None:
+            return Failed(cause=Cause.SETUP, reason=missing)
         return Placed(node=socket.gethostname(), pid=os.getpid())
 
     async def load(self, max_num_batched_tokens: int | None) -> Ready | Failed:

@@ -66,7 +66,8 @@ MAX_UNIT_ROWS, UNIT_BYTES = 32, 1 << 20
 COPIES = 3
 """Of INPUT's bytes, for the disk check: the refined trace and the native one beside it."""
 FAILURES_PER_REQUEST = 2
-"""So many rows in a row for each request at a time may fail before the server is given up."""
+"""So many rows in a row for each request at a time may fail before the server is given up; of a
+small INPUT all rows, so that a server that is down costs no row its refinement for good."""
 POLL_S = 0.2
 """A signal is only seen between two waits."""
 
@@ -278,6 +279,8 @@ class _Work:
         for unit in plan.todo:
             self._units_left[unit.shard.name] += 1
         self._failures_in_a_row = 0
+        num_rows = sum(shard.num_rows for shard in plan.unfinished.values())
+        self._max_failures = max(2, min(FAILURES_PER_REQUEST * options.concurrency, num_rows))
         self._ending: str | None = None
 
     async def run(self, stop: StopRequest) -> None:
@@ -348,7 +351,7 @@ class _Work:
             self._failures_in_a_row = 0
             return outcome
         self._failures_in_a_row += 1
-        if self._failures_in_a_row >= FAILURES_PER_REQUEST * self._options.concurrency:
+        if self._failures_in_a_row >= self._max_failures:
             self._ending = self._ending or (
                 f"--endpoint {self._options.endpoint.url} answered none of "
                 f"{self._failures_in_a_row} rows in a row: {outcome.detail}"

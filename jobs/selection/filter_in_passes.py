@@ -8,7 +8,10 @@ how a function is called on every shard.
 """
 
 import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +22,8 @@ from rsr.engine.catalogue import RSR
 from rsr.jobs.errors import ShardsFailed, UsageError, first_line
 from rsr.jobs.interrupt import StopRequest
 from rsr.jobs.run.folder import COMPOSITION
+from rsr.jobs.run.preflight import canonical
+from rsr.jobs.run.probe import probe_of, told_missing
 from rsr.jobs.run.store import ChangedInputError, RunStore
 from rsr.jobs.selection.boundaries import Boundaries, Counts, Limits, Narrow, find_boundaries
 from rsr.jobs.selection.candidates import groupable
@@ -31,6 +36,7 @@ from rsr.jobs.selection.subset import commit_rows, opened_subset
 from rsr.jobs.shards.parquet import file_size_bytes
 from rsr.jobs.shards.scored import ScoredTable, open_scored
 from rsr.jobs.shards.shard import Shard
+from rsr.jobs.storage import is_remote
 
 Parts = dict[Any, Part]
 
@@ -44,8 +50,12 @@ def run_filter_in_passes(
     Raises what `run_filter` raises, and `UsageError` for what passes cannot do.
     """
     require_something_to_do(options)
+    # As every machine can open it, whatever its working directory.
+    options = replace(options, input=canonical(options.input), output=canonical(options.output))
     opened = OpenedInput.of(options, [options.within])
     table, narrow = opened.table, _narrow(options, opened)
+    first = table.shards[0].path
+    call_each = _where_seen(() if is_remote(first) else (Path(first),), call_each)
     limits = Limits(options.keep_fraction, options.keep_rows, options.token_budget)
     pool: Parts = {}
     facts: Facts = {"num_rows": table.num_rows}
@@ -80,11 +90,11 @@ def run_filter_in_passes(
         settings=options.settings,
         overwrite=options.overwrite,
     ) as store:
-        failures = [
-            failure
-            for _, failure in call_each(partial(_copy, narrow, boundaries[0], store), table.shards)
-            if failure is not None
-        ]
+        with probe_of(store.folder) as probe:
+            copied = _where_seen(probe, call_each)(
+                partial(_copy, narrow, boundaries[0], store), table.shards
+            )
+            failures = [failure for _, failure in copied if failure is not None]
         if failures:
             raise ShardsFailed("\n".join(sorted(failures)))
     selected = open_scored(
@@ -100,6 +110,21 @@ def run_filter_in_passes(
     text = json.dumps(result.to_json(), indent=2, default=str) + "\n"
     store.folder.storage.write(COMPOSITION, text.encode())
     return result
+
+
+def _where_seen(must_see: tuple[Path, ...], call_each: Any) -> Any:
+    """`call_each` that raises `UsageError` on a machine without these files."""
+
+    def call(function: Callable[[Any], Any], items: Sequence[Any]) -> Any:
+        return call_each(partial(_require_seen, must_see, function), items)
+
+    return call
+
+
+def _require_seen(must_see: tuple[Path, ...], function: Callable[[Any], Any], item: Any) -> Any:
+    if (missing := told_missing(must_see)) is not None:
+        raise UsageError(missing)
+    return function(item)
 
 
 def _narrow(options: FilterOptions, opened: OpenedInput) -> Narrow:

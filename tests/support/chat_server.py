@@ -150,9 +150,15 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
 
+class _Server(ThreadingHTTPServer):
+    # As many connections as a test opens at once: the standard library's 5 refuse some of them.
+    request_queue_size = 128
+    daemon_threads = True
+
+
 def main(faults: str, delay_s: str) -> None:
     _Handler.faults, _Handler.delay_s = tuple(faults.split(",")), float(delay_s)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+    server = _Server(("127.0.0.1", 0), _Handler)
     print(server.server_port, flush=True)
     server.serve_forever()
 

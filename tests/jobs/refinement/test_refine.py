@@ -147,6 +147,16 @@ def test_traces_are_replaced_in_whatever_form_they_stand(tmp_path, server, form)
     run("verify", "--deep", tmp_path / "out")
 
 
+def test_each_response_of_a_list_is_refined(tmp_path, server):
+    lists = pa.table({"prompt": ["Which?"], "generations": [["all wrong", "as it was", None]]})
+    source = write(tmp_path / "rows.parquet", lists)
+    refine(source, tmp_path / "out", server.url, "--explode-responses", "generations")
+    rows = pq.read_table(tmp_path / "out" / "rows.parquet")
+    assert rows["generations"].to_pylist() == ["all right", "as it was", None]
+    assert rows["refine_status"].to_pylist() == ["refined", "unchanged", "not_refinable"]
+    run("verify", "--deep", tmp_path / "out")
+
+
 def test_rows_that_nothing_can_be_asked_of_keep_their_trace(tmp_path, server):
     good = messages_of(["wrong"])[0]
     rows = [
@@ -297,6 +307,13 @@ def test_server_that_answers_nobody_is_given_up(tmp_path, server):
     )
     assert "answered none of 4 rows in a row" in ended.stderr
     assert "the same command goes on" in ended.stderr
+
+
+def test_small_input_waits_for_a_server_that_is_broken(tmp_path, server):
+    source = write(tmp_path / "rows.parquet", table(["NEVER 1", "NEVER 2", "NEVER 3"]))
+    ended = refine(source, tmp_path / "out", server.url, "--retries", "0", exit_code=1)
+    assert "answered none of 3 rows in a row" in ended.stderr
+    assert not (tmp_path / "out" / "rows.parquet").exists()
 
 
 def test_going_on_changes_nothing_and_other_settings_are_refused(tmp_path, server):

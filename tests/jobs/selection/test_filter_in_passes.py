@@ -202,6 +202,20 @@ def test_refuses_what_passes_cannot_do(tmp_path, scored, asked, message):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_machine_that_sees_another_output_is_refused(tmp_path, scored):
+    """What it would write to a folder of its own under that name would be lost."""
+
+    def elsewhere(function, items):
+        for probe in (tmp_path / "out").rglob(".probe-*"):
+            probe.unlink()
+        yield from call_each(function, items)
+
+    options = FilterOptions(input=str(scored), output=tmp_path / "out", keep_rows=3)
+    with pytest.raises(UsageError, match="every machine of the cluster must see the same files"):
+        run_filter_in_passes(options, elsewhere, StopRequest())
+    assert not list((tmp_path / "out").glob("*.parquet"))
+
+
 @pytest.mark.ray
 def test_on_a_ray_cluster(tmp_path, scored):
     from ray.cluster_utils import Cluster
