@@ -8,13 +8,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rsr.kernels.rank_logprob import rank_logprob
     from rsr.kernels.stats import RankLogprob, VocabStats, merge_stats
     from rsr.kernels.vocab_shard import VocabShard
+    from rsr.kernels.whole_head import rank_logprob
 
 __all__ = ["RankLogprob", "VocabShard", "VocabStats", "merge_stats", "rank_logprob"]
 
-_MODULES = {"rank_logprob": "rank_logprob", "VocabShard": "vocab_shard"}
+_MODULES = {"rank_logprob": "whole_head", "VocabShard": "vocab_shard"}
 
 
 def __getattr__(name: str) -> Any:
