@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import ray
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from rsr.jobs.cluster.session import ray_session
 from rsr.jobs.cluster.token import show_token_where_wanted
+from rsr.jobs.errors import ShardsFailed, first_line
 from rsr.jobs.interrupt import StopRequest
 
 WAIT_SECONDS = 0.2
@@ -20,8 +21,15 @@ WAIT_SECONDS = 0.2
 CALLS_PER_CPU = 2
 """One runs and one waits; more would only hold their answers."""
 
+MAX_RETRIES = 3
+"""Of a call whose worker or node is lost."""
+
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
+
+
+class CallsLost(ShardsFailed):
+    """One call took its worker with it as often as it was made; the text names its item."""
 
 
 @contextmanager
@@ -43,9 +51,10 @@ class ClusterCalls:
     ) -> Iterator[tuple[Item, Answer]]:
         """Each item with its answer, in the order in which they come.
 
-        Raises what the function raises; `Interrupted` when told to stop.
+        Raises what the function raises; `CallsLost` if a call's worker is lost each time, as of a
+        process that takes more memory than there is; `Interrupted` when told to stop.
         """
-        remote = ray.remote(_apply).options(num_cpus=1, max_retries=-1)
+        remote = ray.remote(_apply).options(num_cpus=1, max_retries=MAX_RETRIES)
         shared = ray.put(function)
         waiting = iter(items)
         running: dict[ray.ObjectRef, Item] = {}
@@ -60,7 +69,14 @@ class ClusterCalls:
                 self._stop.check()
                 for reference in done:
                     item = running.pop(reference)
-                    answer: Answer = _answer(reference)
+                    try:
+                        answer: Answer = _answer(reference)
+                    except RayError as error:
+                        what = getattr(item, "path", item)
+                        raise CallsLost(
+                            f"a worker was lost {MAX_RETRIES + 1} times over {what}: "
+                            f"{first_line(error)}"
+                        ) from error
                     yield item, answer
         finally:
             for reference in running:

@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from rsr.jobs.errors import UsageError
+from rsr.jobs.errors import UsageError, first_line
 from rsr.jobs.selection.ranking import share_of
 from rsr.jobs.shards.scored import ScoredTable
 from rsr.jobs.shards.shard import Shard
@@ -47,17 +47,17 @@ class Narrow:
     def read(self, shard: Shard) -> pl.DataFrame:
         """Every row of a shard in order: word, takes_part, score, group, num_tokens."""
         group = pl.lit(0, pl.Int8) if self.group is None else self.group
-        frame = (
-            self.table.of(shard)
-            .scan.select(
-                score=self.score.fill_null(float("nan")),
-                is_scored=self.is_scored,
-                is_unmeasured=self.is_unmeasured,
-                group=group,
-                num_tokens=pl.col("rsr_num_tokens").cast(pl.Int64),
-            )
-            .collect(engine="streaming")
+        rows = self.table.of(shard).scan.select(
+            score=self.score.fill_null(float("nan")),
+            is_scored=self.is_scored,
+            is_unmeasured=self.is_unmeasured,
+            group=group,
+            num_tokens=pl.col("rsr_num_tokens").cast(pl.Int64),
         )
+        try:
+            frame = rows.collect(engine="streaming")
+        except pl.exceptions.PolarsError as error:
+            raise UsageError(f"{shard.path} cannot be read: {first_line(error)}") from error
         scores = frame["score"].to_numpy()
         return frame.with_columns(
             word=pl.Series(sortable(scores), dtype=pl.UInt64),

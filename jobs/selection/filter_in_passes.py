@@ -8,6 +8,7 @@ how a function is called on every shard.
 """
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -50,8 +51,8 @@ def run_filter_in_passes(
     Raises what `run_filter` raises, and `UsageError` for what passes cannot do.
     """
     require_something_to_do(options)
-    # As every machine can open it, whatever its working directory.
-    options = replace(options, input=canonical(options.input), output=canonical(options.output))
+    # As every machine can open it, whatever its working directory; a link keeps its name.
+    options = replace(options, input=_absolute(options.input), output=canonical(options.output))
     opened = OpenedInput.of(options, [options.within])
     table, narrow = opened.table, _narrow(options, opened)
     first = table.shards[0].path
@@ -110,6 +111,10 @@ def run_filter_in_passes(
     text = json.dumps(result.to_json(), indent=2, default=str) + "\n"
     store.folder.storage.write(COMPOSITION, text.encode())
     return result
+
+
+def _absolute(place: str) -> str:
+    return place if is_remote(place) else os.path.abspath(place)
 
 
 def _where_seen(must_see: tuple[Path, ...], call_each: Any) -> Any:

@@ -1,6 +1,7 @@
 """`rsr filter` by passes over shards: the same files as the one-machine command, byte for byte."""
 
 import json
+import os
 import pickle
 import shutil
 from fractions import Fraction
@@ -15,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rsr.jobs.cli import main
+from rsr.jobs.cluster.calls import CallsLost, calls_on_cluster
 from rsr.jobs.errors import Interrupted, UsageError
 from rsr.jobs.interrupt import StopRequest
 from rsr.jobs.selection import boundaries
@@ -69,7 +71,9 @@ ROWS = st.lists(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40
+)
 @given(
     rows=ROWS,
     cuts=st.lists(st.integers(0, 24), min_size=2, max_size=2).map(sorted),
@@ -188,9 +192,24 @@ def test_goes_on_where_a_pass_was_stopped(tmp_path, scored):
     assert written(tmp_path / "many") == written(tmp_path / "one")
 
 
+def test_a_link_keeps_its_name(tmp_path, scored):
+    """As one machine names its output."""
+    (tmp_path / "latest.parquet").symlink_to(scored / "0.parquet")
+
+    def options(output):
+        source = str(tmp_path / "latest.parquet")
+        return FilterOptions(input=source, output=tmp_path / output, keep_rows=3)
+
+    run_filter(options("one"), StopRequest())
+    run_filter_in_passes(options("many"), call_each, StopRequest())
+    assert "latest.parquet" in written(tmp_path / "many")
+    assert written(tmp_path / "many") == written(tmp_path / "one")
+
+
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
+        ({"conditions": Conditions(where="CAST(teacher AS BIGINT) > 3")}, "cannot be read"),
         ({"conditions": Conditions(where="rsr <= AVG(rsr)")}, "may look at other rows"),
         ({"within": "rsr_mean_rank", "keep_rows": 1}, "floating-point"),
     ],
@@ -227,6 +246,12 @@ def test_on_a_ray_cluster(tmp_path, scored):
             arguments = ["filter", str(scored), str(tmp_path / output), *limits, *more]
             result = CliRunner().invoke(main, arguments)
             assert result.exit_code == 0, result.output
+        with (
+            calls_on_cluster(cluster.address, StopRequest()) as call,
+            pytest.raises(CallsLost, match="a worker was lost 4 times over 7"),
+        ):
+            # As a shard does that takes more memory than there is.
+            list(call(os._exit, [7]))
     finally:
         cluster.shutdown()
     assert written(tmp_path / "many") == written(tmp_path / "one")
