@@ -13,7 +13,7 @@ from rsr.jobs.run.folder import RunFolder
 from rsr.jobs.run.manifest import InputShard
 from rsr.jobs.run.receipts import Receipt
 from rsr.jobs.run.store import range_of_unit, stored_receipt
-from rsr.jobs.shards.score_columns import Reason, Summary
+from rsr.jobs.shards.score_columns import Reason, Summary, second_pass_of
 from rsr.jobs.storage.concurrency import in_parallel
 from rsr.jobs.storage.locks import Holder
 
@@ -106,7 +106,7 @@ def read_status(folder: RunFolder) -> RunStatus:
         num_rows_written=done.num_rows,
         num_tokens=done.num_tokens,
         rows_by_status=done.rows_by_status,
-        dataset_rsr=done.dataset.rsr,
+        dataset_rsr=None if second_pass_of(manifest.identity.settings) else done.dataset.rsr,
         reasons=done.reasons,
         rows_per_s=rate(spans, now_s=time.time() if holder else None),
     )

@@ -3,12 +3,14 @@
 Knows neither Ray nor files: `ray.data.Dataset.map_batches` makes one for each actor.
 """
 
+from dataclasses import asdict
 from typing import Self
 
 import pyarrow as pa
 
 from rsr.engine.config import ScorerConfig
 from rsr.jobs.errors import UsageError
+from rsr.jobs.scoring.columns import added_columns
 from rsr.jobs.scoring.job import Engine
 from rsr.jobs.shards import score_columns
 from rsr.jobs.shards.columns import TrajectoryColumns, choose_columns
@@ -45,7 +47,8 @@ class ScoreBatches:
 
         Raises `UsageError` where it has no trajectories or has score columns already.
         """
-        taken = [name for name in batch.column_names if score_columns.is_score_column(name)]
+        added = added_columns(asdict(self._config))
+        taken = [name for name in batch.column_names if added.replaces(name)]
         if taken:
             raise UsageError(f"the batch has a column {taken[0]!r} already; drop it first")
         columns = choose_columns(batch.schema, self._columns, "the batch")
@@ -54,10 +57,7 @@ class ScoreBatches:
                 [t for b in batch.to_batches() for t in trajectories_of(b, columns)]
             )
         )
-        frame = score_columns.to_frame(
-            scores, token_columns=self._config.token_scores, metrics=self._config.has_metrics
-        )
-        added = score_columns.to_arrow(frame)
-        for field, column in zip(added.schema, added.columns, strict=True):
+        beside = score_columns.to_arrow(added.to_frame(scores))
+        for field, column in zip(beside.schema, beside.columns, strict=True):
             batch = batch.append_column(field, column)
         return batch

@@ -26,7 +26,7 @@ from rsr.jobs.options import (
 from rsr.jobs.run.folder import RunFolder
 from rsr.jobs.run.progress import Progress
 from rsr.jobs.scoring.score import ScoreOptions, ScoreResult, run_score
-from rsr.jobs.shards.score_columns import Summary, told_reasons
+from rsr.jobs.shards.score_columns import SECOND_PASS_COLUMNS, Summary, told_reasons
 from rsr.jobs.terminal import Console, Table, complain, fact_table, format_seconds, print_json
 
 
@@ -159,7 +159,7 @@ def score_result_json(result: ScoreResult) -> dict[str, Any]:
         "num_tokens_now": result.num_tokens_now,
         "seconds": result.seconds,
         "tokens_per_s": result.num_tokens_now / result.seconds if result.seconds else None,
-        "dataset_rsr": result.summary.dataset.rsr,
+        "dataset_rsr": None if result.second_pass else result.summary.dataset.rsr,
         "setbacks": result.setbacks,
         "failures": [str(failure) for failure in result.failures],
     }
@@ -179,7 +179,12 @@ def print_score_result(result: ScoreResult) -> None:
         )
     table.add_row("scored tokens", f"{summary.num_tokens:,}{speed}")
     rsr = summary.dataset.rsr
-    table.add_row("data-set RSR", "nothing was scored" if rsr is None else f"{rsr:.4f}")
+    if rsr is None:
+        table.add_row("data-set RSR", "nothing was scored")
+    elif result.second_pass is None:
+        table.add_row("data-set RSR", f"{rsr:.4f}")
+    else:
+        table.add_row("column", SECOND_PASS_COLUMNS[result.second_pass].name)
     for number, line in enumerate(told_reasons(summary.reasons)):
         table.add_row("" if number else "without a score", line)
     if result.setbacks:

@@ -18,7 +18,7 @@ from pathlib import Path
 import polars as pl
 import pyarrow as pa
 
-from rsr.engine.config import ScorerConfig
+from rsr.engine.config import ScorerConfig, SecondPass
 from rsr.engine.facts import StudentFacts
 from rsr.engine.trajectory import Status
 from rsr.jobs.cluster.options import ClusterOptions
@@ -131,7 +131,8 @@ class ScoreResult:
 
     num_tokens_now, seconds: scored by this run, without the time to load the model.
     setbacks: how often what went wrong on the way, by cause.
-    failures: rows and shards that were given up or refused, with the reason.
+    failures: rows and shards that were given up or refused, with the reason. second_pass: which,
+    if it was one; its summary's RSR is then not that of the trajectories.
     """
 
     output: Path | str
@@ -141,6 +142,7 @@ class ScoreResult:
     seconds: float = 0.0
     setbacks: dict[str, int] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
+    second_pass: SecondPass | None = None
 
     def scan(self) -> pl.LazyFrame:
         """All rows of OUTPUT, nothing read yet; `UsageError` where no file of it is finished."""
@@ -373,7 +375,8 @@ def _execute(
 ) -> ScoreResult:
     total = Summary()
     total.merge(plan.done)
-    result = ScoreResult(options.output, plan.store.folder.log_path, total)
+    log, second_pass = plan.store.folder.log_path, options.scorer.second_pass
+    result = ScoreResult(options.output, log, total, second_pass=second_pass)
     num_unfinished = sum(shard.num_rows for shard in plan.unfinished.values())
     progress.going_on(plan.done.num_rows + plan.kept.num_rows, plan.done.num_rows + num_unfinished)
     if plan.unfinished:

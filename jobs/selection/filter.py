@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from rsr.engine.catalogue import BY_NAME, RSR
+from rsr.engine.catalogue import RSR
 from rsr.jobs.errors import UsageError
 from rsr.jobs.interrupt import StopRequest
 from rsr.jobs.selection.candidates import Candidates, id_reader, read_candidates
@@ -20,6 +20,7 @@ from rsr.jobs.selection.ranking import Rows, keep_best, share_of
 from rsr.jobs.selection.result import SelectionResult
 from rsr.jobs.selection.selection import Facts, OpenedInput, SubsetOptions, run_selection
 from rsr.jobs.selection.subset import Mask
+from rsr.jobs.shards.measures import metric_named
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +126,7 @@ def require_something_to_do(options: FilterOptions) -> None:
             f"--max-rsr is a threshold of RSR, and the rows are ranked by {options.metric}: limit "
             "them with --keep-fraction, --keep-rows or --token-budget"
         )
-    if options.quality_column is not None and "quality" not in BY_NAME[options.metric].needs:
+    if options.quality_column is not None and "quality" not in metric_named(options.metric).needs:
         raise UsageError(
             f"--quality-column says nothing to --metric {options.metric}: leave it out"
         )

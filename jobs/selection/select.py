@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from rsr.engine.catalogue import BY_NAME, RSR
+from rsr.engine.catalogue import RSR
 from rsr.jobs.errors import UsageError
 from rsr.jobs.interrupt import StopRequest
 from rsr.jobs.selection.candidates import (
@@ -30,6 +30,7 @@ from rsr.jobs.selection.ranking import Rows, keep_best, ranked
 from rsr.jobs.selection.result import SelectionResult
 from rsr.jobs.selection.selection import Facts, OpenedInput, SubsetOptions, run_selection
 from rsr.jobs.selection.subset import Mask
+from rsr.jobs.shards.measures import metric_named
 from rsr.jobs.shards.scored import ScoredTable
 
 Objective = Literal["pareto", "weighted"]
@@ -241,7 +242,7 @@ def _require_sense(options: SelectOptions) -> None:
         "--quality-column": options.quality_column,
         "--objective": options.objective,
     }
-    is_for_metric = "quality" in BY_NAME[options.metric].needs and options.objective is None
+    is_for_metric = "quality" in metric_named(options.metric).needs and options.objective is None
     if any(joint.values()) and not all(joint.values()) and not is_for_metric:
         raise UsageError("joint selection needs both --quality-column and --objective")
     if options.quality_weight is not None and options.objective is None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from rsr.engine.catalogue import BY_NAME, RSR, Metric
+from rsr.engine.catalogue import RSR, Metric
 from rsr.jobs.interrupt import StopRequest
 from rsr.jobs.run.folder import COMPOSITION
 from rsr.jobs.run.manifest import JsonObject
@@ -22,7 +22,7 @@ from rsr.jobs.selection.candidates import Candidates, Conditions, choose_id_colu
 from rsr.jobs.selection.composition import Composition, DescribingColumns, Part, parts_of
 from rsr.jobs.selection.result import SelectionResult
 from rsr.jobs.selection.subset import Mask, write_subset
-from rsr.jobs.shards.measures import Measure, measure
+from rsr.jobs.shards.measures import Measure, measure, metric_named
 from rsr.jobs.shards.scored import ScoredTable, open_scored
 
 Facts = dict[str, Any]
@@ -91,7 +91,7 @@ class OpenedInput:
                 allow_mixed_students=options.allow_mixed_students,
             )
         by = DescribingColumns.of(table, options.teacher_column, options.correct_column)
-        takes_quality = "quality" in BY_NAME[options.metric].needs
+        takes_quality = "quality" in metric_named(options.metric).needs
         measured = measure(
             table,
             options.metric,

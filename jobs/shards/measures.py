@@ -153,6 +153,13 @@ class Measure:
         return self.value if self.metric.direction == "lower" else -self.value
 
 
+def metric_named(name: str) -> Metric:
+    """Raises `UsageError` where the catalogue has no such metric."""
+    if (metric := BY_NAME.get(name)) is None:
+        raise UsageError(f"there is no metric {name!r}; expected one of {', '.join(BY_NAME)}")
+    return metric
+
+
 def not_stored(table: ScoredTable, metric: Metric, quality_column: str | None = None) -> str | None:
     """Why `table` cannot give `metric`, and what to do about it; None where it can."""
     settings = [identity["settings"] for identity in table.identities]
@@ -182,7 +189,7 @@ def measure(table: ScoredTable, name: str, *, quality_column: str | None = None)
     Raises `UsageError` where `table` does not store what it is made of, and for a quality column
     that is missing or holds no numbers.
     """
-    metric = BY_NAME[name]
+    metric = metric_named(name)
     if quality_column is not None:
         table.require([quality_column])
         kind = table.scan.collect_schema()[quality_column]

@@ -186,21 +186,18 @@ def to_second_pass_frame(
 ) -> pl.DataFrame:
     """One row per score, in order: its status, and its sums if it has a score."""
     column = SECOND_PASS_COLUMNS[second_pass]
-    values = [
-        {"status": score.status.value} | (_second_pass_sums(score) if score.num_tokens else {})
-        for score in scores
-    ]
-    if second_pass == "unconditional":
-        values = [{k: v for k, v in value.items() if k not in _STEP_SUMS} for value in values]
+    names = [field.name for field in column.polars_type.fields]
+    sums = [_second_pass_sums(score) for score in scores]
+    values = [{name: each.get(name) for name in names} for each in sums]
     return pl.DataFrame({column.name: pl.Series(column.name, values, column.polars_type)})
 
 
-_STEP_SUMS = ("num_steps", "step_means_sum")
-
-
 def _second_pass_sums(score: TrajectoryScore) -> dict[str, Any]:
+    status = {"status": score.status.value}
+    if not score.num_tokens:
+        return status
     means = score.sequence_means_nats or (score.surprisal_sum_nats / score.num_tokens,)
-    return {
+    return status | {
         "num_tokens": score.num_tokens,
         "rank_sum": score.rank_sum,
         "surprisal_sum": score.surprisal_sum_nats,

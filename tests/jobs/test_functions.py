@@ -249,3 +249,20 @@ def test_examples_run(tiny_student, tmp_path, monkeypatch, capfd):
     assert "loading" in printed.err  # the progress that was asked for
     assert names["frame"].height == 3
     assert names["third"].to_polars().height == 2  # 2.4 of 8 rows
+
+
+def test_batches_of_a_second_pass_get_its_column_alone():
+    """Its sums under the names of a first pass would be wrong scores that look right."""
+    config = ScorerConfig(model="bytes", unconditional=True)
+    step = rsr.jobs.ScoreBatches.over(ByteScorer(), config)
+    made = step(pa.table({"text": ["some text"], "rsr": [1.5]}))
+    assert made.column_names == ["text", "rsr", "rsr_unconditional"]
+    assert made["rsr_unconditional"][0]["status"].as_py() == "ok"
+
+
+def test_a_metric_that_is_none_is_refused(tmp_path, write_scored):
+    scored = write_scored(tmp_path / "in.parquet", [1.0, 2.0], columns={"teacher": ["a", "b"]})
+    with pytest.raises(rsr.jobs.UsageError, match="there is no metric 'nope'; expected one of rsr"):
+        rsr.jobs.filter(scored, tmp_path / "out", keep_rows=1, metric="nope")
+    with pytest.raises(rsr.jobs.UsageError, match="there is no metric 'nope'"):
+        rsr.jobs.teachers(scored, metric="nope", problem_column=None)

@@ -56,6 +56,7 @@ def test_a_second_pass_leaves_what_is_there(passes):
     assert metadata[METADATA_KEY] == first.schema.metadata[METADATA_KEY]
     assert json.loads(metadata[b"rsr_window"])["settings"]["window"] == 1
     assert told["rows_by_status"] == {"no_response": 1, "ok": 3}
+    assert told["dataset_rsr"] is None
     for name in ("second", "third"):
         rsr("verify", root / name, "--deep")
 
