@@ -6,13 +6,12 @@
 Runs on this machine alone: grading takes a core milliseconds a row, and no accelerator.
 """
 
-import importlib.metadata
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -28,7 +27,7 @@ from rsr.jobs.grading.commit import commit_graded_shard
 from rsr.jobs.grading.grades import Grade
 from rsr.jobs.interrupt import StopRequest
 from rsr.jobs.run.folder import RunFolder
-from rsr.jobs.run.manifest import Identity, InputShard, Manifest
+from rsr.jobs.run.manifest import Identity, InputShard, Manifest, versions_of
 from rsr.jobs.run.opening import HeldOutput, hold_output
 from rsr.jobs.run.preflight import (
     canonical,
@@ -36,14 +35,14 @@ from rsr.jobs.run.preflight import (
     refusing_what_cannot_be_reached,
     require_disk_space,
 )
-from rsr.jobs.run.staging import as_parquet
+from rsr.jobs.run.staging import as_parquet, describe_input
 from rsr.jobs.run.store import ChangedInputError, RunStore
-from rsr.jobs.shards.columns import TrajectoryColumns, choose_columns
+from rsr.jobs.shards.columns import TrajectoryColumns, choose_columns, require_columns
 from rsr.jobs.shards.inputs import find_inputs
 from rsr.jobs.shards.parquet import file_size_bytes, open_parquet, row_groups
 from rsr.jobs.shards.reader import ShardReader, TrajectoryReader
 from rsr.jobs.shards.score_columns import Summary
-from rsr.jobs.shards.shard import Shard, Unit, cut_units, describe_shard
+from rsr.jobs.shards.shard import Shard, Unit, cut_units
 from rsr.jobs.storage.concurrency import in_parallel
 from rsr.jobs.terminal import Console
 
@@ -162,8 +161,7 @@ def _describe_input(
             stop.check()
             schema = open_parquet(path).schema_arrow
             columns = _choose_columns(options, schema, columns, file)
-            shard = describe_shard(canonical(path), name, columns.trajectory, None)
-            shards.append(shard if path == file else replace(shard, version=""))
+            shards.append(describe_input(file, path, name, columns.trajectory))
     assert columns is not None, "find_inputs finds at least one file"
     return shards, columns
 
@@ -187,11 +185,7 @@ def _choose_columns(
             has_usual = known.finish_reason is not None
         finish = USUAL_FINISH_REASON if has_usual else None
     columns = GradedColumns(trajectory, options.answer_column, finish)
-    for name in columns.beside:
-        if schema.names.count(name) != 1:
-            problem = "more than one" if name in schema.names else "no"
-            there = ", ".join(schema.names)
-            raise UsageError(f"{file} has {problem} column {name!r}; it has: {there}")
+    require_columns(schema, columns.beside, file)
     return columns
 
 
@@ -211,7 +205,7 @@ def _begin(
     }
     wanted = Manifest(
         writer="grade",
-        identity=Identity(settings, columns.trajectory.to_json(), versions=_versions()),
+        identity=Identity(settings, columns.trajectory.to_json(), versions=versions_of(*VERSIONED)),
         shards=tuple(InputShard.of(shard, sources[shard.name]) for shard in shards),
         subject=f"of {options.input} by {options.verifier}",
         command=options.command,
@@ -248,16 +242,6 @@ def _plan(
                 )
             )
     return plan
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in VERSIONED:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def _execute(

@@ -7,10 +7,9 @@ Runs on this machine alone: the server does the work.
 """
 
 import asyncio
-import importlib.metadata
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +39,7 @@ from rsr.jobs.refinement.outcome import (
 from rsr.jobs.refinement.prompts import Prompt, load_prompt
 from rsr.jobs.refinement.rows import refinable
 from rsr.jobs.run.folder import RunFolder
-from rsr.jobs.run.manifest import Identity, InputShard, Manifest
+from rsr.jobs.run.manifest import Identity, InputShard, Manifest, versions_of
 from rsr.jobs.run.opening import HeldOutput, hold_output
 from rsr.jobs.run.preflight import (
     canonical,
@@ -48,15 +47,15 @@ from rsr.jobs.run.preflight import (
     refusing_what_cannot_be_reached,
     require_disk_space,
 )
-from rsr.jobs.run.staging import as_parquet
+from rsr.jobs.run.staging import as_parquet, describe_input
 from rsr.jobs.run.store import ChangedInputError, RunStore
-from rsr.jobs.shards.columns import TrajectoryColumns, choose_columns
+from rsr.jobs.shards.columns import TrajectoryColumns, choose_columns, require_columns
 from rsr.jobs.shards.inputs import find_inputs
 from rsr.jobs.shards.parquet import file_size_bytes, open_parquet, row_groups
 from rsr.jobs.shards.reader import ShardReader, TrajectoryReader
 from rsr.jobs.shards.score_columns import Summary
 from rsr.jobs.shards.scored import USUAL_ID
-from rsr.jobs.shards.shard import Shard, Unit, cut_units, describe_shard
+from rsr.jobs.shards.shard import Shard, Unit, cut_units
 from rsr.jobs.storage.concurrency import in_parallel
 from rsr.jobs.terminal import Console
 
@@ -164,8 +163,7 @@ def _describe_input(
             stop.check()
             schema = open_parquet(path).schema_arrow
             columns = _choose_columns(options, schema, columns, file)
-            shard = describe_shard(canonical(path), name, columns.trajectory, None)
-            shards.append(shard if path == file else replace(shard, version=""))
+            shards.append(describe_input(file, path, name, columns.trajectory))
     assert columns is not None, "find_inputs finds at least one file"
     return shards, columns
 
@@ -187,11 +185,7 @@ def _choose_columns(
         has_usual = USUAL_ID in schema.names if known is None else known.id is not None
         name = USUAL_ID if has_usual else None
     columns = RefinedColumns(trajectory, options.answer_column, name)
-    for name in columns.beside:
-        if schema.names.count(name) != 1:
-            problem = "more than one" if name in schema.names else "no"
-            told = ", ".join(schema.names)
-            raise UsageError(f"{file} has {problem} column {name!r}; it has: {told}")
+    require_columns(schema, columns.beside, file)
     return columns
 
 
@@ -213,7 +207,7 @@ def _begin(
         "answer_column": columns.answer,
         "id_column": columns.id,
     }
-    versions = {name: importlib.metadata.version(name) for name in ("rsr-engine", "openai")}
+    versions = versions_of("rsr-engine", "openai")
     wanted = Manifest(
         writer="refine",
         identity=Identity(settings, columns.trajectory.to_json(), versions=versions),

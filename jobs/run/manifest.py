@@ -4,10 +4,12 @@ Kept as JSON in OUTPUT/.rsr/manifest.json. OUTPUT may come from anybody, so ever
 is data: it is read into types, and names that point out of OUTPUT are refused.
 """
 
+import importlib.metadata
 import json
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import PurePosixPath
 from typing import Self, TypeAlias
@@ -24,6 +26,15 @@ FORMAT = 3
 
 STATE_FOLDER = ".rsr"
 """What a run keeps beside its output stands in this folder of OUTPUT."""
+
+
+def versions_of(*packages: str) -> dict[str, str]:
+    """For `Identity.versions`: of those of these packages that are installed."""
+    found = {}
+    for name in packages:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 class ManifestError(ValueError):

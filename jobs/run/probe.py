@@ -29,6 +29,11 @@ def probe_of(folder: RunFolder) -> Iterator[tuple[Path, ...]]:
             path.unlink()
 
 
+def local_files(*places: str) -> tuple[Path, ...]:
+    """Those of these that are files or folders here, which another machine must see too."""
+    return tuple(Path(p).resolve() for p in places if not is_remote(p) and Path(p).exists())
+
+
 def told_missing(must_see: Sequence[Path]) -> str | None:
     """Which of these files this machine does not see, in a line for a user; None if it sees all."""
     if missing := [str(path) for path in must_see if not path.exists()]:

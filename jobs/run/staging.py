@@ -4,12 +4,15 @@ import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from rsr.jobs.run.folder import RunFolder
 from rsr.jobs.run.opening import HeldOutput
 from rsr.jobs.run.preflight import canonical
+from rsr.jobs.shards.columns import TrajectoryColumns
 from rsr.jobs.shards.parquet import file_version
+from rsr.jobs.shards.shard import Shard, describe_shard
 from rsr.jobs.shards.staging import needs_staging, stage
 
 
@@ -37,6 +40,16 @@ def as_parquet(
     if is_new:
         stage(file, path, exploded, max_rows=max_rows)
     return path
+
+
+def describe_input(
+    file: str, path: str, name: str, columns: TrajectoryColumns, max_rows: int | None = None
+) -> Shard:
+    """`describe_shard` of an input that stands as Parquet at `path`, where `as_parquet` put it."""
+    # As every machine can open it, whatever its working directory.
+    shard = describe_shard(canonical(path), name, columns, max_rows)
+    # The footer of a staged file names its source's content, whenever it was staged.
+    return shard if path == file else replace(shard, version="")
 
 
 @contextmanager

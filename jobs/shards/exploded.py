@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from rsr.jobs.errors import UsageError, first_line
+from rsr.jobs.shards.columns import require_columns
 from rsr.jobs.shards.json_file import JSON_TEXT_KEY, parse_json
 from rsr.jobs.shards.parquet import file_state, fingerprint, open_parquet
 from rsr.jobs.shards.reader import READ_BATCH_BYTES, READ_BATCH_ROWS, ShardReader
@@ -45,11 +46,7 @@ class Exploder:
 
     def __init__(self, columns: Sequence[str], schema: pa.Schema, path: str) -> None:
         self._path, self._columns = path, list(dict.fromkeys(columns))
-        there = ", ".join(schema.names)
-        for name in self._columns:
-            if schema.names.count(name) != 1:
-                problem = "more than one" if name in schema.names else "no"
-                raise UsageError(f"{path} has {problem} column {name!r}; it has: {there}")
+        require_columns(schema, self._columns, path)
         for name in (SOURCE_ROW, RESPONSE_INDEX):
             if name in schema.names:
                 raise UsageError(

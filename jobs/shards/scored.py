@@ -20,7 +20,7 @@ from rsr.engine.metrics import MIN_SURPRISAL_SUM_NATS, STORED_RANK_CLIPS
 from rsr.engine.trajectory import Status
 from rsr.jobs.errors import UsageError, first_line
 from rsr.jobs.shards import score_columns
-from rsr.jobs.shards.columns import TrajectoryColumns
+from rsr.jobs.shards.columns import TrajectoryColumns, require_columns
 from rsr.jobs.shards.inputs import find_inputs
 from rsr.jobs.shards.json_file import is_json
 from rsr.jobs.shards.parquet import open_parquet
@@ -137,12 +137,7 @@ class ScoredTable:
 
     def require(self, columns: Sequence[str]) -> None:
         """Raises `UsageError` unless all these columns are there, each once."""
-        for name in columns:
-            if (count := self.schema.names.count(name)) != 1:
-                raise UsageError(
-                    f"{self.path} has {'more than one' if count else 'no'} column {name!r}; "
-                    f"it has: {', '.join(self.schema.names)}"
-                )
+        require_columns(self.schema, columns, self.path)
 
 
 def _between(positions: NDArray[np.int64], start: int, stop: int) -> NDArray[np.int64]:
