@@ -7,16 +7,17 @@ import pyarrow as pa
 from rsr.jobs.comparison.gate import GATE_COLUMNS, GATE_FIELDS, GateStatus
 from rsr.jobs.run.folder import RunFolder
 from rsr.jobs.run.manifest import InputShard, Manifest
-from rsr.jobs.run.receipts import Receipt
-from rsr.jobs.run.verify import ChecksOfAddedColumns
+from rsr.jobs.run.verify import ChecksOfRows
 from rsr.jobs.shards.compare import same_bits
 from rsr.jobs.shards.parquet import open_parquet
 from rsr.jobs.shards.reader import ShardReader
 from rsr.jobs.shards.writer import GATE_METADATA_KEY
 
 
-class GateChecks(ChecksOfAddedColumns):
+class GateChecks(ChecksOfRows):
     """The checks of `rsr.jobs.run.verify.ShardChecks` for what `rsr compare --gate` writes."""
+
+    looked_at = ("gate_status", "gate_drift")
 
     def metadata_key(self, _manifest: Manifest) -> bytes:
         return GATE_METADATA_KEY
@@ -24,34 +25,25 @@ class GateChecks(ChecksOfAddedColumns):
     def is_added(self, _manifest: Manifest) -> Callable[[str], bool]:
         return GATE_COLUMNS.__contains__
 
-    def wrong_in_table(
-        self, folder: RunFolder, manifest: Manifest, shard: InputShard, receipt: Receipt
-    ) -> Iterator[str]:
-        path = folder.storage.describe(shard.name)
-        with open_parquet(path) as file:
-            schema, there = file.schema_arrow, file.metadata.num_rows
-        if there != shard.num_rows:
-            yield f"has {there:,} rows; expected {shard.num_rows:,}"
-        if list(schema)[-len(GATE_FIELDS) :] != list(GATE_FIELDS):
-            yield f"ends with other columns than rsr compare --gate adds: {', '.join(schema.names)}"
-            return
-        yield from self.wrong_in_metadata(schema, manifest)
+    def wrong_in_schema(self, schema: pa.Schema) -> str | None:
+        if list(schema)[-len(GATE_FIELDS) :] == list(GATE_FIELDS):
+            return None
+        return f"ends with other columns than rsr compare --gate adds: {', '.join(schema.names)}"
+
+    def statuses(
+        self, batch: pa.RecordBatch, manifest: Manifest
+    ) -> Iterator[tuple[str, str | None]]:
         max_drift = manifest.identity.settings.get("max_drift")
-        counts: dict[str, int] = {}
-        for batch in ShardReader(path, ["gate_status", "gate_drift"]).rows(0, there):
-            statuses, drifts = batch["gate_status"].to_pylist(), batch["gate_drift"].to_pylist()
-            for status, drift in zip(statuses, drifts, strict=True):
-                if status not in set(GateStatus):
-                    yield f"has a row of status {status!r}"
-                    return
-                if status == GateStatus.REFINED and not (
-                    isinstance(max_drift, int | float) and drift is not None and drift <= max_drift
-                ):
-                    yield f"has a refined row of drift {drift}; expected at most {max_drift}"
-                    return
-                counts[status] = counts.get(status, 0) + 1
-        if counts != receipt.summary.rows_by_status:
-            yield f"has rows of status {counts}; its receipt says {receipt.summary.rows_by_status}"
+        rows = (batch[name].to_pylist() for name in self.looked_at)
+        for status, drift in zip(*rows, strict=True):
+            wrong = None
+            if status not in set(GateStatus):
+                wrong = f"has a row of status {status!r}"
+            elif status == GateStatus.REFINED and not (
+                isinstance(max_drift, int | float) and drift is not None and drift <= max_drift
+            ):
+                wrong = f"has a refined row of drift {drift}; expected at most {max_drift}"
+            yield status, wrong
 
     def wrong_beside_input(
         self, folder: RunFolder, manifest: Manifest, shard: InputShard, source: str

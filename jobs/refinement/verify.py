@@ -9,18 +9,18 @@ from rsr.jobs.refinement.commit import RefinedColumns
 from rsr.jobs.refinement.outcome import ADDED_FIELDS, RefineStatus
 from rsr.jobs.run.folder import RunFolder
 from rsr.jobs.run.manifest import InputShard, Manifest
-from rsr.jobs.run.receipts import Receipt
 from rsr.jobs.run.staging import parquet_of
-from rsr.jobs.run.verify import ChecksOfAddedColumns
+from rsr.jobs.run.verify import ChecksOfRows
 from rsr.jobs.shards.columns import TrajectoryColumns
 from rsr.jobs.shards.compare import first_difference, same_bits
-from rsr.jobs.shards.parquet import open_parquet
 from rsr.jobs.shards.reader import ShardReader
 from rsr.jobs.shards.writer import REFINE_METADATA_KEY
 
 
-class RefinementChecks(ChecksOfAddedColumns):
+class RefinementChecks(ChecksOfRows):
     """The checks of `rsr.jobs.run.verify.ShardChecks` for what `rsr refine` writes."""
+
+    looked_at = ("refine_status",)
 
     def metadata_key(self, _manifest: Manifest) -> bytes:
         return REFINE_METADATA_KEY
@@ -28,27 +28,18 @@ class RefinementChecks(ChecksOfAddedColumns):
     def is_added(self, manifest: Manifest) -> Callable[[str], bool]:
         return _columns_of(manifest).is_not_kept
 
-    def wrong_in_table(
-        self, folder: RunFolder, manifest: Manifest, shard: InputShard, receipt: Receipt
-    ) -> Iterator[str]:
-        path = folder.storage.describe(shard.name)
-        with open_parquet(path) as file:
-            schema, there = file.schema_arrow, file.metadata.num_rows
-        if there != shard.num_rows:
-            yield f"has {there:,} rows; expected {shard.num_rows:,}"
-        if list(schema)[-len(ADDED_FIELDS) :] != list(ADDED_FIELDS):
-            yield f"ends with other columns than rsr refine adds: {', '.join(schema.names)}"
-            return
-        yield from self.wrong_in_metadata(schema, manifest)
-        counts: dict[str, int] = {}
-        for batch in ShardReader(path, ["refine_status"]).rows(0, there):
-            for status in batch.column(0).to_pylist():
-                if status not in set(RefineStatus):
-                    yield f"has a row of status {status!r}"
-                    return
-                counts[status] = counts.get(status, 0) + 1
-        if counts != receipt.summary.rows_by_status:
-            yield f"has rows of status {counts}; its receipt says {receipt.summary.rows_by_status}"
+    def wrong_in_schema(self, schema: pa.Schema) -> str | None:
+        if list(schema)[-len(ADDED_FIELDS) :] == list(ADDED_FIELDS):
+            return None
+        return f"ends with other columns than rsr refine adds: {', '.join(schema.names)}"
+
+    def statuses(
+        self, batch: pa.RecordBatch, _manifest: Manifest
+    ) -> Iterator[tuple[str, str | None]]:
+        found: list[Any] = batch["refine_status"].to_pylist()
+        for status in found:
+            is_known = status in set(RefineStatus)
+            yield status, None if is_known else f"has a row of status {status!r}"
 
     def wrong_beside_input(
         self, folder: RunFolder, manifest: Manifest, shard: InputShard, source: str

@@ -28,7 +28,8 @@ from rsr.jobs.run.staging import parquet_of
 from rsr.jobs.run.store import RunStore, stored_receipt
 from rsr.jobs.shards.compare import first_difference
 from rsr.jobs.shards.inputs import PARQUET_SUFFIXES, find_inputs
-from rsr.jobs.shards.parquet import file_version, fingerprint
+from rsr.jobs.shards.parquet import file_version, fingerprint, open_parquet
+from rsr.jobs.shards.reader import ShardReader
 from rsr.jobs.shards.staging import is_staged_from, needs_staging
 from rsr.jobs.storage import is_remote
 from rsr.jobs.terminal import shell_command
@@ -159,6 +160,47 @@ class ChecksOfAddedColumns(ChecksByFile):
         self, folder: RunFolder, manifest: Manifest, receipts: Mapping[str, Receipt]
     ) -> Iterator[Problem]:
         yield from ()
+
+
+class ChecksOfRows(ChecksOfAddedColumns):
+    """The part of `ShardChecks` that is the same where a run gives each row a status.
+
+    looked_at: the columns that `statuses` asks for.
+    """
+
+    looked_at: tuple[str, ...]
+
+    def wrong_in_schema(self, schema: pa.Schema) -> str | None:
+        """What is wrong with the columns that the run added; None if nothing is."""
+        raise NotImplementedError
+
+    def statuses(
+        self, batch: pa.RecordBatch, manifest: Manifest
+    ) -> Iterator[tuple[str, str | None]]:
+        """Each row's status, and what is wrong with the row, if anything is."""
+        raise NotImplementedError
+
+    def wrong_in_table(
+        self, folder: RunFolder, manifest: Manifest, shard: InputShard, receipt: Receipt
+    ) -> Iterator[str]:
+        path = folder.storage.describe(shard.name)
+        with open_parquet(path) as file:
+            schema, there = file.schema_arrow, file.metadata.num_rows
+        if there != shard.num_rows:
+            yield f"has {there:,} rows; expected {shard.num_rows:,}"
+        if (wrong := self.wrong_in_schema(schema)) is not None:
+            yield wrong
+            return
+        yield from self.wrong_in_metadata(schema, manifest)
+        counts: dict[str, int] = {}
+        for batch in ShardReader(path, list(self.looked_at)).rows(0, there):
+            for status, wrong in self.statuses(batch, manifest):
+                if wrong is not None:
+                    yield wrong
+                    return
+                counts[status] = counts.get(status, 0) + 1
+        if counts != receipt.summary.rows_by_status:
+            yield f"has rows of status {counts}; its receipt says {receipt.summary.rows_by_status}"
 
 
 def verify_output(
