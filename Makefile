@@ -50,11 +50,11 @@ test: setup  ## run the tests in some minutes, fast ones first; test-all runs th
 
 test-all: test test-long  ## run the whole test suite
 
-test-fast: setup  ## only the tests that start neither vLLM nor Ray
-	$(PYTEST_BY_FILE) -m "not vllm and not ray and not slow"
+test-fast: setup  ## only the tests that start neither vLLM nor Ray nor a server
+	$(PYTEST_BY_FILE) -m "not vllm and not ray and not server and not slow"
 
-test-long: setup  ## only the tests that `make test` leaves out, one at a time
-	$(BIN)/pytest -m slow
+test-long: setup  ## only the tests that `make test` leaves out
+	$(PYTEST_BY_FILE) -m slow
 
 test-gpu: setup  ## only the tests that need an NVIDIA GPU
 	$(BIN)/pytest -m gpu

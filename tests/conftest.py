@@ -1,5 +1,6 @@
 """What tests share: students small enough to make on the spot, the real one, and real rows."""
 
+import gc
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,6 +30,8 @@ CONTROL_TOKENS = ("<|im_start|>", "<|im_end|>", "<|bos|>")
 
 
 NUM_LEFT_OUT = pytest.StashKey[int]()
+SERVERS = {"s3", "server", "hub", "vllm_url"}
+"""Fixtures that are a server, or the way to one."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -38,9 +41,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
 
     def cost(item: pytest.Item) -> int:
-        return sum(item.get_closest_marker(m) is not None for m in ("gpu", "ray", "vllm"))
+        markers = ("gpu", "ray", "vllm", "server")
+        return sum(item.get_closest_marker(marker) is not None for marker in markers)
 
+    for item in items:
+        if SERVERS.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker("server")
     items.sort(key=lambda item: (cost(item) > 0, -cost(item)))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Let vLLM collect no garbage among what was imported: an engine does it five times."""
+    if item.get_closest_marker("vllm"):
+        # vLLM takes this back where it closes an engine.
+        gc.freeze()
 
 
 def pytest_deselected(items: Sequence[pytest.Item]) -> None:

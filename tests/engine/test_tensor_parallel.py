@@ -13,6 +13,7 @@ TRAJECTORIES = (
 )
 
 
+@pytest.mark.slow
 def test_two_ranks_equal_one(save_student, tiny_llama, assert_like_transformers, tmp_path):
     # 261 tokens, padded to 320: the second rank's half of the head is mostly padding.
     folder = save_student(tiny_llama(vocab_size=261, num_key_value_heads=2), tmp_path)

@@ -248,6 +248,7 @@ def texts_that_move(model: Path) -> list[str]:
     return [*["text"] * 20, f"move-and-die-once {model}", *["text"] * 19]
 
 
+@pytest.mark.slow
 def test_model_folder_that_goes_with_a_worker_and_comes_back_costs_no_row(tmp_path):
     model, log = tmp_path / "model", tmp_path / "out" / ".rsr" / "events.jsonl"
     texts = texts_that_move(model)

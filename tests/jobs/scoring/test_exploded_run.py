@@ -80,6 +80,7 @@ def test_every_response_is_scored_once_with_its_row_and_index(exploded_run):
 
 @pytest.mark.vllm
 @pytest.mark.ray
+@pytest.mark.slow
 def test_lost_output_is_written_again_and_verified(exploded_run, tiny_student):
     root, command, _ = exploded_run
     before = pl.read_parquet(root / "out" / "a.parquet")

@@ -254,6 +254,7 @@ def disturbed_run(tmp_path_factory, tiny_student):
     return root, source, kept, still_kept, terminated_with, summary, told
 
 
+@pytest.mark.slow
 def test_killed_run_resumes_to_the_same_values(disturbed_run):
     root, source, *_ = disturbed_run
     quiet = pq.read_table(root / "quiet" / "rows.parquet")
@@ -263,6 +264,7 @@ def test_killed_run_resumes_to_the_same_values(disturbed_run):
     assert not list(root.glob("killed/**/*.rsr-tmp"))
 
 
+@pytest.mark.slow
 def test_finished_units_are_not_scored_again(disturbed_run):
     _, _, kept, still_kept, _, summary, told = disturbed_run
     assert len(kept) >= 3
@@ -271,6 +273,7 @@ def test_finished_units_are_not_scored_again(disturbed_run):
     assert re.search(r"going on: [\d,]+ of [\d,]+ rows were done", told)
 
 
+@pytest.mark.slow
 def test_terminated_run_says_start_me_again(disturbed_run):
     assert disturbed_run[4] == 75
 
@@ -288,6 +291,7 @@ def test_run_that_is_stopped_before_it_begins_leaves_nothing(tmp_path, tiny_stud
     assert not output.exists()
 
 
+@pytest.mark.slow
 def test_finished_run_has_nothing_left_to_do(disturbed_run, tiny_student):
     root, source, *_, summary, _ = disturbed_run
     exit_code, again, told = run(source, root / "killed", tiny_student)
@@ -298,6 +302,7 @@ def test_finished_run_has_nothing_left_to_do(disturbed_run, tiny_student):
     assert again["dataset_rsr"] == pytest.approx(summary["dataset_rsr"])
 
 
+@pytest.mark.slow
 def test_other_settings_are_refused_by_name(disturbed_run, tiny_student):
     root, source, *_ = disturbed_run
     exit_code, _, stderr = run(source, root / "killed", tiny_student, "--rank-clip", "50")
@@ -305,6 +310,7 @@ def test_other_settings_are_refused_by_name(disturbed_run, tiny_student):
     assert "rank_clip was 100 and is now 50" in stderr
 
 
+@pytest.mark.slow
 def test_changed_input_is_refused_and_overwritten_on_demand(disturbed_run, tiny_student):
     root, *_ = disturbed_run
     source = root / "other" / "rows.parquet"

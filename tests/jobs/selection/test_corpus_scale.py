@@ -28,6 +28,7 @@ def load(name: str) -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 def test_terminated_filter_goes_on_and_ends_the_same(tmp_path):
     num_shards = 150
     corpus, whole, out = tmp_path / "corpus", tmp_path / "whole", tmp_path / "out"

@@ -71,6 +71,7 @@ COMMANDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_same_rows_as_on_a_disk_through_a_bad_night(tmp_path, s3, s3_url, corpora, command):
     local, remote = corpora
@@ -104,6 +105,7 @@ def test_from_a_store_to_a_disk_and_back(tmp_path, s3_url, corpora):
     run("verify", f"{s3_url}/up", "--deep")
 
 
+@pytest.mark.slow
 def test_killed_copy_goes_on(tmp_path, s3, s3_url, corpora):
     local, remote = corpora
     options = COMMANDS["filter"]

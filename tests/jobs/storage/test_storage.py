@@ -259,13 +259,15 @@ def test_lock_of_the_dead_is_taken_over_by_one(s3_url, short_lock):
 
 def test_run_whose_lock_was_taken_over_stops(s3_url, short_lock):
     storage, stop = open_storage(s3_url), StopRequest()
+    before = signal.getsignal(signal.SIGTERM)
     with stop.listening(), storage.hold("lock"):
+        assert signal.getsignal(signal.SIGTERM) != before
         storage.write("lock", b'{"pid": 2, "host": "other", "started_s": 0}')
         with pytest.raises(Interrupted):
             stop.wait(10)
         # The new holder's lock is left alone.
     assert b"other" in storage.read("lock")
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_second_run_on_an_object_store_is_refused_with_who_has_it(s3_url):
