@@ -2,8 +2,10 @@
 # The student's own traces, once around: sample, grade, score, select, export, all into FOLDER.
 #
 #     sh jobs/demo/loop.sh FOLDER
+#     sh "$(python -c 'import rsr.jobs.demo as demo; print(demo.__path__[0])')/loop.sh" FOLDER
 #
-# `rsr` and `python` are those of the PATH. Stopped half way, the same command goes on.
+# The second line is for an installed package. `rsr` and `python` are those of the
+# PATH. Stopped half way, the same command goes on.
 set -eu
 folder=$1
 student=$(python -c 'from rsr.jobs.demo.student import demo_student; print(demo_student())')
