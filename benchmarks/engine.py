@@ -170,7 +170,7 @@ def _largest_differences(
     type=click.IntRange(1),
     default=400,
     show_default=True,
-    help="How many of its first rows to take.",
+    help="Number of rows to take, from the first.",
 )
 @click.option(
     "--join",
@@ -198,7 +198,7 @@ def _largest_differences(
     type=click.IntRange(1),
     default=8,
     show_default=True,
-    help="Of the published script, in rows; 8 is its default.",
+    help="Batch size of the published script, in rows; 8 is its default.",
 )
 @click.option(
     "--repeat",

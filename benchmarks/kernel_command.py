@@ -52,7 +52,11 @@ DEFAULT_TUNED = ("smollm2-135m", "qwen2.5-0.5b", "qwen2.5-1.5b", "qwen3-8b")
     show_default=True,
     help="Dtype of hidden states and weights; may be repeated.",
 )
-@click.option("--device", default=None, help="Default: cuda where there is a GPU, else cpu.")
+@click.option(
+    "--device",
+    default=None,
+    help="Device to time on. [default: cuda where there is a GPU, else cpu]",
+)
 @click.option(
     "--tokens", type=click.IntRange(1), default=None, help="Tokens per call. Default: the preset's."
 )

@@ -94,7 +94,7 @@ class StoredValues(Protocol):
 
     @property
     def quality(self) -> Any:
-        """Of the column that the user names."""
+        """Name of the metric whose values are in a column that the user names."""
 
     @property
     def first_token_weight(self) -> Any:

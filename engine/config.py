@@ -45,23 +45,23 @@ class ScorerConfig:
     dtype: Dtype = field(
         default="auto",
         metadata=_said(
-            "Of weights and activations; auto is the checkpoint's own. float32 is exact, and "
+            "Dtype of weights and activations; auto is the checkpoint's own. float32 is exact, and "
             "faster than bfloat16 on CPUs without bfloat16 instructions."
         ),
     )
     logits_dtype: LogitsDtype = field(
         default="float32",
         metadata=_said(
-            "float32 ranks unrounded logits; model rounds them to the dtype first, as the "
-            "published code does (ties then favour the target: RSR comes out about 2 % low in "
-            "bfloat16)."
+            "Dtype in which logits are ranked: float32 ranks unrounded logits; model rounds "
+            "them to the dtype first, as the published code does (ties then favour the target: "
+            "RSR comes out about 2 % low in bfloat16)."
         ),
     )
     rank_clip: int | None = field(
         default=DEFAULT_RANK_CLIP,
         metadata=_said(
-            "r_max of Eq. 7, in ranks, or none. 100 is the paper's; sums at 50, 100, 200, 500 "
-            "and none are stored whatever it is.",
+            "Rank that larger ones are clipped to (r_max of Eq. 7), or none. 100 is the "
+            "paper's; sums at 50, 100, 200, 500 and none are stored whatever it is.",
             at_least=1,
         ),
     )
@@ -75,8 +75,8 @@ class ScorerConfig:
     metrics: Metrics = field(
         default="all",
         metadata=_said(
-            "all also stores the sums that every metric of one pass is made of (rsr metrics "
-            "--list), at most 200 bytes a row; rsr stores RSR's own."
+            "Metrics to store sums for: all also stores the sums that every metric of one pass "
+            "is made of (rsr metrics --list), at most 200 bytes a row; rsr stores RSR's own."
         ),
     )
     prompt_metrics: bool = field(
@@ -96,7 +96,7 @@ class ScorerConfig:
     max_model_len: int | None = field(
         default=None,
         metadata=_said(
-            "Longest sequence, in tokens; default: what the model's config.json says.", at_least=2
+            "Longest sequence, in tokens. [default: what the model's config.json says]", at_least=2
         ),
     )
     on_long: OnLong = field(
@@ -109,8 +109,8 @@ class ScorerConfig:
     chat_template: str = field(
         default="auto",
         metadata=_said(
-            "auto is the tokenizer's own; none scores prompt + response as plain text; else a "
-            "Jinja file."
+            "Chat template: auto is the tokenizer's own; none scores prompt + response as plain "
+            "text; else a Jinja file."
         ),
     )
     score_end_of_turn: bool = field(
@@ -135,9 +135,9 @@ class ScorerConfig:
     scorer: ScorerKind = field(
         default="kernel",
         metadata=_said(
-            "kernel ranks without forming logits; prompt-logprobs has vLLM do it, as a cross- "
-            "check and for an LM head that is not a plain matrix: slower, ties count against "
-            "the target, no entropy."
+            "Who ranks: kernel ranks without forming logits; prompt-logprobs has vLLM do it, as "
+            "a cross-check and for an LM head that is not a plain matrix: slower, ties count "
+            "against the target, no entropy."
         ),
     )
     compile: bool = field(
@@ -155,9 +155,10 @@ class ScorerConfig:
     render: RenderMode = field(
         default="auto",
         metadata=_said(
-            "template prints whole conversations by the chat template; verbatim puts each response "
-            "as it stands after its history and generation prompt, as prompt-completion trainers "
-            "do; auto is verbatim for rows whose reasoning the template drops."
+            "Form of a row's text: template prints whole conversations by the chat template; "
+            "verbatim puts each response as it stands after its history and generation prompt, "
+            "as prompt-completion trainers do; auto is verbatim for rows whose reasoning the "
+            "template drops."
         ),
     )
     turns: Turns = field(

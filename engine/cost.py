@@ -47,7 +47,7 @@ class ModelCost:
         return 2 * self.hidden_size * self.vocab_size
 
     def prefill_flops(self, num_tokens: int) -> int:
-        """Of one sequence without its head: 2 per active parameter and token, and attention.
+        """FLOPs of one sequence without its head: 2 per active parameter and token, and attention.
 
         Causal attention multiplies queries with half of all keys, and as much again with values:
         2 · T² · heads · head size per layer. Sliding windows make it less; they are not counted.
@@ -57,7 +57,7 @@ class ModelCost:
 
 
 def model_cost(config: ScorerConfig) -> ModelCost:
-    """Of the student that `config` names, whose dtype must be resolved (see `open_student`)."""
+    """The cost of the student that `config` names; its dtype must be resolved (`open_student`)."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -90,7 +90,7 @@ def _embeddings(model: Any) -> list[Any]:
 
 
 def _active(sizes: dict[str, int], text_config: Any) -> int:
-    """Of routed experts, the share that a token is sent to."""
+    """Parameters that a token meets: of routed experts, those of the share that it is sent to."""
     counts = (getattr(text_config, name, None) for name in EXPERT_COUNT_FIELDS)
     num_experts = int(next((count for count in counts if count), 0))
     if not num_experts:

@@ -13,13 +13,13 @@ SIGNS = (
     "CUBLAS_STATUS_ALLOC_FAILED",
     "No available memory for the cache blocks",
 )
-"""Of allocators that raise a plain RuntimeError, and of vLLM when its KV cache does not fit."""
+"""What allocators say that raise a plain RuntimeError, and vLLM if its KV cache does not fit."""
 
 DEVICE_BUSY = re.compile(r"Free memory on device .* on startup is less than", re.DOTALL)
 """What vLLM says of a GPU of which it cannot have the share that it is told to take."""
 
 LOST_RANK_SIGNS = ("initialization failed due to an exception in a background process",)
-"""Of vLLM's tensor-parallel ranks, whose errors do not reach the process that started them."""
+"""Signs of vLLM's tensor-parallel ranks, whose errors do not reach their parent process."""
 
 
 def first_line(error: BaseException) -> str:

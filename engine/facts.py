@@ -11,7 +11,10 @@ from rsr.engine.config import ScorerConfig
 
 @dataclass(frozen=True, slots=True)
 class StudentFacts:
-    """config: with dtype and max_model_len resolved. fingerprint: tells it from other students."""
+    """What a run knows of its student, in a form that can be sent to another process.
+
+    config: with dtype and max_model_len resolved. fingerprint: tells it from other students.
+    """
 
     config: ScorerConfig
     has_chat_template: bool

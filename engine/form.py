@@ -24,7 +24,9 @@ OPENER = re.compile(r"\s*(?:<think(?:ing)?>|\[THINK\])\s*")
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """reasoning: a field's name or one of the constants above.
+    """The form in which a template takes reasoning and tool calls.
+
+    reasoning: a field's name or one of the constants above.
 
     json_arguments: arguments of tool calls as JSON text. null_content: content that is blank
     beside tool calls is null.

@@ -13,7 +13,7 @@ from rsr.engine.sampling import PromptRequest, SampledText, Sampling
 from rsr.engine.student import Student, open_student
 
 CPU_STEP_TOKENS = 4096
-"""Of one step on a CPU, as vLLM has it by default; more where a longest prompt needs more."""
+"""Tokens of one step on a CPU, vLLM's default; a longer prompt raises it."""
 
 
 class Generator:
@@ -98,7 +98,7 @@ class Generator:
 
 
 def _step_settings(student: Student) -> dict[str, Any]:
-    """On a CPU: prompts go into steps whole.
+    """Settings that put each prompt into a step as a whole, on a CPU.
 
     After a step with a part of a prompt, vLLM rewinds the generator of the prompt's seed. That of a
     CPU cannot be rewound: vLLM raises, and every request is lost.

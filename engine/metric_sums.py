@@ -99,7 +99,7 @@ class MetricSums:
 
     @classmethod
     def of(cls, values: NDArray[np.float64], *, has_entropy: bool) -> "MetricSums":
-        """From (len(SUMS),) numbers."""
+        """The sums that these (len(SUMS),) numbers stand for."""
         # −0.0 would print as a surprisal below zero.
         return cls(tuple((values + 0.0).tolist()), has_entropy)
 

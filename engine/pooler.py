@@ -26,7 +26,7 @@ from rsr.engine.scored_rows import Chunk, StepScorer
 from rsr.engine.wire import POOLING_TASK, ScoredTokens, WorkerSettings
 
 CLEANED_ELEMENTS = 1 << 22
-"""Of a KV cache at a time."""
+"""Elements of a KV cache that are cleaned at a time."""
 
 
 class ScoringPooler(Pooler):
@@ -100,7 +100,7 @@ class ScoringModelMixin:
 
 
 _replaced: dict[str, Any] = {}
-"""By architecture, the registry entries of this process that scoring models stand in for."""
+"""The registry entries of this process that scoring models replace, by architecture."""
 
 
 def register_scoring_model(architecture: str) -> None:
@@ -121,6 +121,8 @@ def unregister_scoring_models() -> None:
 
 def _scoring_class(original: type[nn.Module]) -> type[nn.Module]:
     class ScoringModel(ScoringModelMixin, original):  # type: ignore[misc, valid-type]
+        """A model of `original`'s architecture that scores tokens."""
+
         def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
             super().__init__(vllm_config=vllm_config, prefix=prefix)
             settings = WorkerSettings.unpack(vllm_config.additional_config)

@@ -153,7 +153,7 @@ class StockPrefill:
 
     Slower, for heads that `Prefill` cannot read and as a cross-check of it. Two differences are
     vLLM's: logits have the model's dtype, and a rank counts logits *not below* the target's, so
-    that rivals that tie with it come first. Entropy is not to be had.
+    that rivals that tie with it come first. It gives no entropy.
     """
 
     def __init__(self, student: Student) -> None:
@@ -168,7 +168,7 @@ class StockPrefill:
         )
 
     def score(self, requests: Sequence[PrefillRequest]) -> list[PrefillScores]:
-        """As `Prefill.score`; the entropy column is NaN, and no position is ever missing."""
+        """Score as `Prefill.score` does; the entropy column is NaN, and no position is missing."""
         # To vLLM a token is scored only if it is part of the prompt.
         prompts = [r.token_ids[: r.spans[-1][1]] for r in requests]
         outputs = self._generate(prompts, prompt_logprobs=0)
@@ -214,7 +214,7 @@ class StockPrefill:
         """Nothing is remembered."""
 
     def clean_cache(self) -> None:
-        """As `Prefill.clean_cache`."""
+        """Clean the cache as `Prefill.clean_cache` does."""
         _clean_cache(self._llm)
 
     @property
@@ -306,10 +306,10 @@ def close_vllm(llm: Any) -> None:
 
 
 def _memory_settings(config: ScorerConfig) -> dict[str, Any]:
-    """On a GPU a share of its memory; on a CPU a KV cache of fixed size.
+    """Settings of memory: a share of a GPU's, or a KV cache of fixed size on a CPU.
 
     vLLM's CPU backend would reserve that share of one NUMA node's memory, and refuses to start
-    where other processes have some of it. `VLLM_CPU_KVCACHE_SPACE` (GiB) still has its say.
+    where other processes have some of it. `VLLM_CPU_KVCACHE_SPACE` (GiB) still takes precedence.
     """
     from vllm.platforms import current_platform
 
@@ -374,7 +374,7 @@ def _naming_the_length_that_fits() -> Iterator[None]:
 def silence_vllm() -> None:
     """Have vLLM log errors alone, here and in the processes that it starts.
 
-    `VLLM_LOGGING_LEVEL` still has its say.
+    `VLLM_LOGGING_LEVEL` still takes precedence.
     """
     if "VLLM_LOGGING_LEVEL" in os.environ:
         return
@@ -396,7 +396,7 @@ def _set_environment() -> None:
 def _cores_divided_among(num_ranks: int) -> Iterator[None]:
     """While workers start: give each CPU rank its part of this process's cores.
 
-    vLLM itself wants a NUMA node for each rank. `VLLM_CPU_OMP_THREADS_BIND` still has its say.
+    vLLM itself wants a NUMA node for each rank. `VLLM_CPU_OMP_THREADS_BIND` wins.
     """
     from vllm.platforms import current_platform
 

@@ -89,7 +89,7 @@ class ConversationRenderer:
         return Rendered(texts, (*conversation.notes, VERBATIM_NOTE))
 
     def _without_ends(self, conversation: Conversation) -> Conversation:
-        """Without the one end-of-turn token that a response may bring along.
+        """The text without the one end-of-turn token that a response may bring along.
 
         Engines return it with special tokens kept. A trainer would see it twice; the authors' code
         scores up to the first.

@@ -24,7 +24,7 @@ BLOCK_ROWS = 256
 
 
 ROW_COLUMNS = (*TOKEN_COLUMNS, "part")
-"""Of one scored token inside a worker: also the part of its trajectory that it is of."""
+"""Columns of one scored token inside a worker; the last is the part of its trajectory."""
 
 
 class Head(Protocol):

@@ -273,7 +273,7 @@ class Scorer:
 def _request(
     encoded: EncodedTrajectory, detail_end: int, *, reuse_prefix: bool = False
 ) -> PrefillRequest:
-    """For all that is to be scored of a sequence."""
+    """The request for everything that is to be scored of a sequence."""
     return PrefillRequest(
         encoded.token_ids, encoded.scored_spans, detail_end, reuse_prefix, encoded.parts
     )

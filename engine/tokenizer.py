@@ -27,8 +27,11 @@ Settings = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class TokenizedText:
-    """token_ids: of the whole text. borders: for each position that was asked for, the first token
-    whose first character is there or after; behind the last such token if there is none."""
+    """A text's tokens, and where positions of the text fall among them.
+
+    token_ids: of the whole text. borders: for each position that was asked for, the first token
+    whose first character is there or after; behind the last such token if there is none.
+    """
 
     token_ids: list[int]
     borders: list[int]

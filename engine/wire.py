@@ -21,9 +21,9 @@ from rsr.engine.config import LogitsDtype, ScorerConfig
 POOLING_TASK = "token_classify"
 """What vLLM calls a request that gets something for each of its tokens."""
 SETTINGS_KEY = "rsr"
-"""In `VllmConfig.additional_config`: a `WorkerSettings` as a dict."""
+"""Key in `VllmConfig.additional_config` of a `WorkerSettings` as a dict."""
 POSITIONS_KEY = "rsr_positions"
-"""In `PoolingParams.extra_kwargs`: the scored positions, the bytes of an int32 array."""
+"""Key in `PoolingParams.extra_kwargs` of the scored positions, as bytes of an int32 array."""
 TARGETS_KEY = "rsr_targets"
 """Likewise: the tokens at these positions. The last of them is not part of vLLM's prompt."""
 PARTS_KEY = "rsr_parts"
@@ -32,13 +32,13 @@ DETAIL_END_KEY = "rsr_detail_end"
 """Likewise: scored positions before it come back one by one, those from it on as sums."""
 
 TOKEN_COLUMNS = ("position", "rank", "logprob", "entropy")
-"""Of one scored token; positions and ranks are exact in float32 below 2**24."""
+"""Columns of one scored token; positions and ranks are exact in float32 below 2**24."""
 SUM_COLUMNS = ("num_tokens", "position", *metrics.TERMS)
 """Sums over scored tokens. That of positions tells a lost or repeated token from none."""
 REST_COLUMNS = (*SUM_COLUMNS, *metric_sums.SUMS, "first_not_finite")
-"""Of the scored tokens from a request's detail end on: `SUM_COLUMNS`, of which only the first two
-count the prompt's tokens; the other metrics' sums, 0 where they are not asked for; and the position
-of the first of these tokens without a finite score, or inf where all have one."""
+"""Columns of the scored tokens from a request's detail end on: `SUM_COLUMNS`, of which only the
+first two count the prompt's tokens; the other metrics' sums, 0 where not asked for; and the
+position of the first of these tokens without a finite score, or inf where all have one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class WorkerSettings:
         return cls(config.logits_dtype, config.entropy, config.rank_clip, config.has_metrics)
 
     def pack(self) -> dict[str, Any]:
-        """For `VllmConfig.additional_config`."""
+        """The entry of `VllmConfig.additional_config`."""
         return {SETTINGS_KEY: asdict(self)}
 
     @classmethod
@@ -87,7 +87,7 @@ class PrefillRequest:
         return self.token_ids[: self.spans[-1][1] - 1]
 
     def pack(self) -> dict[str, Any]:
-        """For `PoolingParams.extra_kwargs`; the worker unpacks it as `ScoredTokens`."""
+        """The entries of `PoolingParams.extra_kwargs`; the worker unpacks it as `ScoredTokens`."""
         positions = np.concatenate([np.arange(*span, dtype=np.int32) for span in self.spans])
         targets = np.asarray(self.token_ids, dtype=np.int32)[positions]
         return {
@@ -123,7 +123,7 @@ class ScoredTokens:
 
     @classmethod
     def all_of(cls, num_tokens: int) -> Self:
-        """Of a made-up request: each of its tokens predicts a token 0."""
+        """The targets of a made-up request: each of its tokens predicts a token 0."""
         positions = np.arange(1, num_tokens + 1, dtype=np.int32)
         return cls(positions, np.zeros_like(positions), np.zeros(num_tokens, np.uint8), 0)
 
@@ -155,7 +155,7 @@ class PrefillScores:
         has_entropy: bool,
         parts: NDArray[np.uint8],
     ) -> Self:
-        """From (T, 4) rows of `TOKEN_COLUMNS`, one for each scored position, and their parts."""
+        """Scores of (T, 4) rows of `TOKEN_COLUMNS`, one a scored position, and their parts."""
         is_rest = rows[:, 0] >= detail_end
         rest = rows[is_rest]
         sums, more_sums = sums_of(rest, parts[is_rest], rank_clip)

@@ -76,7 +76,7 @@ class _Commands(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """As click does; an unknown command is told with the ones that it is like."""
+        """Resolve as click does, and name the commands that an unknown one resembles."""
         if (
             args
             and args[0] not in COMMANDS

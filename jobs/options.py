@@ -27,7 +27,7 @@ OPTION_TYPES: dict[str, click.ParamType[Any]] = {
     "rank_clip": RankClip(),
     "gpu_memory_utilization": click.FloatRange(min=0, max=1, min_open=True),
 }
-"""Of fields whose own type does not say what may be typed."""
+"""Types of the options of fields whose own type does not say what may be typed."""
 
 ENCODING_FIELDS = (
     "model",
@@ -54,7 +54,7 @@ COLUMN_HELP = {
     "tools": "Column of the tools that the student may call, JSON schemas.",
     "chat_template_kwargs": "Column of further arguments of the chat template.",
 }
-"""By field of `TrajectoryColumns`."""
+"""Help texts, by field of `TrajectoryColumns`."""
 
 
 def _option(field: Field[Any]) -> Callable[..., Any]:
@@ -92,7 +92,7 @@ def scorer_options(*names: str) -> Callable[[Callable[..., Any]], Callable[..., 
 
 
 def scorer_config(options: dict[str, Any], *, with_weights: bool = True) -> ScorerConfig:
-    """From what `scorer_options` passed on, whatever else is among `options`.
+    """The config of what `scorer_options` passed on, whatever else is among `options`.
 
     with_weights: the model folder must hold them, too. Raises `UsageError` on what the fields
     refuse; also on a model folder or a template file that cannot be used, before anything else is
@@ -128,7 +128,7 @@ def column_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def trajectory_columns(options: dict[str, Any]) -> TrajectoryColumns:
-    """From what `column_options` passed on, whatever else is among `options`.
+    """The columns of what `column_options` passed on, whatever else is among `options`.
 
     Raises `UsageError` if columns of more than one form are named, or lists that are exploded are
     not those of the trajectories.
@@ -172,8 +172,8 @@ rank_clip_option = click.option(
     "--rank-clip",
     type=click.Choice(list(RANK_CLIP_NAMES)),
     callback=_field_of_rank_clip,
-    help="r_max of Eq. 7, in ranks, or none: recomputed from the stored sums, needing no GPU. "
-    "[default: the run's own]",
+    help="Rank that larger ones are clipped to (r_max of Eq. 7), or none: recomputed from "
+    "stored sums. [default: the run's own]",
 )
 """Passes on a name of `STORED_RANK_CLIPS`, or None for the r_max that the run was scored at."""
 
@@ -183,5 +183,6 @@ metric_option = click.option(
     default=RSR,
     show_default=True,
     metavar="NAME",
-    help="What to compare by; rsr metrics --list says what there is, and which values are better.",
+    help="Metric to compare by; rsr metrics --list says what there is, and which values are "
+    "better.",
 )

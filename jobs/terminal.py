@@ -115,7 +115,7 @@ class Console(RichConsole):
         self.print(styled(line) if isinstance(line, str) else line, soft_wrap=True)
 
     def print(self, *objects: Any, **options: Any) -> None:
-        """As rich does; a table that goes to a file or a pipe is as wide as it is."""
+        """Print as rich does; a table that goes to a file or a pipe is as wide as it is."""
         if self.is_terminal or not any(isinstance(each, RichTable) for each in objects):
             super().print(*objects, **options)
             return

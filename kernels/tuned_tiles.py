@@ -72,7 +72,7 @@ class TunedCard:
 
 
 def find_tiles(card: str, call: Call) -> Tiles | None:
-    """From the user's file, then by the card's name, then by its compute capability.
+    """Tiles from the user's file, else by the card's name, else by its compute capability.
 
     None where nobody has measured such a call. Raises `TunedFileError`.
     """
@@ -122,12 +122,12 @@ def hash_of(text: str) -> str:
 
 
 def shipped_hash() -> str:
-    """Of all files that come with the package."""
+    """The hash of all files that come with the package."""
     return sha256(b"".join(path.read_bytes() for path in _shipped())).hexdigest()[:16]
 
 
 def file_name(card: str) -> str:
-    """Of the file for a card: its name in letters that every file system takes."""
+    """The name of a card's file, in letters that every file system takes."""
     words = "".join(c if c.isalnum() else " " for c in card).split()
     return f"{'_'.join(words)}.json"
 

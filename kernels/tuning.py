@@ -25,7 +25,7 @@ class Tiles:
     num_warps: int
     num_stages: int
     programs_per_multiprocessor: int = 1
-    """That run at once, as far as registers and shared memory go."""
+    """Programs that run at once, as far as registers and shared memory go."""
     design: Design = "pointer"
 
 
@@ -145,7 +145,7 @@ class Lanes:
 
 
 def choose_lanes(capability: int, tiles: Tiles) -> Lanes:
-    """As tensor cores hand out a tile: PTX ISA, "Matrix Fragments" of wgmma and mma.sync."""
+    """The lanes to which tensor cores give a tile: PTX ISA, "Matrix Fragments" of wgmma and mma."""
     if capability == 0:  # the interpreter: operations are long rather than many
         return Lanes(tiles.columns // 8, 2)
     if 100 <= capability < 120:

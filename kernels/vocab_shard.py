@@ -1,7 +1,7 @@
 """An LM head, or the part of its vocabulary that one tensor-parallel rank holds.
 
 Chooses an implementation and sends tensors its way. Knows no collectives: what ranks exchange are
-a float per token before the pass and four after it, by whatever means the caller has.
+a float per token before the pass and four after it, by any means of the caller's.
 N is tokens, V this shard's columns, D the hidden size.
 """
 
@@ -86,7 +86,7 @@ class VocabShard:
 
     @functools.cached_property
     def transform(self) -> LogitTransform:
-        """From h·w + b to the logit."""
+        """The transform from h·w + b to the logit."""
         return LogitTransform.of(self.weight.dtype, self.scale, self.soft_cap, self.logits_dtype)
 
     @torch.no_grad()

@@ -17,12 +17,12 @@ from rsr.jobs.errors import ShardsFailed, first_line
 from rsr.jobs.interrupt import StopRequest
 
 WAIT_SECONDS = 0.2
-"""At most, between two looks at whether somebody asked to stop."""
+"""Most seconds between two checks whether the user asked to stop."""
 CALLS_PER_CPU = 2
 """One runs and one waits; more would only hold their answers."""
 
 MAX_RETRIES = 3
-"""Of a call whose worker or node is lost."""
+"""Retries of a call whose worker or node is lost."""
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")

@@ -23,7 +23,7 @@ class Deadlines:
         self._seconds += seconds
 
     def seconds(self, unit: Unit) -> float:
-        """Of the engine for a unit."""
+        """Seconds that the engine may spend on a unit."""
         if self._fixed_seconds is not None:
             return self._fixed_seconds
         if not self._bytes:

@@ -46,13 +46,13 @@ from rsr.jobs.run.events import (
 UNITS_IN_HAND = 2
 """Per worker: one in the engine, one being read or written."""
 WAIT_SECONDS = 1.0
-"""At most, between two looks at the clock and at whether somebody asked to stop."""
+"""Most seconds between two checks of the clock and of whether the user asked to stop."""
 RESIZE_SECONDS = 5.0
 PLACE_SECONDS = 600.0
-"""From the start of a worker to its process's first words. One that waits for room on the cluster
-loses nothing by being started again, and one that hangs is replaced."""
+"""Seconds from the start of a worker to its process's first answer. One that waits for room on the
+cluster loses nothing by being started again, and one that hangs is replaced."""
 LOAD_SECONDS = 7200.0
-"""From a worker's first words to a loaded model; a download of the model counts."""
+"""Seconds from a worker's first answer to a loaded model, downloading it included."""
 MIN_BATCHED_TOKENS = 256
 """Below this a smaller prefill step saves no memory worth having."""
 START_TIMEOUT_SECONDS = 1800.0
@@ -120,7 +120,7 @@ class _Worker:
     placed_at: float | None = None
     is_ready: bool = False
     units: deque[RunUnit] = field(default_factory=deque)
-    """In hand; the first is in the engine."""
+    """The worker's units; the first is in the engine."""
     engine_since: float = 0.0
     chore: Task | None = None
     chore_since: float = 0.0
@@ -198,7 +198,7 @@ class Dispatcher:
             yield from self._step()
 
     def run(self) -> Iterator[Event | None]:
-        """Until everything is done, refused or given up; None where a second brought nothing."""
+        """Run until everything is done, refused or given up; yield None after an idle second."""
         while self.is_busy or not self._queue.is_empty:
             self._resize()
             self._hand_out()

@@ -50,14 +50,14 @@ S = TypeVar("S", bound=Tally)
 T = TypeVar("T")
 
 STOP_SECONDS = 10.0
-"""For the units in hand when the run is told to stop; what is not done by then is done again.
+"""Seconds that units in the engine get when the run must stop; later ones are done again.
 
 A spot machine's warning comes 30 s before the end at the least, and Ray needs some of them.
 """
 
 
 FIRST_WORKER_SECONDS = 60.0
-"""Until the driver looks for itself: a crowded cluster has no room for a worker yet."""
+"""Seconds until the driver looks for itself: a crowded cluster has no room for a worker yet."""
 
 
 @dataclass(slots=True)

@@ -97,7 +97,7 @@ def ended_ray_process() -> str | None:
 
 @contextmanager
 def temporary_files_with_ray() -> Iterator[None]:
-    """In a worker: what is put among temporary files goes when the run's own Ray goes."""
+    """Let a worker's temporary files be removed together with the run's own Ray."""
     node = ray._private.worker.global_worker.node
     before = tempfile.tempdir
     if node is not None and is_ray_folder(Path(node.get_temp_dir_path())):

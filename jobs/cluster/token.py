@@ -40,7 +40,7 @@ def show_token_where_wanted(address: str) -> None:
 
 
 def _answers_without_token(address: str) -> bool:
-    """In a process of its own, since Ray reads its mode when it is imported."""
+    """Ask in a process of its own, since Ray reads its mode when it is imported."""
     try:
         asked = subprocess.run(
             [sys.executable, "-c", ASK_WITHOUT_TOKEN, address],

@@ -15,7 +15,7 @@ from rsr.jobs.run.events import Cause, Next
 from rsr.jobs.shards.shard import Shard, Unit
 
 MAX_ATTEMPTS = 3
-"""Of reading a unit's rows, or of writing a unit or a shard, before it is given up."""
+"""Attempts at reading a unit's rows, or at writing a unit or a shard, before it is given up."""
 MAX_LOSSES = 2
 """Workers lost to one unit before it is halved: the first may have been anything's fault."""
 PAUSE_SECONDS = 2.0
@@ -83,7 +83,10 @@ class Failure:
 
 
 class WorkQueue:
-    """shards: by name, those without output. todo: units of their rows that are not kept."""
+    """The units that are still to be done, in the order in which workers get them.
+
+    shards: by name, those without output. todo: units of their rows that are not kept.
+    """
 
     def __init__(self, shards: Mapping[str, Shard], todo: Sequence[Unit]) -> None:
         self._rows_missing = dict.fromkeys(shards, 0)

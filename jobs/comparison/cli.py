@@ -32,23 +32,23 @@ from rsr.jobs.terminal import Console, fact_table, print_json
     default="problem_id",
     show_default=True,
     metavar="COLUMN",
-    help="What tells problems: only those that every stream has are compared.",
+    help="Column of the problem; only problems that every stream has are compared.",
 )
 @click.option(
     "--id-column",
     default=USUAL_ID,
     show_default=True,
     metavar="COLUMN",
-    help="Of NATIVE, by which parent_id in REFINED names a row. Where there is none, by the row's "
-    "place, as rsr refine has it; where REFINED has no parent_id, by problem.",
+    help="Column of NATIVE whose values parent_id in REFINED names. Without it, rows are "
+    "named by their place, as rsr refine does; where REFINED has no parent_id, by problem.",
 )
 @click.option(
     "--quality-column",
     "quality_columns",
     multiple=True,
     metavar="COLUMN",
-    help="A reward or the like, whose mean is compared too; may be repeated. `correct` always is, "
-    "where it is there.",
+    help="Column of a reward or the like, whose mean is compared too; may be repeated. "
+    "`correct` always is, where it is there.",
 )
 @rank_clip_option
 @click.option(
@@ -62,8 +62,8 @@ from rsr.jobs.terminal import Console, fact_table, print_json
 )
 @click.option(
     "--tokenizer",
-    help="The student's, to show tokens as text: a folder, or a hub name. [default: the run's "
-    "model, where that is a folder that is there]",
+    help="Tokenizer of the student, to show tokens as text: a folder, or a hub name. [default: "
+    "the run's model, where that is a folder that is there]",
 )
 @click.option(
     "--gate",

@@ -99,7 +99,7 @@ class StreamComparison:
 
     @property
     def left_out_sentence(self) -> str:
-        """On which problems the streams are compared, and how many were left out."""
+        """Say on which problems the streams are compared, and how many were left out."""
         return (
             f"compared on the {self.num_problems:,} problems that all {len(self.streams)} streams "
             f"have; {self.num_left_out:,} that not all of them have are left out"
@@ -108,7 +108,10 @@ class StreamComparison:
 
 @dataclass(frozen=True, slots=True)
 class StreamOptions:
-    """num_draws: of the bootstrap. drift: what to look at of pairs; None leaves drift out."""
+    """How streams are compared.
+
+    num_draws: of the bootstrap. drift: what to look at of pairs; None leaves drift out.
+    """
 
     num_draws: int = 1_000
     seed: int = 0

@@ -40,7 +40,9 @@ NUM_TOKENS_TOLD = 10
 
 @dataclass(frozen=True, slots=True)
 class DriftOptions:
-    """max_pairs: looked at; a random choice where there are more. tokenizer: of the student, a
+    """How the drift of refined traces is measured.
+
+    max_pairs: looked at; a random choice where there are more. tokenizer: of the student, a
     folder or hub name; None takes the run's model where that is a folder that is there.
     """
 
@@ -177,7 +179,7 @@ def measure_drift(
 
 @dataclass(frozen=True, slots=True)
 class _Weights:
-    """By token, native and refined: how often it stands there, and its surprisal in quarter 1."""
+    """Counts of each token, native and refined, and its surprisal in quarter 1."""
 
     tokens: tuple[Counter[int], Counter[int]] = field(
         default_factory=lambda: (Counter(), Counter())
@@ -239,7 +241,7 @@ def _estimates(
 
 
 def _shares(counts: Sequence[Mapping[int, float]]) -> dict[int, tuple[float, float]]:
-    """By token, its share of each of two totals."""
+    """The share of each token in each of two totals."""
     totals = [sum(count.values()) or 1 for count in counts]
     return {
         token: (counts[0].get(token, 0) / totals[0], counts[1].get(token, 0) / totals[1])
@@ -248,7 +250,7 @@ def _shares(counts: Sequence[Mapping[int, float]]) -> dict[int, tuple[float, flo
 
 
 def _divergences(counts: Sequence[Mapping[int, float]]) -> dict[int, float]:
-    """By token, its part of the Jensen–Shannon divergence in bits."""
+    """The part of each token in the Jensen–Shannon divergence, in bits."""
 
     def part(p: float, q: float) -> float:
         return p * np.log2(2 * p / (p + q)) if p > 0 else 0.0

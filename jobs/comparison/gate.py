@@ -49,7 +49,7 @@ GATE_FIELDS: "tuple[pa.Field[Any], ...]" = (
 )
 """The columns that a run adds, in order."""
 DEFAULT_MAX_DRIFT = 0.4
-"""Of `DRIFT_FORMULA`; docs/quality.md says what it was measured on."""
+"""The largest `DRIFT_FORMULA` that passes; docs/quality.md says what it was measured on."""
 GATE_COLUMNS = tuple(field.name for field in GATE_FIELDS)
 
 
@@ -66,7 +66,9 @@ class GateStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GateOptions:
-    """output: local path or URL. max_drift: of `DRIFT_FORMULA`, inclusive. overwrite: discard an
+    """What `rsr compare --gate` is asked to do.
+
+    output: local path or URL. max_drift: of `DRIFT_FORMULA`, inclusive. overwrite: discard an
     earlier run in OUTPUT. command: what was typed.
     """
 
@@ -86,8 +88,10 @@ class GateResult:
 
 @dataclass(frozen=True, slots=True)
 class _Decisions:
-    """Of each row of the refined stream, in order. status, detail, drift: as `GATE_FIELDS` have
-    them. native_rows: the row of the native table that it was made from.
+    """Decisions about the rows of the refined stream, in order.
+
+    status, detail, drift: see `GATE_FIELDS`. native_rows: the row of the native table that each
+    was made from.
     """
 
     status: list[str]

@@ -29,7 +29,7 @@ from rsr.jobs.terminal import Console, print_json
     "it is replaced.",
 )
 @click.option(
-    "--seed", type=int, default=0, show_default=True, help="Other numbers, other wordings."
+    "--seed", type=int, default=0, show_default=True, help="Seed of the numbers and wordings."
 )
 @click.option(
     "--problems",

@@ -28,7 +28,7 @@ from rsr.jobs.storage.atomic import atomic_path
 from rsr.jobs.terminal import Console, Table, styled
 
 METADATA_KEY = "rsr_demo"
-"""In the trajectories file's metadata: tells our own file, which may be replaced, from others."""
+"""Key in the trajectories file's metadata that marks it as ours, so that it may be replaced."""
 
 NOTE = (
     "These trajectories are made up: word problems from templates, told in six styles by this "
@@ -42,7 +42,10 @@ EXCERPT_LINES = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoOptions:
-    """folder: where everything goes. seed, num_problems: of the made-up trajectories."""
+    """Where a demonstration goes, and which problems it makes up.
+
+    folder: where everything goes. seed, num_problems: of the made-up trajectories.
+    """
 
     folder: Path
     seed: int = 0
@@ -92,7 +95,10 @@ class ScoredTrajectory:
 
 @dataclass(frozen=True, slots=True)
 class DemoReport:
-    """teachers: lowest data-set RSR first. best, worst: trajectories by their own RSR (Eq. 7)."""
+    """What a finished demonstration shows.
+
+    teachers: lowest data-set RSR first. best, worst: trajectories by their own RSR (Eq. 7).
+    """
 
     picture: Path
     teachers: list[TeacherScore]

@@ -175,7 +175,7 @@ class Frame:
 
 
 def _scale(end: float, *, step: int) -> dict[str, Any]:
-    """From 0 to `end`, marked at every `step`."""
+    """An axis from 0 to `end`, marked at every `step`."""
     values = list(range(0, int(end) + 1, step))
     return {
         "scale": alt.Scale(domain=[0, end], nice=False),

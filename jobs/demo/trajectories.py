@@ -337,7 +337,7 @@ def make_problem(seed: int, problem_id: int) -> Problem:
 
 
 def _maybe_slip(steps: list[Step], slip_rate: float, rng: random.Random) -> list[Step]:
-    """With a chance of `slip_rate`, the steps with a wrong last value."""
+    """The steps, whose last value is made wrong with a probability of `slip_rate`."""
     if rng.random() >= slip_rate:
         return steps
     last = steps[-1]

@@ -27,7 +27,7 @@ MIN_CUDA_13_DRIVER = 580
 """The first driver that runs CUDA 13, which torch 2.14, hence vLLM 0.33, is built for."""
 MIN_FUSED_CAPABILITY = (8, 0)
 MIN_MODEL_BYTES = 8 << 30
-"""Of memory without a GPU: the weights, the KV cache and two processes that import torch."""
+"""Memory that a run without a GPU needs: weights, KV cache and two processes that import torch."""
 
 
 class Verdict(StrEnum):

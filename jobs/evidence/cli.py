@@ -59,17 +59,20 @@ PLOT_SUFFIXES = (".html", ".png", ".svg")
 F = TypeVar("F", bound=Callable[..., Any])
 
 teacher_column_option = click.option(
-    "--teacher-column", default=USUAL_TEACHER, show_default=True, help="Who wrote the trajectory."
+    "--teacher-column",
+    default=USUAL_TEACHER,
+    show_default=True,
+    help="Column of who wrote the trajectory.",
 )
 problem_column_option = click.option(
     "--problem-column",
     default="problem_id",
     show_default=True,
-    help=f"What the trajectory answers; problems are resampled, not rows. {NO_PROBLEMS!r}: every "
+    help=f"Column of the problem; problems are resampled, not rows. {NO_PROBLEMS!r}: every "
     "row is a problem of its own.",
 )
 quality_option = click.option(
-    "--quality-column", metavar="COLUMN", help="A reward or the like, which the metric car takes."
+    "--quality-column", metavar="COLUMN", help="Column of a reward or the like, for the metric car."
 )
 confound_option = click.option(
     "--confound",
@@ -85,7 +88,7 @@ draws_option = click.option(
     type=click.IntRange(min=1),
     default=1_000,
     show_default=True,
-    help="Bootstrap draws.",
+    help="Number of bootstrap draws.",
 )
 mixed_option = click.option(
     "--allow-mixed-students",
@@ -100,7 +103,7 @@ def seed_option(default: int = 0) -> Callable[[F], F]:
         type=click.IntRange(min=0),
         default=default,
         show_default=True,
-        help="Of every random draw.",
+        help="Seed of the random generator.",
     )
 
 
@@ -294,7 +297,10 @@ def metrics_command(
     help="Column that should predict the target; may be repeated, and is then ranked.",
 )
 @click.option(
-    "--target", default="performance", show_default=True, help="Column of what came of training."
+    "--target",
+    default="performance",
+    show_default=True,
+    help="Column of the performance after training.",
 )
 @click.option(
     "--by",
@@ -392,7 +398,7 @@ def _plot_simulation(simulation: Simulation, path: Path) -> None:
 @click.option(
     "--selection",
     metavar="SELECTED",
-    help="What rsr select or rsr filter chose from SCORED: its composition is shown beside all.",
+    help="Output of rsr select or rsr filter from SCORED: its composition is shown beside all.",
 )
 @click.option(
     "--points",
@@ -413,8 +419,8 @@ def _plot_simulation(simulation: Simulation, path: Path) -> None:
 )
 @click.option(
     "--tokenizer",
-    help="The student's, to show tokens as text: a folder, or a hub name. [default: the run's "
-    "model, where that is a folder that is there]",
+    help="Tokenizer of the student, to show tokens as text: a folder, or a hub name. [default: "
+    "the run's model, where that is a folder that is there]",
 )
 @draws_option
 @seed_option()

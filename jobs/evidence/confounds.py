@@ -16,7 +16,7 @@ from rsr.jobs.evidence.bootstrap import ratios
 from rsr.jobs.evidence.observations import Observations
 
 STRONG = 0.5
-"""From this |Spearman| on, RSR may be a stand-in for the confound."""
+"""The |Spearman| from which on RSR may be a stand-in for the confound."""
 
 WEAK = 0.1
 """Below this |Spearman|, a sign says nothing."""
@@ -28,7 +28,7 @@ SHORT_TOKENS = 32
 """Shorter responses have noisy scores: a single odd token moves RSR by several per cent."""
 
 SHORT_SHARE = 0.1
-"""From this share of short responses on, they are worth a warning."""
+"""The share of short responses from which on they are worth a warning."""
 
 
 MOMENTS = [

@@ -52,6 +52,8 @@ class Coefficient:
 
 @dataclass(frozen=True, slots=True)
 class MetricCorrelation:
+    """The correlation of one metric with the target, over `num_rows` rows."""
+
     metric: str
     spearman: Coefficient
     pearson: Coefficient
@@ -78,7 +80,9 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Correlations:
-    """metrics: highest |Spearman| first. differences: of the first metric asked for with each
+    """How well metrics predict a target.
+
+    metrics: highest |Spearman| first. differences: of the first metric asked for with each
     other one. notes: rows and groups that were left out, and why.
     """
 
@@ -91,7 +95,10 @@ class Correlations:
 
 @dataclass(frozen=True, slots=True)
 class CorrelateOptions:
-    """metrics, target: numeric columns. by: column of the groups; None makes all rows one group."""
+    """What `rsr correlate` is asked to do.
+
+    metrics, target: numeric columns. by: column of the groups; None makes all rows one group.
+    """
 
     metrics: Sequence[str]
     target: str
@@ -153,7 +160,7 @@ def correlate(table: pl.DataFrame, options: CorrelateOptions) -> Correlations:
 def _difference(
     table: pl.DataFrame, metric: str, other: str, options: CorrelateOptions
 ) -> Difference | None:
-    """Of two metrics; None where no group has both."""
+    """The difference of two metrics; None where no group has both."""
     has_both = pl.all_horizontal(
         pl.col(name).cast(pl.Float64).is_finite().fill_null(False) for name in (metric, other)
     )

@@ -69,8 +69,11 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Examples:
-    """best, worst: lowest and highest RSR first; no trajectory is in both. note: what is not shown
-    and why, or None."""
+    """The trajectories that a report shows as text.
+
+    best, worst: lowest and highest RSR first; no trajectory is in both. note: what is not shown
+    and why, or None.
+    """
 
     best: list[Example]
     worst: list[Example]

@@ -55,7 +55,10 @@ class MetricRow:
 
 @dataclass(frozen=True, slots=True)
 class MetricTable:
-    """by: the column of the groups, or None. lacking: metrics that are not stored, and why."""
+    """Metrics of groups of rows, as `rsr metrics` shows them.
+
+    by: the column of the groups, or None. lacking: metrics that are not stored, and why.
+    """
 
     by: str | None
     groups: list[str]
@@ -110,7 +113,7 @@ def metric_table(
 
 
 def metric_row(metric: Metric, by_group: dict[str, dict[str, Any]]) -> MetricRow:
-    """From each group's sums of `numerator NAME` and `denominator NAME`, and the count `NAME`."""
+    """A metric's row, of each group's `numerator NAME`, `denominator NAME` and count `NAME`."""
     values: dict[str, float | None] = {}
     for group, sums in by_group.items():
         values[group] = None

@@ -27,7 +27,7 @@ from rsr.jobs.shards.scored import (
 )
 
 DATASET_COLUMNS = ("mean_rank", "mean_surprisal_nats")
-"""Of `Observations.rows`: what Eq. 9 sums."""
+"""Columns of `Observations.rows` that Eq. 9 sums."""
 
 NO_PROBLEMS = "none"
 """The `--problem-column` that says: every row is a problem of its own."""
@@ -68,12 +68,12 @@ class Observations:
 
     @property
     def ratio_columns(self) -> tuple[str, str]:
-        """Of `rows`: what the metric's value of a data set is the ratio of sums of."""
+        """Columns of `rows` whose sums' ratio is the metric's value of a data set."""
         return DATASET_COLUMNS if self.metric.name == RSR else ("numerator", "denominator")
 
     @property
     def value_column(self) -> str:
-        """Of `rows`: the metric of a trajectory."""
+        """The column of `rows` that holds the metric of a trajectory."""
         return "rsr" if self.metric.name == RSR else "value"
 
     @property

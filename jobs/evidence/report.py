@@ -43,7 +43,9 @@ EDGE_SHARE = 0.005
 
 @dataclass(frozen=True, slots=True)
 class ReportOptions:
-    """num_points: at most so many trajectories are drawn as points. num_examples: best, and worst.
+    """What a report shows, and how much of it.
+
+    num_points: at most so many trajectories are drawn as points. num_examples: best, and worst.
 
     tokenizer: see `find_examples`. quality_column: for the metric that takes one.
     """

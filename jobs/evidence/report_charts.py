@@ -60,7 +60,7 @@ def distribution_chart(num_teachers: int, metric: str, direction: str) -> dict[s
 
 
 CROWDED_POINTS = 3_000
-"""From so many marks on they are at their smallest and most transparent."""
+"""Number of marks from which on they have their smallest size and opacity."""
 
 
 def scatter_chart(

@@ -19,7 +19,7 @@ NUM_MAJOR_DRAWS, NUM_MINOR_DRAWS = 1_000_000, 250_000
 """Tokens of each mode that the student learns from."""
 
 DEFAULT_SEED = 620
-"""Of the seeds below 1,000 the one whose values come nearest to the published ones. The paper does
+"""The seed below 1,000 whose values come nearest to the published ones. The paper does
 not give the orders it drew, and the values hang on them: see `docs/evidence.md`."""
 
 DEFAULT_NUM_TOKENS = 100_000
@@ -51,7 +51,10 @@ PUBLISHED = (
 
 @dataclass(frozen=True, slots=True)
 class Simulation:
-    """texts: as PUBLISHED, in its order. student: (NUM_TOKEN_KINDS,) its learnt probabilities."""
+    """The result of one simulation.
+
+    texts: as PUBLISHED, in its order. student: (NUM_TOKEN_KINDS,) its learnt probabilities.
+    """
 
     texts: tuple[TextStats, ...]
     student: NDArray[np.float64]

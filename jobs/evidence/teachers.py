@@ -34,7 +34,10 @@ MAX_SAMPLE_PROBLEMS = 2_000
 
 @dataclass(frozen=True, slots=True)
 class CompareOptions:
-    """sample: compare over this many shared problems drawn at random; None takes all rows."""
+    """How teachers are compared.
+
+    sample: compare over this many shared problems drawn at random; None takes all rows.
+    """
 
     num_draws: int = 1_000
     sample: int | None = None

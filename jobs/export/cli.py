@@ -33,15 +33,20 @@ OPTION_NAMES = frozenset(option.name for option in fields(ExportOptions))
     type=click.Choice(get_args(FormatName)),
     default="messages",
     show_default=True,
-    help="Fields of a row.",
+    help="Format whose fields a row gets.",
 )
 @column_options
 @click.option(
     "--id-column",
     metavar="COLUMN",
-    help="What tells rows apart. [default: id, if its values are distinct; else file and row]",
+    help="Column that identifies rows. [default: id, if its values differ; else file and row]",
 )
-@click.option("--shuffle-seed", "seed", type=int, help="Shuffle. [default: in SELECTED's order]")
+@click.option(
+    "--shuffle-seed",
+    "seed",
+    type=int,
+    help="Shuffle the rows by this seed. [default: SELECTED's order]",
+)
 @click.option(
     "--shard-rows",
     type=click.IntRange(min=1),
@@ -49,23 +54,25 @@ OPTION_NAMES = frozenset(option.name for option in fields(ExportOptions))
     show_default=True,
     help="Most rows of a Parquet file.",
 )
-@click.option("--name", default=DEFAULT_NAME, show_default=True, help="Of the data set.")
+@click.option("--name", default=DEFAULT_NAME, show_default=True, help="Name of the data set.")
 @click.option(
     "--license",
     "licence",
     metavar="ID",
-    help="Of the data set, as the hub spells it: apache-2.0, say. Without it the card says that "
-    "none was stated.",
+    help="Licence of the data set, in the hub's spelling (apache-2.0). Without it, the card "
+    "says that none was stated.",
 )
 @click.option(
     "--source",
     "sources",
     multiple=True,
     metavar="TEXT",
-    help="A source of the rows and its licence, for the card. Repeat.",
+    help="Source of the rows and its licence, for the card; may be repeated.",
 )
 @click.option("--push", metavar="hf://datasets/ORG/NAME", help="Upload the folder to the hub, too.")
-@click.option("--public", is_flag=True, help="Of a data set that --push creates; else private.")
+@click.option(
+    "--public", is_flag=True, help="Make a data set that --push creates public, not private."
+)
 @click.option("--overwrite", is_flag=True, help="Discard the earlier export in FOLDER.")
 @json_option
 def export(output: Path | str, push: str | None, public: bool, as_json: bool, **asked: Any) -> None:

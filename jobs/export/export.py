@@ -52,7 +52,7 @@ DEFAULT_NAME = "rsr_selected"
 JSON_LINES, SCORES, CARD = "train.jsonl", "scores.parquet", "README.md"
 DATASET_INFO, AXOLOTL = "dataset_info.json", "axolotl.yaml"
 COPIES = 3
-"""Of the rows' bytes, for the disk check: Parquet, and JSON lines without compression."""
+"""Copies of the rows' bytes, for the disk check: Parquet, and JSON lines without compression."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,7 +159,7 @@ def open_source(
 
 
 def digest_of(source: Source) -> str:
-    """Of all that the export reads: another input has another."""
+    """A digest of everything that the export reads: another input has another."""
     told = [f"{shard.name} {shard.fingerprint}" for shard in source.shards]
     return hash_bytes("\n".join(told).encode())
 
@@ -213,7 +213,7 @@ def _begin(
 def _writers(
     options: ExportOptions, plan: Plan, found: Survey, stop: StopRequest
 ) -> dict[str, Callable[[HashingFile], object]]:
-    """By name, what writes each file of the export."""
+    """The writer of each file of the export, by name."""
     card = _card(options, plan, found)
     writers: dict[str, Callable[[HashingFile], object]] = {}
     for number in range(plan.num_files):

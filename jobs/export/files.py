@@ -17,7 +17,7 @@ from rsr.jobs.storage.hashing import HashingFile
 ROW_GROUP_ROWS = 1000
 """Small, for the hub's viewer reads a row group to show a page of it."""
 RESPONSE_COLUMN = "response"
-"""That `rsr sample` writes beside the messages: the same text."""
+"""Column that `rsr sample` writes beside the messages: the same text."""
 
 
 def data_table(plan: Plan, number: int, stop: StopRequest) -> pa.Table:

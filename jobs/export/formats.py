@@ -36,7 +36,7 @@ MESSAGE_FIELDS: dict[str, pa.DataType] = {
     "tool_call_id": pa.string(),
     "tool_calls": pa.list_(TOOL_CALL),
 }
-"""Of a message, in order; all but the first two are there only if a row has them. The arguments of
+"""Fields of a message, in order; all but the first two only if a row has them. The arguments of
 a call are JSON text: as a struct, Arrow would give each call the null arguments of all others."""
 SHAREGPT_ROLES = {"user": "human", "assistant": "gpt", "tool": "observation"}
 SYSTEM_ROLES = ("system", "developer")
@@ -74,7 +74,7 @@ class Format:
         return self.make(conversation)
 
     def schema(self, fields_of_messages: Iterable[str], columns: Iterable[str]) -> pa.Schema:
-        """Of rows with these columns, whose messages have these fields."""
+        """The schema of rows with these columns, whose messages have these fields."""
         used, there = set(fields_of_messages), set(columns)
         message = pa.struct([(n, t) for n, t in MESSAGE_FIELDS.items() if n in used])
         return pa.schema(

@@ -102,7 +102,10 @@ def survey(source: Source, stop: StopRequest) -> Survey:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """order: (N,) positions of the exported rows, as they will stand. schema: of the rows."""
+    """The rows of an export, in order, and the files that they go into.
+
+    order: (N,) positions of the exported rows, as they will stand. schema: of the rows.
+    """
 
     source: Source
     order: NDArray[np.int64]

@@ -19,9 +19,9 @@ from rsr.jobs.grading.grades import Grade, GradeStatus
 from rsr.jobs.grading.verifiers import Verifier, VerifierError, load_verifier
 
 MAX_MEMORY_BYTES = 4 << 30
-"""Of address space: a number of gigabytes is an error of its row, not of the machine."""
+"""Largest address space: a number of gigabytes is an error of its row, not of the machine."""
 PR_SET_PDEATHSIG = 1
-"""From <linux/prctl.h>: the signal that the kernel sends when the parent ends."""
+"""The option of <linux/prctl.h> that sets the signal that the kernel sends when the parent ends."""
 
 
 def main(name: str, cpu_seconds: float) -> None:

@@ -20,7 +20,7 @@ from rsr.jobs.grading.answers import GradableRow
 from rsr.jobs.grading.grades import Grade, GradeStatus
 
 START_SECONDS = 120.0
-"""For a process to load its verifier: sympy takes two seconds, on a loaded file server more."""
+"""Seconds for a process to load its verifier: sympy takes two, on a loaded file server more."""
 CLOCK_PER_CPU, CLOCK_EXTRA_SECONDS = 6.0, 20.0
 """The clock's limit, from the processor's: a process that gets a sixth of a core is not hanging."""
 ROWS_PER_PROCESS = 20_000

@@ -28,8 +28,8 @@ OPTION_NAMES = frozenset(option.name for option in fields(GradeOptions))
     default="math",
     show_default=True,
     metavar="math|exact|mcq|MODULE:FUNCTION",
-    help="What compares: mathematically, by the text, by a letter from A to J, or a function of "
-    "yours that takes answer and gold and returns whether they agree.",
+    help="How answers are compared: mathematically, by the text, by a letter from A to J, or a "
+    "function of yours that takes answer and gold and returns whether they agree.",
 )
 @column_options
 @click.option(
@@ -43,15 +43,17 @@ OPTION_NAMES = frozenset(option.name for option in fields(GradeOptions))
     type=click.FloatRange(min=0, min_open=True),
     default=DEFAULT_CPU_SECONDS,
     show_default=True,
-    help="Of a processor that one row may take; then its process is killed, and it is a timeout.",
+    help="Most CPU seconds of one row; then its process is killed, and the row is a timeout.",
 )
 @click.option(
-    "--processes", type=click.IntRange(min=1), help="At a time. [default: one for each core]"
+    "--processes",
+    type=click.IntRange(min=1),
+    help="Processes that grade at a time. [default: one for each core]",
 )
 @click.option(
     "--problem-column",
     metavar="COLUMN",
-    help="What the rows of one problem share, for the pass rates. [default: problem_id or "
+    help="Column of the problem, for the pass rates. [default: problem_id or "
     "prompt_hash, if there is one]",
 )
 @click.option("--overwrite", is_flag=True, help="Discard the earlier run in OUTPUT.")

@@ -10,7 +10,7 @@ from rsr.jobs.grading.grades import Grade
 from rsr.jobs.shards.score_columns import Summary
 
 MAX_TEXT_CHARACTERS = 1000
-"""Of an extracted answer or a reason that is kept; more than this nobody compares by eye."""
+"""Characters that are kept of an extracted answer or a reason: enough to compare by eye."""
 
 GRADE_FIELDS: "tuple[pa.Field[Any], ...]" = (
     pa.field("grade_status", pa.string()),

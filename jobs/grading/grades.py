@@ -30,7 +30,7 @@ KNOWN_VERDICTS = {
     GradeStatus.NO_ANSWER: False,
     GradeStatus.TRUNCATED: False,
 }
-"""By status, the column `correct`; of any other status nobody knows, and it is null."""
+"""The value of `correct` by status; it is null for any other status."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,7 +63,7 @@ def choose_problem_column(path: str, named: str | None) -> str | None:
 
 
 def pass_rates(paths: Sequence[str], column: str) -> PassRates:
-    """Of graded files; `column` must be in each."""
+    """The pass rates of graded files; `column` must be in each."""
     rates = (
         pl.scan_parquet(list(paths), glob=False)
         .filter(pl.col("correct").is_not_null())

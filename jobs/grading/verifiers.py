@@ -32,7 +32,7 @@ MARKED_LINE = re.compile(
 CHOICE = re.compile(r"(?:^|[\s*(:])([A-J])(?:[\s*).,:]|$)")
 CHOICE_SAID = re.compile(r"answer(?:\s+is)?\s*:?\s*\**\(?([A-J])\)?(?![A-Za-z])", re.IGNORECASE)
 CHOICE_OF_LINE = re.compile(r"\(([A-J])\)|(?:^|\s)([A-J])[.)]?$")
-"""In prose, where A and I are words."""
+"""A letter as the answer of a line of prose, where A and I are words."""
 ONE_CHOICE = re.compile(r"(?:\\text(?:bf)?\s*\{)?\s*\(?\s*([A-Ja-j])\s*\)?\s*\}?\s*[.:]?")
 NUMBER_AND_WORDS = re.compile(
     r"([$€£]?-?[\d,.]*\d(?:/\d+)?\s*%?)\s+"

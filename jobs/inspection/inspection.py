@@ -22,8 +22,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class InspectOptions:
-    """limit: rows that are counted, from INPUT's first. num_shown: of these, rows to show. row: the
-    number of one row to show instead."""
+    """What `rsr inspect` is asked to do.
+
+    limit: rows that are counted, from INPUT's first. num_shown: of these, rows to show. row: the
+    number of one row to show instead.
+    """
 
     input: str
     scorer: ScorerConfig
@@ -71,7 +74,10 @@ class InspectedRow:
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """rows: to show. reading: of the first rows of INPUT together."""
+    """What `rsr inspect` found.
+
+    rows: to show. reading: of the first rows of INPUT together.
+    """
 
     rows: list[InspectedRow]
     reading: Reading

@@ -12,7 +12,7 @@ SCORED_MARKS = ("⟦", "⟧")
 
 HEAD_CHARS, HEAD_LINES = 700, 14
 TAIL_CHARS, TAIL_LINES = 300, 6
-"""Of a part of the text that is shown of the first rows; what is between them is counted."""
+"""Ends of a part of the text that is shown of the first rows; what is between them is counted."""
 LEAST_CUT_CHARS = 60
 """Fewer are not worth a word about them."""
 

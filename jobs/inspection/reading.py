@@ -63,7 +63,7 @@ class Reading:
 
     @property
     def share_of_tokens_cut(self) -> float:
-        """Of the tokens of all rows that are scored."""
+        """The share of tokens that are cut, of the tokens of all rows that are scored."""
         return self.num_cut / max(1, self.num_tokens + self.num_cut)
 
     def outcomes(self) -> list[Outcome]:

@@ -22,14 +22,18 @@ from rsr.jobs.planning.prediction import RunPlan, plan_run
 from rsr.jobs.terminal import Console, Table, print_json, printable
 
 BAR_WIDTH = 24
-"""Of the longest bar; with the columns before it, it fits into 60 columns of a terminal."""
+"""Characters of the longest bar; with what stands before it, it fits into 60 columns."""
 
 
 @click.command()
 @click.argument("input", metavar="INPUT")
-@click.option("--gpu", required=True, type=click.Choice(sorted(GPUS)), help="Which GPU.")
+@click.option("--gpu", required=True, type=click.Choice(sorted(GPUS)), help="GPU to predict for.")
 @click.option(
-    "--num-gpus", type=click.IntRange(min=1), default=1, show_default=True, help="How many of it."
+    "--num-gpus",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Number of these GPUs.",
 )
 @click.option(
     "--calibration",

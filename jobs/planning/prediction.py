@@ -34,11 +34,11 @@ if TYPE_CHECKING:
     from rsr.engine.cost import ModelCost
 
 ASSUMED_SHARE_OF_PEAK = 0.4
-"""Of a GPU's data sheet that prefill reaches; nothing here measured it."""
+"""Share of a data sheet's FLOPs that prefill reaches: assumed, not measured."""
 ASSUMED_START_S = 180.0
-"""From the command to the first unit: workers, weights, warm-up."""
+"""Seconds from the command to the first unit: workers, weights, warm-up."""
 ASSUMED_WRITE_BYTES_PER_S = 100e6
-"""Of trajectory text in an output that one worker writes; a slow object store takes longer."""
+"""Bytes per second of trajectory text that one worker writes; a slow object store takes longer."""
 ACTIVATION_BYTES = 4 * 10**9
 """Kept free on each GPU beside weights and KV cache."""
 MAX_BATCHED_TOKENS = 16_384

@@ -15,7 +15,7 @@ from rsr.jobs.shards.shard import Shard, Unit, UnitLimits, cut_units, unit_limit
 WAVES_SIMULATED = 256
 """With more units per worker the end of a run is as even as its mean: less than a 256th is lost."""
 WORTH_MORE_WORKERS = 0.05
-"""Of a run's time, that twice as many workers must save to be of help."""
+"""Share of a run's time that twice as many workers must save to be worth it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ class PaperRun:
         )
 
     def on_most_useful(self, start_seconds: float) -> Schedule:
-        """On the fewest workers, a power of two, of which twice as many would hardly save time.
+        """The schedule on the fewest workers, a power of two, that cannot usefully be doubled.
 
         start_seconds: until workers are ready, which more of them do not shorten.
         """
@@ -89,7 +89,7 @@ class PaperRun:
         return fewer
 
     def _on_twice_as_many(self) -> Iterator[Schedule]:
-        """On 1, 2, 4 … workers, until some would have no unit."""
+        """The schedules on 1, 2, 4 … workers, until some would have no unit."""
         run = self.on(1)
         yield run
         while run.num_workers < run.num_units:
@@ -106,7 +106,7 @@ class PaperRun:
         return self._last_cut
 
     def _scored_at(self, units: Sequence[Unit], num_workers: int) -> dict[str, float]:
-        """By shard, when its last unit is done: each goes to the worker that is free first."""
+        """Times at which each shard's last unit is done: each goes to the first free worker."""
         scored_at: dict[str, float] = {}
         if len(units) > WAVES_SIMULATED * num_workers:
             elapsed = 0.0

@@ -29,14 +29,23 @@ from rsr.jobs.terminal import Console, complain, fact_table, print_json
     "--mode",
     type=click.Choice(MODES),
     required=True,
-    help="style-aligned: repair what is wrong, in the student's own style. minimal: as few changes "
-    "as possible. from-scratch: a solution of the oracle's own, which does not see the trace.",
+    help="What the oracle does. style-aligned: repair what is wrong, in the student's own "
+    "style. minimal: as few changes as possible. from-scratch: a solution of the oracle's own, "
+    "which does not see the trace.",
 )
 @click.option(
-    "--endpoint", "url", required=True, metavar="URL", help="Of a server with OpenAI's API, to /v1."
+    "--endpoint",
+    "url",
+    required=True,
+    metavar="URL",
+    help="URL of a server with OpenAI's API, up to /v1.",
 )
 @click.option(
-    "--api-model", "model", required=True, metavar="NAME", help="The oracle, as it is called there."
+    "--api-model",
+    "model",
+    required=True,
+    metavar="NAME",
+    help="Name of the oracle at the endpoint.",
 )
 @click.option(
     "--api-key-variable",
@@ -57,18 +66,22 @@ from rsr.jobs.terminal import Console, complain, fact_table, print_json
     metavar="COLUMN",
     help="Column whose values become parent_id. [default: id if there is one, else file and row]",
 )
-@click.option("--temperature", type=click.FloatRange(min=0), help="[default: the server's]")
+@click.option(
+    "--temperature",
+    type=click.FloatRange(min=0),
+    help="Sampling temperature of replies. [default: the server's]",
+)
 @click.option(
     "--max-tokens",
     type=click.IntRange(min=1),
-    help="Of a reply; a longer one is cut off, and the native trace kept. [default: the server's]",
+    help="Longest reply; the native trace is kept where one is longer. [default: the server's]",
 )
 @click.option(
     "--concurrency",
     type=click.IntRange(min=1),
     default=DEFAULT_CONCURRENCY,
     show_default=True,
-    help="Requests at a time.",
+    help="Most requests at a time.",
 )
 @click.option(
     "--max-requests",
@@ -81,7 +94,7 @@ from rsr.jobs.terminal import Console, complain, fact_table, print_json
     type=click.IntRange(min=0),
     default=EndpointOptions.__dataclass_fields__["retries"].default,
     show_default=True,
-    help="Of a row's request, with growing pauses, where the server is busy, broken or silent.",
+    help="Retries of a row's request, with growing pauses, if the server is busy or silent.",
 )
 @click.option(
     "--timeout",

@@ -57,7 +57,7 @@ class Outcome:
 
     @classmethod
     def parse(cls, values: Any) -> "Outcome":
-        """From `to_json`; raises `ValueError` or `TypeError` if it is not that."""
+        """The outcome that `to_json` wrote; raises `ValueError` or `TypeError` if it did not."""
         status, *others = values
         return cls(RefineStatus(status), *others)
 

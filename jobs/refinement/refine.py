@@ -63,7 +63,7 @@ DEFAULT_CONCURRENCY = 16
 MAX_UNIT_ROWS, UNIT_BYTES = 32, 1 << 20
 """What is committed at a time; answers of unfinished units are in the journal."""
 COPIES = 3
-"""Of INPUT's bytes, for the disk check: the refined trace and the native one beside it."""
+"""Copies of INPUT's bytes, for the disk check: the refined trace and the native one beside it."""
 FAILURES_PER_REQUEST = 2
 """So many rows in a row for each request at a time may fail before the server is given up; of a
 small INPUT all rows, so that a server that is down costs no row its refinement for good."""

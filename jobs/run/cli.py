@@ -38,12 +38,12 @@ class Words(NamedTuple):
 
 SCORE_WORDS = Words("scored tokens", "without a score")
 WORDS = {"sample": Words("sampled tokens", "without an answer")}
-"""By the command that wrote a run, where they are not `SCORE_WORDS`."""
+"""Words for the runs of each command that does not use `SCORE_WORDS`."""
 
 
 @click.command()
 @click.argument("output", metavar="OUTPUT", type=Place())
-@click.option("--watch", is_flag=True, help="Again every two seconds, until nobody writes.")
+@click.option("--watch", is_flag=True, help="Print again every two seconds, until nobody writes.")
 @json_option
 def status(output: Path | str, watch: bool, as_json: bool) -> None:
     """Say how far the run in OUTPUT is: rows, shards, speed, and who is writing.
@@ -124,7 +124,7 @@ def _now(found: RunStatus) -> str:
     is_flag=True,
     help="Also compare every input column with INPUT, bit for bit, in order.",
 )
-@click.option("--input", "source", help="Where INPUT is now, if not where the run found it.")
+@click.option("--input", "source", help="Place of INPUT now, if it was moved since the run.")
 @json_option
 def verify(output: Path | str, deep: bool, source: str | None, as_json: bool) -> None:
     """Check that OUTPUT is whole: every row once, in order, every byte as it was written.

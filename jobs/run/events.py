@@ -75,7 +75,10 @@ class Next(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunStarted:
-    """num_rows, num_units: still to be scored. num_workers: that fit now. host, pid: the driver."""
+    """The event of a run whose workers are about to start.
+
+    num_rows, num_units: still to be scored. num_workers: that fit now. host, pid: the driver.
+    """
 
     model: str
     num_rows: int
@@ -87,7 +90,9 @@ class RunStarted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerStarted:
-    """seconds: from its process's first words to a loaded model. node: host name.
+    """The event of a worker that has loaded its model.
+
+    seconds: from its process's first words to a loaded model. node: host name.
 
     notice: what the user should know about how this worker works.
     """
@@ -186,7 +191,10 @@ class ShardFailed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunEnded:
-    """outcome: done, failed (something is missing or unscored) or interrupted."""
+    """The event of a run that ends, whatever the reason.
+
+    outcome: done, failed (something is missing or unscored) or interrupted.
+    """
 
     outcome: str
     num_rows: int

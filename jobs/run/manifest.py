@@ -29,7 +29,7 @@ STATE_FOLDER = ".rsr"
 
 
 def versions_of(*packages: str) -> dict[str, str]:
-    """For `Identity.versions`: of those of these packages that are installed."""
+    """The versions of those of these packages that are installed, for `Identity.versions`."""
     found = {}
     for name in packages:
         with suppress(importlib.metadata.PackageNotFoundError):
@@ -197,7 +197,7 @@ class Manifest:
         return found + ([f"input shards {', '.join(told)}"] if told else [])
 
     def written_again(self, other: "Manifest") -> str:
-        """In words, which inputs of `other` are as they were but for the time of writing."""
+        """Say which inputs of `other` are as they were but for the time of writing."""
         before = {shard.name: shard.version for shard in self.shards}
         names = [s.name for s in other.shards if before.get(s.name, s.version) != s.version]
         return _first_of(names) if names else ""

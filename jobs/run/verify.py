@@ -44,7 +44,7 @@ CHECKS = {
     "filter": "rsr.jobs.selection.verify",
     "select": "rsr.jobs.selection.verify",
 }
-"""By the command that wrote a run, the module whose `CHECKS` look into its files. Named here and
+"""The module whose `CHECKS` look into a run's files, by the run's command. Named here and
 imported when needed, because what is common to all runs must not depend on any of them."""
 
 Repair = Literal["none", "rerun", "remove", "overwrite"]

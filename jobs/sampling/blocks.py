@@ -22,7 +22,7 @@ class Block:
 
     @classmethod
     def parse(cls, name: str) -> "Block":
-        """Of a file's name; raises `ValueError` for another."""
+        """The block that a file's name stands for; raises `ValueError` for another."""
         match = BLOCK_NAME.fullmatch(name)
         if match is None:
             raise ValueError(f"{name} is no file of samples")

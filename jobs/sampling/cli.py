@@ -53,12 +53,19 @@ OPTION_NAMES = frozenset(option.name for option in fields(SampleOptions))
     show_default=True,
     help="Answers to each problem; raised later, only the new ones are sampled.",
 )
-@click.option("--temperature", type=click.FloatRange(min=0), default=1.0, show_default=True)
+@click.option(
+    "--temperature",
+    type=click.FloatRange(min=0),
+    default=1.0,
+    show_default=True,
+    help="Temperature of the samples; 0 always takes the likeliest token.",
+)
 @click.option(
     "--top-p",
     type=click.FloatRange(min=0, max=1, min_open=True),
     default=1.0,
     show_default=True,
+    help="Probability mass of the likeliest tokens that samples are drawn from.",
 )
 @click.option(
     "--max-tokens",
@@ -72,7 +79,7 @@ OPTION_NAMES = frozenset(option.name for option in fields(SampleOptions))
     type=click.IntRange(min=0),
     default=0,
     show_default=True,
-    help="Of the run; from it, the file, its row and the sample's number follows a sample's own.",
+    help="Seed of the run; each sample's own follows from it, the file, the row and its number.",
 )
 @click.option(
     "--prompt-column",
@@ -81,7 +88,7 @@ OPTION_NAMES = frozenset(option.name for option in fields(SampleOptions))
 @click.option(
     "--prompt-file",
     type=click.Path(),
-    help="YAML of user, and system if need be: Jinja over the row's columns.",
+    help="YAML file with user, and system if needed: Jinja templates over the row's columns.",
 )
 @click.option("--workers", type=click.IntRange(min=1), help="Engines at a time.")
 @click.option("--address", help="Ray cluster to join: auto, or host:port of its head.")
@@ -92,7 +99,11 @@ OPTION_NAMES = frozenset(option.name for option in fields(SampleOptions))
     help="Seconds in the engine after which a unit's worker is killed.",
 )
 @click.option("--overwrite", is_flag=True, help="Discard the earlier run in OUTPUT.")
-@click.option("--same-input", is_flag=True, help="PROBLEMS' files are copies of those before.")
+@click.option(
+    "--same-input",
+    is_flag=True,
+    help="Go on although PROBLEMS' files have other times: they are copies.",
+)
 @json_option
 @click.option("-v", "--verbose", is_flag=True, help="Show what vLLM and Ray say.")
 def sample(

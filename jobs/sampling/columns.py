@@ -40,7 +40,7 @@ def is_candidate_column(name: str) -> bool:
 REFUSED = "refused"
 """The `finish_reason` of a problem that was put to nobody; `sample_detail` says why."""
 SEED_BITS = 62
-"""Of a problem's first seed: with the number of a sample added to it, it is still an int64."""
+"""Bits of a problem's first seed: with the number of a sample added to it, it is still an int64."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class ProblemSamples:
 
 
 def seed_of(run_seed: int, stem: str, row: int) -> int:
-    """Of a problem's sample 0; sample k has this plus k. The same in every run of `run_seed`."""
+    """The seed of a problem's sample 0; sample k has this plus k. Runs of one `run_seed` agree."""
     text = f"{run_seed} {stem} {row}".encode()
     number = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
     return number >> (64 - SEED_BITS)

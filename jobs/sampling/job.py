@@ -160,7 +160,7 @@ class SamplingWork:
 
 
 def problem_reader(shard: Shard, prompts: PromptSource) -> ShardReader:
-    """Of the columns that prompts are made of."""
+    """A reader of the columns that prompts are made of."""
     return ShardReader(shard.path, prompts.columns_needed() or None)
 
 

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 NUM_ROWS = 200
 MAX_BYTES = 16 << 20
-"""Of trajectory text that is encoded, whatever the number of rows: about half a second's work."""
+"""Bytes of trajectory text that are encoded, for any number of rows: half a second's work."""
 MAX_SHARDS = 16
-"""That are tried, should there be none or only damaged rows in the first of them."""
+"""Shards that are tried if the first of them hold no rows or only damaged ones."""
 NOT_REFUSING = 1.0
 
 

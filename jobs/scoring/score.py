@@ -80,7 +80,7 @@ SCORE_BYTES_PER_ROW = 128
 METRIC_BYTES_PER_ROW = 170
 """What the sums of all metrics take beside `SCORE_BYTES_PER_ROW`, without compression."""
 TOKEN_COLUMN_BYTES_PER_TEXT_BYTE = 3
-"""For the disk check: three 4-byte values a token, a token being about four bytes of text."""
+"""Bytes for the disk check: three 4-byte values a token, which is about four bytes of text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -421,7 +421,7 @@ def _require_still_there(folder: RunFolder) -> None:
 
 
 def _local_paths(plan: Plan) -> tuple[Path, ...]:
-    """Of what every machine must find where this one does: the first input file, the model."""
+    """Local paths that must exist on every machine: the first input file, the model."""
     return local_files(next(iter(plan.unfinished.values())).path, plan.student.config.model)
 
 

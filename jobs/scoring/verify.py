@@ -19,7 +19,7 @@ from rsr.jobs.shards.reader import ShardReader
 SCORED = [status.value for status in Status if status.is_scored]
 UNSCORED = [status.value for status in Status if not status.is_scored]
 MAX_ROWS_NAMED = 3
-"""Of one file: what is wrong with one row is usually wrong with many."""
+"""Rows of one file that are named: what is wrong with one is usually wrong with many."""
 
 
 class ScoringChecks(ChecksOfAddedColumns):

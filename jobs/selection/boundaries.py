@@ -198,7 +198,7 @@ def _merge(parts: list[pl.DataFrame]) -> pl.DataFrame:
 
 
 def _cut(bins: pl.DataFrame, room: pl.DataFrame) -> pl.DataFrame:
-    """Of each group, the first bin that does not fit whole, and the room that is left for it."""
+    """The first bin of each group that does not fit whole, and the room that is left for it."""
     sums = bins.join(room, on="group", nulls_equal=True).sort("group", "bin", nulls_last=True)
     sums = sums.with_columns(
         rows_upto=pl.col("num_rows").cum_sum().over("group"),

@@ -82,14 +82,14 @@ def _common_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--quality-column",
             metavar="COLUMN",
-            help="A reward or the like; higher is better. For the metric car, and for joint "
-            "selection.",
+            help="Column of a reward or the like; higher is better. For the metric car, and for "
+            "joint selection.",
         ),
         rank_clip_option,
         click.option(
             "--id-column",
-            help="Orders rows of equal RSR, so that the result does not depend on the order of "
-            f"the input. [default: {USUAL_ID}, if there is one; else the earlier row "
+            help="Column that orders rows of equal RSR, so that the result does not depend on the "
+            f"order of the input. [default: {USUAL_ID}, if there is one; else the earlier row "
             "wins]",
         ),
         click.option(
@@ -180,15 +180,20 @@ def filter_(
 @click.argument("input", metavar="SCORED")
 @click.argument("output", metavar="OUTPUT", type=Place())
 @click.option(
-    "--group-by", required=True, metavar="COLUMN", help="What the rows of one problem share."
+    "--group-by", required=True, metavar="COLUMN", help="Column of the problem or other group."
 )
 @click.option(
     "--keep",
     type=click.IntRange(min=1),
-    help="Rows of each group. [default: 1; with --objective pareto all that are on the front]",
+    help="Rows to keep of each group. [default: 1; with --objective pareto all that are on the "
+    "front]",
 )
 @click.option(
-    "--require", "required", multiple=True, metavar="COLUMN", help="Boolean column, true. Repeat."
+    "--require",
+    "required",
+    multiple=True,
+    metavar="COLUMN",
+    help="Boolean column that must be true; may be repeated.",
 )
 @click.option(
     "--max-share-per",
@@ -215,10 +220,10 @@ def filter_(
     type=click.Choice(get_args(Pick)),
     default="best",
     show_default=True,
-    help="Which rows of a group: the best; the first by sample_index, or as they stand; or some "
+    help="Rows to take of a group: the best; the first by sample_index, or in order; or some "
     "by chance, as --seed has it. With --require correct the last two are rejection sampling.",
 )
-@click.option("--seed", type=click.IntRange(min=0), help="Of --pick random. [default: 0]")
+@click.option("--seed", type=click.IntRange(min=0), help="Seed of --pick random. [default: 0]")
 @_common_options
 def select(
     where: str | None,

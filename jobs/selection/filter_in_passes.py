@@ -159,7 +159,7 @@ def _narrow(options: FilterOptions, opened: OpenedInput) -> Narrow:
 
 
 def _require_candidates(table: ScoredTable, counts: Counts) -> None:
-    """As `read_candidates` has it."""
+    """Refuse a pool without candidates, as `read_candidates` does."""
     if not counts.num_scored:
         raise UsageError(
             f"none of the {table.num_rows:,} rows of {table.path} has a score; rsr_status says why"

@@ -20,7 +20,10 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """values: (M,) int32 in [0, num_values), one a row. max_share: of the selected rows."""
+    """A limit on the share of selected rows that one value of a column may have.
+
+    values: (M,) int32 in [0, num_values), one a row. max_share: of the selected rows.
+    """
 
     values: NDArray[np.int32]
     num_values: int

@@ -176,7 +176,7 @@ def _first_at_limit(
     max_rows: NDArray[np.int64] | None,
     token_budget: int | None,
 ) -> NDArray[np.int64]:
-    """Of the rows whose word is their group's last, the positions of those that still fit."""
+    """Positions of those rows that still fit, among the rows with their group's last word."""
     room = np.full(rows.num_groups, np.iinfo(np.int64).max)
     if max_rows is not None:
         room = max_rows - rows.count(keep)
@@ -202,7 +202,7 @@ def _first_at_limit(
 
 
 def _starts_of_runs(values: NDArray[np.int32]) -> NDArray[np.int64]:
-    """For each place, where its run of equal values begins."""
+    """The place at which each place's run of equal values begins."""
     places = np.arange(len(values))
     is_start = np.ones(len(values), bool)
     is_start[1:] = values[1:] != values[:-1]

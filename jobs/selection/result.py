@@ -36,7 +36,10 @@ FACTS = {
 
 @dataclass(frozen=True, slots=True)
 class SelectionResult:
-    """output: the run's folder. facts: counts by the names of `FACTS`."""
+    """What a finished `rsr filter` or `rsr select` returns.
+
+    output: the run's folder. facts: counts by the names of `FACTS`.
+    """
 
     output: RunFolder
     facts: dict[str, Any]

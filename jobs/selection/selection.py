@@ -30,7 +30,9 @@ Facts = dict[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubsetOptions:
-    """conditions: of rows that may be chosen. metric: what ranks them, by its name in the
+    """The options that `rsr filter` and `rsr select` share.
+
+    conditions: of rows that may be chosen. metric: what ranks them, by its name in the
     catalogue. quality_column: higher is better, for what takes one. id_column: orders rows of equal
     score; None is `id` where there is one. rank_clip: a name of `STORED_RANK_CLIPS`; None is the
     run's own r_max. teacher_column, correct_column: what the result is described by. overwrite:
@@ -52,7 +54,7 @@ class SubsetOptions:
 
     @property
     def common_settings(self) -> dict[str, Any]:
-        """Of these, what two runs must agree on to write into one OUTPUT."""
+        """The options on which two runs must agree to write into one OUTPUT."""
         return {
             "where": self.conditions.where,
             "min_tokens": self.conditions.min_tokens,
@@ -67,7 +69,9 @@ class SubsetOptions:
 
 @dataclass(frozen=True, slots=True)
 class OpenedInput:
-    """measured: what ranks rows. id_column: as named or found; None leaves positions to order rows
+    """A scored table that is open for a selection, and how its rows are ranked.
+
+    measured: what ranks rows. id_column: as named or found; None leaves positions to order rows
     of equal score.
     """
 

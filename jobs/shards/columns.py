@@ -44,7 +44,7 @@ class TrajectoryColumns:
         return list(dict.fromkeys(self.by_kind.values()))
 
     def to_json(self) -> dict[str, Any]:
-        """For a manifest, as JSON gives it back."""
+        """The columns for a manifest, as JSON gives them back."""
         return asdict(self) | {"exploded": list(self.exploded) or None}
 
     def describe(self) -> str:
@@ -179,4 +179,4 @@ EXPECTED: dict[str, tuple[str, Callable[[pa.DataType], bool]]] = {
     "tools": ("a list of JSON schemas, or its JSON text", _is_object_list),
     "chat_template_kwargs": ("an object, or its JSON text", _is_object),
 }
-"""By the field of `Trajectory` that it fills: what a column must be, in words and as a check."""
+"""What a column must be, in words and as a check, by the field of `Trajectory` that it fills."""

@@ -25,9 +25,9 @@ OTHER_DATA_SUFFIXES = {
     *(".db", ".sqlite", ".duckdb", ".tar", ".tgz", ".zip", ".7z", ".rar"),
     *(".gz", ".bz2", ".zst", ".xz", ".lz4", ".br", ".zstd"),
 }
-"""Of files that may hold rows and are not read."""
+"""Suffixes of files that may hold rows and are not read."""
 BESIDE_DATA_SUFFIXES = (".md", ".md5", ".sha1", ".sha256", ".crc", ".lock", ".metadata")
-"""Of files that are named after data and hold none."""
+"""Suffixes of files that are named after data and hold none."""
 EXPECTED = (
     f"{', '.join(PARQUET_SUFFIXES + JSON_SUFFIXES)}, the last three also with "
     f"{', '.join(f'.{suffix}' for suffix in COMPRESSIONS)}"
@@ -151,7 +151,7 @@ def _glob_pattern(pattern: str) -> re.Pattern[str]:
 
 
 def _files_of_folder(folder: str, names: Sequence[str], broken: Sequence[str] = ()) -> list[str]:
-    """Of a folder's files those to read; the others that look like data are named or refused.
+    """The files of a folder that are to be read; others that look like data are named or refused.
 
     broken: links that lead nowhere.
     """

@@ -31,7 +31,7 @@ JSON_NAME = re.compile(
 )
 
 JSON_TEXT_KEY = b"rsr_json_text"
-"""In the metadata of a staged column: it holds each value's JSON text, strings in their quotes."""
+"""Key in a staged column's metadata: it holds values as JSON text, strings in their quotes."""
 
 BAD_ENTRIES_NAMED = 3
 PEEK_BYTES = 512

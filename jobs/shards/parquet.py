@@ -18,7 +18,7 @@ from rsr.jobs.storage import Storage, StoredFile, locate
 from rsr.jobs.storage.hashing import hash_bytes
 
 END_BYTES = 64 << 10
-"""Of a file's end, at least, go into its fingerprint: a footer may survive a shuffle of rows."""
+"""Least bytes of a file's end that go into its fingerprint; a footer may survive shuffled rows."""
 MAGIC = b"PAR1"
 TRAILER_BYTES = 8
 """The last bytes of a Parquet file: the footer's length, 4 bytes little-endian, and `MAGIC`."""

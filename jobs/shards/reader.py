@@ -22,7 +22,7 @@ ALLOWED: dict[str, tuple[type, ...]] = {
     "tools": (str, list, NoneType),
     "chat_template_kwargs": (str, dict, NoneType),
 }
-"""By the field of `Trajectory` that a column fills, what its values may be. A column's type sees to
+"""Types of a column's values, by the field of `Trajectory` that it fills. A column's type sees to
 that, except where it holds the JSON text of values without a common type."""
 
 READ_BATCH_ROWS = 256

@@ -122,7 +122,7 @@ class Kept(TypedDict):
 
 
 def kept_by(settings: Mapping[str, Any]) -> Kept:
-    """From the settings of a run's identity; runs of earlier releases say nothing of metrics."""
+    """What the settings of a run's identity say that it keeps; early ones do not name metrics."""
     return {
         "metrics": settings.get("metrics", "rsr") == "all",
         "token_columns": bool(settings["token_scores"]),
@@ -130,7 +130,7 @@ def kept_by(settings: Mapping[str, Any]) -> Kept:
 
 
 def second_pass_of(settings: Mapping[str, Any]) -> SecondPass | None:
-    """As `ScorerConfig.second_pass`, from the settings of a run's identity."""
+    """The pass of `ScorerConfig.second_pass`, from the settings of a run's identity."""
     return next((name for name in SECOND_PASS_COLUMNS if settings.get(name)), None)
 
 

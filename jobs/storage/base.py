@@ -20,7 +20,9 @@ class StorageError(OSError):
 
 @dataclass(frozen=True, slots=True)
 class StoredFile:
-    """name: below the storage's root. modified_s: Unix time.
+    """A file of a storage, as a listing tells it.
+
+    name: below the storage's root. modified_s: Unix time.
 
     version: changes with every write: an object store's etag, else size and time of writing.
     """
@@ -53,7 +55,7 @@ class Storage(Protocol):
         """The file, or only its end."""
 
     def open(self, name: str) -> pa.NativeFile:
-        """For reading at any place."""
+        """Open a file that can be read at any position."""
 
     def writing(self, name: str) -> AbstractContextManager[Path]:
         """A local path whose content becomes the file if the block ends well."""

@@ -194,7 +194,7 @@ def stay_offline_without_hub() -> None:
 
 
 def hub_endpoint() -> str | None:
-    """Of another hub than the usual one, where HF_ENDPOINT names it."""
+    """The address of another hub than the usual one, where HF_ENDPOINT names it."""
     return os.environ.get("HF_ENDPOINT") or None
 
 

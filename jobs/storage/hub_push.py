@@ -14,7 +14,7 @@ from rsr.jobs.storage.base import Storage, StorageError
 from rsr.jobs.storage.hub import HUB_URL, hub_endpoint
 
 OUR_FILES = ("data/train-*.parquet",)
-"""Of earlier uploads: an export of fewer files must not leave the rest of a longer one."""
+"""Files of earlier uploads: an export of fewer files must not leave the rest of a longer one."""
 
 
 @dataclass(frozen=True, slots=True)

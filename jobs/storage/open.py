@@ -1,4 +1,4 @@
-"""From a path or URL to the storage that it is on."""
+"""Open the storage that a path or URL is on."""
 
 from pathlib import Path
 

@@ -6,7 +6,7 @@ from typing import Protocol
 from rsr.jobs.storage.base import StoredFile
 
 END_BYTES = 64 << 10
-"""Of a file's end are kept at most; pyarrow asks for as much in search of a footer."""
+"""Most bytes of a file's end that are kept; pyarrow reads as much to find a footer."""
 
 
 class HasRanges(Protocol):
