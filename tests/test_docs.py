@@ -1,17 +1,27 @@
 """The recipes in docs/: what can be checked of them without the machines they are for."""
 
+import itertools
 import re
 import subprocess
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import yaml
 from click.testing import CliRunner
 
 from rsr.engine.catalogue import METRICS
+from rsr.engine.trajectory import Status
 from rsr.jobs.cli import main
+from rsr.jobs.comparison.gate import GATE_FIELDS
+from rsr.jobs.grading.columns import GRADE_FIELDS
+from rsr.jobs.refinement.outcome import ADDED_FIELDS as REFINED_FIELDS
+from rsr.jobs.sampling.columns import CANDIDATE_SCHEMA
+from rsr.jobs.shards.exploded import ADDED as EXPLODED_FIELDS
+from rsr.jobs.shards.score_columns import SECOND_PASS_COLUMNS, columns
 
-CLUSTER = Path(__file__).parents[1] / "docs" / "cluster.md"
+ROOT = Path(__file__).parents[1]
+CLUSTER = ROOT / "docs" / "cluster.md"
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", CLUSTER.read_text(), re.MULTILINE | re.DOTALL)
 SCRIPTS = [text for kind, text in BLOCKS if kind == "bash"]
 MANIFESTS = [text for kind, text in BLOCKS if kind == "yaml"]
@@ -43,6 +53,28 @@ def test_metrics_stand_in_the_docs_as_they_are_defined():
     listed = CliRunner().invoke(main, ["metrics", "--list", "--markdown"], standalone_mode=False)
     assert listed.output.count("\n") == len(METRICS) + 2
     assert listed.output in (CLUSTER.parent / "metrics.md").read_text()
+
+
+def told_type(kind: pa.DataType) -> str:
+    """An Arrow type as docs/columns.md has it; fields of one type are told together."""
+    if pa.types.is_list(kind):
+        return f"list of {told_type(kind.value_type)}"
+    if not pa.types.is_struct(kind):
+        return str(kind)
+    groups = itertools.groupby(kind, key=lambda field: told_type(field.type))
+    parts = [f"{', '.join(f'`{f.name}`' for f in group)} ({told})" for told, group in groups]
+    return f"struct of {', '.join(parts)}"
+
+
+def test_columns_stand_in_the_docs_as_the_code_adds_them():
+    scored = (*columns(token_columns=True, metrics=True), *SECOND_PASS_COLUMNS.values())
+    fields = [pa.field(column.name, column.arrow_type) for column in scored]
+    fields += (*EXPLODED_FIELDS, *CANDIDATE_SCHEMA, *GRADE_FIELDS, *REFINED_FIELDS, *GATE_FIELDS)
+    page = (ROOT / "docs" / "columns.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| ([^|]+) \| [^|]+ \|$", page, re.MULTILINE)
+    assert rows == [(field.name, told_type(field.type)) for field in fields]
+    statuses = re.findall(r"^\| `(\w+)` \| [^|]+ \|$", page, re.MULTILINE)
+    assert statuses == [status.value for status in Status]
 
 
 def test_every_option_in_a_recipe_exists():

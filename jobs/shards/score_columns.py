@@ -30,7 +30,7 @@ NUMBER = re.compile(r"\d[\d,.]*")
 
 @dataclass(frozen=True, slots=True)
 class ScoreColumn:
-    """A column that a run adds; README says what it means."""
+    """A column that a run adds to each row; docs/columns.md says what it means."""
 
     name: str
     polars_type: Any
