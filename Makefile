@@ -9,9 +9,9 @@ ACCELERATOR ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed-$(ACCELERATOR)
-EXTRAS := $(ACCELERATOR),demo,grade,dev
+EXTRAS := $(ACCELERATOR),demo,grade,dev,docs
 
-.PHONY: help setup demo loop test test-all test-fast test-long test-gpu gpu fuzz soak lint format bench clean
+.PHONY: help setup demo loop test test-all test-fast test-long test-gpu gpu fuzz soak lint format docs bench clean
 
 # Tests and benchmarks want the machine for themselves.
 .NOTPARALLEL:
@@ -78,6 +78,9 @@ lint: setup  ## ruff, and mypy over the package
 format: setup  ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: setup  ## build the site into build/site; a link that leads nowhere is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 
 bench: setup  ## time the kernel on this machine and write benchmarks/results/
 	$(BIN)/rsr bench kernel --dtype float32 --dtype bfloat16 --csv benchmarks/results/kernel_$(ACCELERATOR).csv

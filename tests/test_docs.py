@@ -1,8 +1,9 @@
-"""The recipes in docs/: what can be checked of them without the machines they are for."""
+"""The pages of docs/: recipes, tables that the code defines, the site and its links."""
 
 import itertools
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,9 +11,12 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+import rsr.engine
+import rsr.jobs
+import rsr.kernels
 from rsr.engine.catalogue import METRICS
 from rsr.engine.trajectory import Status
-from rsr.jobs.cli import main
+from rsr.jobs.cli import COMMANDS, main
 from rsr.jobs.comparison.gate import GATE_FIELDS
 from rsr.jobs.grading.columns import GRADE_FIELDS
 from rsr.jobs.refinement.outcome import ADDED_FIELDS as REFINED_FIELDS
@@ -77,9 +81,32 @@ def test_columns_stand_in_the_docs_as_the_code_adds_them():
     assert statuses == [status.value for status in Status]
 
 
-def test_every_option_in_a_recipe_exists():
-    commands = re.findall(r"\brsr score\b[^&\n]*(?:\\\n[^&\n]*)*", CLUSTER.read_text())
-    used = {option for command in commands for option in re.findall(r"(?<=\s)--[a-z-]+", command)}
-    told = CliRunner().invoke(main, ["score", "--help"]).output
-    assert used >= {"--model", "--address", "--workers"}
-    assert {option for option in used if option not in told} == set()
+def test_site_builds_and_every_link_leads_somewhere(tmp_path):
+    pytest.importorskip("material", reason="needs rsr-engine[docs]")
+    pytest.importorskip("mkdocs_click", reason="needs rsr-engine[docs]")
+    pytest.importorskip("mkdocstrings", reason="needs rsr-engine[docs]")
+    command = [sys.executable, "-m", "mkdocs", "build", "--site-dir", str(tmp_path)]
+    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    pages = {path.parent.name for path in (tmp_path / "commands").glob("*/index.html")}
+    assert pages == set(COMMANDS)
+    documented = (tmp_path / "api" / "index.html").read_text()
+    for module in (rsr.engine, rsr.jobs, rsr.kernels):
+        for name in set(module.__all__) - {"Row", "__version__"}:
+            assert f'id="{module.__name__}.{name}"' in documented
+
+
+def test_links_of_the_repository_lead_somewhere():
+    """As GitHub follows them: the site has its own, which the test above checks."""
+    for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "benchmarks" / "README.md"):
+        for target, anchor in re.findall(r"\]\(([^)\s:#]*)(#[^)\s]*)?\)", path.read_text()):
+            place = (path.parent / target) if target else path
+            assert place.exists(), f"{path.name}: {target}"
+            if anchor and place.suffix == ".md":
+                assert anchor[1:] in anchors(place), f"{path.name}: {target}{anchor}"
+
+
+def anchors(page: Path) -> set[str]:
+    """Of a page's headings, as GitHub names them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}

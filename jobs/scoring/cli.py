@@ -103,7 +103,8 @@ def score(
     compressed (.gz, .bz2, .zst). OUTPUT gets one Parquet file for each, under the same name: the
     same rows in the same order, the input's columns untouched, and the score columns. Stopped half
     way, the same command goes on. Both may be on an object store: s3://bucket/…, gs://bucket/…,
-    az://container/…; INPUT also on the Hugging Face hub: hf://datasets/ORG/NAME[@REVISION][/GLOB].
+    az://container/…; INPUT also on the Hugging Face hub:
+    `hf://datasets/ORG/NAME[@REVISION][/GLOB]`.
     """
     configure_logging(verbose)
 
