@@ -41,6 +41,7 @@ def _print_comparison(comparison: Comparison, console: Console) -> None:
     console.print(_teacher_table(comparison))
     console.say(_samples_sentence(comparison))
     console.say(comparison.metrics_agree)
+    console.say(_correctness_sentence(comparison))
     console.print()
     console.say(f"Spearman of {'RSR' if comparison.metric == RSR else comparison.metric} with")
     console.print(_confound_table(comparison.confounds))
@@ -99,6 +100,15 @@ def _samples_sentence(comparison: Comparison) -> str:
     return (
         f"samples needed: {comparison.samples_needed:,} of the {shared}; from there on "
         f"{AGREEMENT:.0%} of random samples name the same best teacher"
+    )
+
+
+def _correctness_sentence(comparison: Comparison) -> str:
+    """What no reader of the table may overlook."""
+    metric = "RSR" if comparison.metric == RSR else comparison.metric
+    return (
+        f"{metric} does not see correctness: keep correct answers first (rsr select --require "
+        "correct; rsr grade adds the verdicts), then compare"
     )
 
 
