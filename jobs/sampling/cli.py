@@ -139,7 +139,7 @@ def sample(
         return run_sample(options, Progress(lacking="without an answer"), stop)
 
     result = guarded(run, log=RunFolder(output).log_path)
-    summary = result.summary
+    done, summary = result.done, result.done.summary
     if as_json:
         print_json(
             {
@@ -148,9 +148,9 @@ def sample(
                 "answers_by_finish_reason": summary.rows_by_status,
                 "reasons": {name: asdict(reason) for name, reason in summary.reasons.items()},
                 "num_tokens": summary.num_tokens,
-                "num_tokens_now": result.num_tokens_now,
-                "seconds": result.seconds,
-                "failures": [str(failure) for failure in result.failures],
+                "num_tokens_now": done.num_tokens_now,
+                "seconds": done.seconds,
+                "failures": [str(failure) for failure in done.failures],
             }
         )
     else:
@@ -158,10 +158,10 @@ def sample(
         told = ", ".join(f"{count:,} {name}" for name, count in summary.rows_by_status.items())
         table.add_row("answers", f"{sum(summary.rows_by_status.values()):,}  ({told})")
         speed = ""
-        if result.seconds and result.num_tokens_now:
+        if done.seconds and done.num_tokens_now:
             speed = (
-                f"  ({result.num_tokens_now:,} now, in {format_seconds(result.seconds)}: "
-                f"{result.num_tokens_now / result.seconds:,.0f} tokens/s)"
+                f"  ({done.num_tokens_now:,} now, in {format_seconds(done.seconds)}: "
+                f"{done.num_tokens_now / done.seconds:,.0f} tokens/s)"
             )
         table.add_row("tokens", f"{summary.num_tokens:,}{speed}")
         for number, line in enumerate(told_reasons(summary.reasons)):
@@ -169,6 +169,6 @@ def sample(
         table.add_row("result", f"{result.output}/")
         table.add_row("log", str(result.log))
         Console().show(table)
-    for failure in result.failures:
+    for failure in done.failures:
         complain(f"failed: {failure}")
-    sys.exit(EXIT_FAILURES if result.failures else 0)
+    sys.exit(EXIT_FAILURES if done.failures else 0)

@@ -1,8 +1,9 @@
 """Sampling as a job of the cluster: problems in, candidates out. Does not know Ray."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -176,6 +177,16 @@ def read_problems(reader: ShardReader, unit: Unit) -> list[Row]:
     return rows
 
 
+NUM_FIRST_ROWS, MAX_FIRST_FILES = 200, 16
+"""Where the first prompt is looked for: a run none of whose first problems makes one is refused."""
+
+
+def first_units(files: Sequence[Shard]) -> list[Unit]:
+    """The first rows of the first files that have any."""
+    units = [Unit(file, 0, min(file.num_rows, NUM_FIRST_ROWS)) for file in files if file.num_rows]
+    return units[:MAX_FIRST_FILES]
+
+
 @dataclass(frozen=True, slots=True)
 class FirstPrompts:
     """What becomes of a run's first problems. text: the first prompt, None if none makes one.
@@ -194,6 +205,20 @@ def look_at_student(
 
     Raises ValueError for a model that cannot be used.
     """
+    rows = (
+        row for unit in units for row in read_problems(problem_reader(unit.shard, prompts), unit)
+    )
+    return look_at_prompts(config, (partial(prompts.messages, row) for row in rows))
+
+
+def look_at_prompts(
+    config: ScorerConfig, prompts: Iterable[Callable[[], list[dict[str, str]]]]
+) -> tuple[StudentFacts, FirstPrompts]:
+    """What `config` makes of the model and of the first of `prompts` that it can read.
+
+    prompts: each gives its messages, or raises `BadMessagesError`. Raises ValueError for a model
+    that cannot be used.
+    """
     with quick_imports():
         from rsr.engine.prompts import PromptEncoder
         from rsr.engine.student import open_student
@@ -201,12 +226,11 @@ def look_at_student(
         student = open_student(config)
         encoder = PromptEncoder(student)
     refusal = ""
-    for unit in units:
-        for row in read_problems(problem_reader(unit.shard, prompts), unit):
-            try:
-                messages = prompts.messages(row)
-                encoder.encode(messages)
-                return student.facts, FirstPrompts(encoder.render(messages))
-            except BadMessagesError as error:
-                refusal = refusal or error.detail + (f"; {error.hint}" if error.hint else "")
+    for prompt in prompts:
+        try:
+            messages = prompt()
+            encoder.encode(messages)
+            return student.facts, FirstPrompts(encoder.render(messages))
+        except BadMessagesError as error:
+            refusal = refusal or error.detail + (f"; {error.hint}" if error.hint else "")
     return student.facts, FirstPrompts(None, refusal)

