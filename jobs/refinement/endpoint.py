@@ -14,7 +14,8 @@ from urllib.parse import urlsplit
 
 from rsr.jobs.errors import UsageError, first_line
 from rsr.jobs.refinement.outcome import Outcome, RefineStatus
-from rsr.jobs.refinement.prompts import CLOSING, OPENING, trace_in
+from rsr.jobs.refinement.questions import Question
+from rsr.jobs.refinement.replies import outcome_of_reply
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 60.0
 """Between attempts: doubled each time, shortened at random by up to a half so that requests that
@@ -60,7 +61,8 @@ class EndpointOptions:
 
     url: of the API, up to `/v1`. model: as the server calls it. key_variable: of the environment,
     that holds the key. temperature, max_tokens: None leaves them to the server. timeout_s: of one
-    request. retries: after the first attempt of a row.
+    request. retries: after the first attempt of a row. concurrency: requests at a time.
+    max_requests: that one start may make; None is as many as it takes.
     """
 
     url: str
@@ -70,6 +72,8 @@ class EndpointOptions:
     max_tokens: int | None = None
     timeout_s: float = 600.0
     retries: int = 6
+    concurrency: int = 16
+    max_requests: int | None = None
 
 
 class Endpoint:
@@ -116,7 +120,7 @@ class Endpoint:
             else:
                 return
 
-    async def ask(self, prompt: str, native: str) -> Outcome:
+    async def ask(self, question: Question) -> Outcome:
         """What the oracle makes of one row, after as many attempts as that may take.
 
         Raises `EndpointError` if the server refuses whatever is asked, `BudgetSpentError` before a
@@ -125,7 +129,7 @@ class Endpoint:
         for attempt in range(self._options.retries + 1):
             self._budget.take()
             try:
-                return await self._ask_once(prompt, native)
+                return await self._ask_once(question)
             except _PassingError as error:
                 failure = error
             if attempt < self._options.retries:
@@ -133,7 +137,7 @@ class Endpoint:
         told = f"{self._options.retries + 1} attempts failed, the last one: {failure}"
         return Outcome(RefineStatus.FAILED, detail=told)
 
-    async def _ask_once(self, prompt: str, native: str) -> Outcome:
+    async def _ask_once(self, question: Question) -> Outcome:
         settings: dict[str, Any] = {}
         if self._options.temperature is not None:
             settings["temperature"] = self._options.temperature
@@ -142,7 +146,7 @@ class Endpoint:
         try:
             reply = await self._client.chat.completions.create(
                 model=self._options.model,
-                messages=[{"role": "user", "content": prompt}],
+                messages=question.messages,
                 **settings,
             )
         except self._openai.APIStatusError as error:
@@ -151,7 +155,7 @@ class Endpoint:
             raise _PassingError(f"no answer within {self._options.timeout_s:g} s") from None
         except (self._openai.OpenAIError, ValueError) as error:
             raise _PassingError(self._told(error.__cause__ or error)) from None
-        return _outcome(reply, native)
+        return _outcome(reply, question.native)
 
     def _refused(self, error: Any) -> Outcome:
         """What an HTTP status means: the row's outcome, another attempt, or the end."""
@@ -218,18 +222,8 @@ def _outcome(reply: Any, native: str) -> Outcome:
     if choice.finish_reason == "content_filter" or getattr(choice.message, "refusal", None):
         told = getattr(choice.message, "refusal", None) or "the server's content filter"
         return Outcome(RefineStatus.REFUSED, detail=first_line(ValueError(told)), **counts)
-    if choice.finish_reason == "length":
-        detail = "the reply reached its limit of tokens"
-        return Outcome(RefineStatus.CUT_OFF, detail=detail, **counts)
-    text = trace_in(choice.message.content or "")
-    if text is None or not text.strip():
-        detail = f"the reply has no text between {OPENING} and {CLOSING}"
-        return Outcome(RefineStatus.NO_TRACE, detail=detail, **counts)
-    if text == native:
-        return Outcome(RefineStatus.UNCHANGED, **counts)
-    # Lone surrogates, which JSON can carry and Parquet cannot.
-    text = text.encode("utf-8", "replace").decode()
-    return Outcome(RefineStatus.REFINED, text, **counts)
+    is_cut_off = choice.finish_reason == "length"
+    return outcome_of_reply(choice.message.content or "", native, is_cut_off=is_cut_off, **counts)
 
 
 def _pause_s(attempt: int, asked_s: float | None) -> float:

@@ -25,9 +25,9 @@ class RefineStatus(StrEnum):
     CUT_OFF = "cut_off"
     """The reply reached its limit of tokens."""
     REFUSED = "refused"
-    """The oracle or its server does not answer this row."""
+    """The oracle or its server does not take this row."""
     FAILED = "failed"
-    """The server did not answer this row within its attempts."""
+    """The server did not answer this row within its attempts, or it broke every worker."""
     NOT_REFINABLE = "not_refinable"
     """The row has not exactly one response of one text: nothing was asked."""
 
@@ -37,7 +37,7 @@ class Outcome:
     """What became of one row's trace.
 
     text: the refined trace, None where the native one is kept. detail: why, where it is kept.
-    prompt_tokens, completion_tokens: of the request that was answered, as the server counts.
+    prompt_tokens, completion_tokens: of the request that was answered, as the oracle counts.
     """
 
     status: RefineStatus
@@ -95,8 +95,13 @@ def to_frame(outcomes: Sequence[Outcome]) -> pl.DataFrame:
 
 
 def summary_of(frame: pl.DataFrame) -> Summary:
+    """num_tokens: of the oracle's replies, as far as it counts them."""
     counts = frame.group_by("refine_status").len().sort("refine_status")
-    return Summary(num_rows=len(frame), rows_by_status=dict(counts.iter_rows()))
+    return Summary(
+        num_rows=len(frame),
+        num_tokens=int(frame["refine_completion_tokens"].sum()),
+        rows_by_status=dict(counts.iter_rows()),
+    )
 
 
 def _short(text: str | None) -> str | None:

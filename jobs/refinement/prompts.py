@@ -1,7 +1,7 @@
 """What the oracle is asked: the template of each mode, rendered, and its hash."""
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache
 from importlib.resources import files
 from typing import get_args
 
@@ -16,7 +16,7 @@ OPENING, CLOSING = "<refined_trace>", "</refined_trace>"
 """What stands around the trace in an oracle's reply; whatever it thinks aloud is outside."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Prompt:
     """The template of one mode. text: Jinja, over `problem`, `trace` and `answer`."""
 
@@ -30,14 +30,7 @@ class Prompt:
 
     def render(self, problem: str, trace: str, answer: str) -> str:
         """The message to the oracle. answer: of the problem, "" if it is not to be told."""
-        return self._template.render(problem=problem, trace=trace, answer=answer)
-
-    @cached_property
-    def _template(self) -> Template:
-        environment = ImmutableSandboxedEnvironment(
-            undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True
-        )
-        return environment.from_string(self.text)
+        return _template(self.text).render(problem=problem, trace=trace, answer=answer)
 
 
 def load_prompt(mode: Mode) -> Prompt:
@@ -57,3 +50,11 @@ def trace_in(reply: str) -> str | None:
         return None
     inside = reply[start + len(OPENING) : end]
     return inside.removeprefix("\n").removesuffix("\n")
+
+
+@cache
+def _template(text: str) -> Template:
+    environment = ImmutableSandboxedEnvironment(
+        undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True
+    )
+    return environment.from_string(text)

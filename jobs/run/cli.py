@@ -37,7 +37,10 @@ class Words(NamedTuple):
 
 
 SCORE_WORDS = Words("scored tokens", "without a score")
-WORDS = {"sample": Words("sampled tokens", "without an answer")}
+WORDS = {
+    "sample": Words("sampled tokens", "without an answer"),
+    "refine": Words("tokens of the oracle", "with the native trace"),
+}
 """Words for the runs of each command that does not use `SCORE_WORDS`."""
 
 

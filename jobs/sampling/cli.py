@@ -1,6 +1,7 @@
 """`rsr sample`: parse, build options, call one function, print what it returns."""
 
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,31 @@ STUDENT_OPTIONS = (
     "trust_remote_code",
 )
 OPTION_NAMES = frozenset(option.name for option in fields(SampleOptions))
+POOL_OPTIONS = ("workers", "address", "unit_timeout_s")
+
+
+def pool_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the options on which workers a run has, as the keywords `POOL_OPTIONS`."""
+    for option in (
+        click.option(
+            "--unit-timeout",
+            "unit_timeout_s",
+            type=click.FloatRange(min=0, min_open=True),
+            help="Seconds in the engine after which a unit's worker is killed.",
+        ),
+        click.option("--address", help="Ray cluster to join: auto, or host:port of its head."),
+        click.option("--workers", type=click.IntRange(min=1), help="Engines at a time."),
+    ):
+        command = option(command)
+    return command
+
+
+def told_speed(num_tokens: int, seconds: float) -> str:
+    """How fast engines were that made so many tokens in this start; "" if they made none."""
+    if not seconds or not num_tokens:
+        return ""
+    rate = num_tokens / seconds
+    return f"  ({num_tokens:,} now, in {format_seconds(seconds)}: {rate:,.0f} tokens/s)"
 
 
 @click.command()
@@ -90,14 +116,7 @@ OPTION_NAMES = frozenset(option.name for option in fields(SampleOptions))
     type=click.Path(),
     help="YAML file with user, and system if needed: Jinja templates over the row's columns.",
 )
-@click.option("--workers", type=click.IntRange(min=1), help="Engines at a time.")
-@click.option("--address", help="Ray cluster to join: auto, or host:port of its head.")
-@click.option(
-    "--unit-timeout",
-    "unit_timeout_s",
-    type=click.FloatRange(min=0, min_open=True),
-    help="Seconds in the engine after which a unit's worker is killed.",
-)
+@pool_options
 @click.option("--overwrite", is_flag=True, help="Discard the earlier run in OUTPUT.")
 @click.option(
     "--same-input",
@@ -157,12 +176,7 @@ def sample(
         table = fact_table()
         told = ", ".join(f"{count:,} {name}" for name, count in summary.rows_by_status.items())
         table.add_row("answers", f"{sum(summary.rows_by_status.values()):,}  ({told})")
-        speed = ""
-        if done.seconds and done.num_tokens_now:
-            speed = (
-                f"  ({done.num_tokens_now:,} now, in {format_seconds(done.seconds)}: "
-                f"{done.num_tokens_now / done.seconds:,.0f} tokens/s)"
-            )
+        speed = told_speed(done.num_tokens_now, done.seconds)
         table.add_row("tokens", f"{summary.num_tokens:,}{speed}")
         for number, line in enumerate(told_reasons(summary.reasons)):
             table.add_row("" if number else "without an answer", line)

@@ -1,18 +1,14 @@
 """The whole way: `rsr sample`, Ray, real vLLM; killed, resumed, and asked for more samples."""
 
-import json
 import re
 import signal
-import subprocess
 import sys
-import time
-from pathlib import Path
 
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
+from disturbed_run import kill_tree, run, start_until_units, units
 
 from rsr.jobs.cli import main
 
@@ -27,37 +23,6 @@ def command(source, output, model, num_samples):
         *("--model", str(model), "--dtype", "float32", "--max-tokens", "16"),
         *("-n", str(num_samples)),
     ]
-
-
-def run(arguments, exit_code=0):
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=300)
-    assert done.returncode == exit_code, done.stderr
-    return json.loads(done.stdout or "{}"), done.stderr
-
-
-def start_until_units(arguments, output, num_units):
-    """A run that has kept `num_units` units more than there were."""
-    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    enough = len(units(output)) + num_units
-    deadline = time.monotonic() + 200
-    while len(units(output)) < enough:
-        assert process.poll() is None, "the run ended before it could be disturbed"
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    return process
-
-
-def units(output: Path):
-    return {p.name: p.stat().st_mtime_ns for p in output.glob(".rsr/units/*/*.scores")}
-
-
-def kill_tree(process):
-    tree = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-    for member in tree:
-        member.suspend()
-    for member in tree:
-        member.kill()
-    psutil.wait_procs(tree, timeout=30)
 
 
 @pytest.fixture(scope="module")
