@@ -98,7 +98,7 @@ def _common_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--correct-column",
-            help="Boolean column of verdicts, for the composition. "
+            help="Boolean column of verdicts, for the composition and --objective joint. "
             f"[default: {USUAL_CORRECT}, if there is one]",
         ),
         click.option(
@@ -185,8 +185,8 @@ def filter_(
 @click.option(
     "--keep",
     type=click.IntRange(min=1),
-    help="Rows to keep of each group. [default: 1; with --objective pareto all that are on the "
-    "front]",
+    help="Rows to keep of each group. [default: 1; with --objective pareto, or joint without "
+    "--quality-weight, all that are on the front]",
 )
 @click.option(
     "--require",
@@ -207,13 +207,16 @@ def filter_(
 @click.option(
     "--objective",
     type=click.Choice(get_args(Objective)),
-    help="Joint selection: weighted ranks by the mean of both ranks in the group; pareto keeps "
-    "the rows that no other beats in both.",
+    help="Joint selection, by --metric (RSR, or perplexity for what adapting costs) and "
+    "--quality-column: weighted ranks by the mean of both ranks in the group; pareto keeps the "
+    "rows that no other beats in both; joint puts correct rows first and then does the former "
+    "with --quality-weight, the latter without.",
 )
 @click.option(
     "--quality-weight",
     type=click.FloatRange(0, 1),
-    help=f"Weight of quality against RSR. [default: {DEFAULT_QUALITY_WEIGHT}]",
+    help=f"Weight of quality against --metric. [default: {DEFAULT_QUALITY_WEIGHT}; with "
+    "--objective joint the front]",
 )
 @click.option(
     "--pick",

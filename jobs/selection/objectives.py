@@ -56,3 +56,21 @@ def pareto_front(rsr: Floats, quality: Floats, groups: NDArray[np.int32]) -> NDA
     front = np.empty(len(order), bool)
     front[order] = on_front
     return front
+
+
+def correct_first(scores: Floats, is_correct: NDArray[np.bool_]) -> Floats:
+    """(M,) scores that put every correct row before every other one, each kind in its order.
+
+    Equal scores of one kind stay equal: they are places, which are exact where a sum of kind and
+    score would make ties or lose them.
+    """
+    distinct, places = np.unique(scores, return_inverse=True)
+    first: Floats = places + np.where(is_correct, 0.0, float(len(distinct)))
+    return first
+
+
+def of_best_kind(groups: NDArray[np.int32], is_correct: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """(M,) mask of the correct rows, and of all rows of groups that have none."""
+    has_correct = np.zeros(groups.max(initial=0) + 1, bool)
+    has_correct[groups[is_correct]] = True
+    return is_correct | ~has_correct[groups]

@@ -24,6 +24,7 @@ FACTS = {
     "num_unmeasured": "rows without a value of the metric, left out",
     "num_groups_short": "groups that keep fewer rows than --keep",
     "num_kept": "rows kept",
+    "num_kept_wrong": "of them not known to be correct",
     "num_tokens": "scored tokens kept",
     "largest_rsr": "largest RSR kept",
     "metric": "ranked by",

@@ -24,20 +24,20 @@ from rsr.jobs.selection.candidates import (
     id_reader,
     read_candidates,
 )
-from rsr.jobs.selection.objectives import pareto_front, weighted
+from rsr.jobs.selection.objectives import correct_first, of_best_kind, pareto_front, weighted
 from rsr.jobs.selection.quotas import Quota, admit
 from rsr.jobs.selection.ranking import Rows, keep_best, ranked
 from rsr.jobs.selection.result import SelectionResult
 from rsr.jobs.selection.selection import Facts, OpenedInput, SubsetOptions, run_selection
 from rsr.jobs.selection.subset import Mask
 from rsr.jobs.shards.measures import metric_named
-from rsr.jobs.shards.scored import ScoredTable
+from rsr.jobs.shards.scored import USUAL_CORRECT, ScoredTable
 
-Objective = Literal["pareto", "weighted"]
+Objective = Literal["pareto", "weighted", "joint"]
 Pick = Literal["best", "first", "random"]
 
 DEFAULT_QUALITY_WEIGHT = 0.5
-QUALITY = "quality"
+QUALITY, CORRECT = "quality", "is correct"
 SAMPLE_INDEX = "sample_index"
 """Column of the input that says which of a problem's rows came first; else their order does."""
 
@@ -46,10 +46,10 @@ SAMPLE_INDEX = "sample_index"
 class SelectOptions(SubsetOptions):
     """What `rsr select` is asked to do.
 
-    group_by: column that names the problem. keep: rows of each group; None is 1, or the whole
-    front with objective pareto. max_shares: columns, and the largest share of the selected rows
-    that one value may have. quality_weight: of quality against
-    RSR, from 0 to 1. pick: the best rows of a group, or as rejection sampling does, its first by
+    group_by: column that names the problem. keep: rows of each group; None is 1, or the whole front
+    where one is asked for. max_shares: columns, and the largest share of the selected rows that one
+    value may have. quality_weight: of quality against RSR, from 0 to 1; None with objective joint
+    asks for the front. pick: the best rows of a group, or as rejection sampling does, its first by
     `SAMPLE_INDEX`, or some by chance. seed: of that chance.
     """
 
@@ -62,8 +62,15 @@ class SelectOptions(SubsetOptions):
     seed: int | None = None
 
     @property
+    def is_front(self) -> bool:
+        """Whether only rows that no other beats in both are kept."""
+        is_unweighted_joint = self.objective == "joint" and self.quality_weight is None
+        return self.objective == "pareto" or is_unweighted_joint
+
+    @property
     def settings(self) -> dict[str, Any]:
         """What two runs must agree on to write into one OUTPUT."""
+        first = {"correct_first": self.correct_column or USUAL_CORRECT}
         return {
             "group_by": self.group_by,
             "keep": self.keep,
@@ -72,6 +79,7 @@ class SelectOptions(SubsetOptions):
             "quality_weight": self.quality_weight,
             "pick": self.pick,
             "seed": self.seed,
+            **(first if self.objective == "joint" else {}),
         } | self.common_settings
 
 
@@ -86,11 +94,14 @@ def run_select(options: SelectOptions, stop: StopRequest) -> SelectionResult:
     opened = OpenedInput.of(options, [options.group_by, options.quality_column, *quota_columns])
     table = opened.table
     _require_quality_is_number(options, table)
+    _require_verdicts(options, opened)
 
     def read() -> Candidates:
         extra = {f"quota of {name}": groupable(table, name) for name in quota_columns}
         if options.quality_column is not None:
             extra[QUALITY] = pl.col(options.quality_column).cast(pl.Float64)
+        if options.objective == "joint":
+            extra[CORRECT] = pl.col(opened.by.correct or USUAL_CORRECT).fill_null(False)
         if options.pick == "first":
             extra[SAMPLE_INDEX] = _sample_index(table)
         return read_candidates(
@@ -129,7 +140,7 @@ def select_rows(options: SelectOptions, opened: OpenedInput, candidates: Candida
         rows = replace(rows, scores=_places(options, candidates), read_ids=None)
     if options.objective is not None:
         rows = _judged(options, opened.table, candidates, rows)
-    keep = options.keep or (rows.group_sizes().max() if options.objective == "pareto" else 1)
+    keep = options.keep or (rows.group_sizes().max() if options.is_front else 1)
     if options.max_shares:
         return _select_under_quotas(options, candidates, rows, int(keep))
     return keep_best(rows, np.full(rows.num_groups, keep))
@@ -170,9 +181,18 @@ def _judged(options: SelectOptions, table: ScoredTable, candidates: Candidates, 
     fit, judged, groups = candidates.scores[positions], quality[positions], rows.groups[positions]
     weight = DEFAULT_QUALITY_WEIGHT if options.quality_weight is None else options.quality_weight
     scores = np.full(len(quality), np.nan)
-    scores[positions] = weighted(fit, judged, groups, weight)
-    if options.objective == "pareto":
-        scores[positions[~pareto_front(fit, judged, groups)]] = np.nan
+    if options.objective == "joint":
+        is_correct = candidates.extra[CORRECT].to_numpy()[positions]
+        # Correct rows are compared with each other, and so are the others.
+        kinds = 2 * groups + ~is_correct
+        scores[positions] = correct_first(weighted(fit, judged, kinds, weight), is_correct)
+        front = of_best_kind(groups, is_correct)
+    else:
+        kinds, front = groups, np.ones(len(positions), bool)
+        scores[positions] = weighted(fit, judged, groups, weight)
+    if options.is_front:
+        front &= pareto_front(fit, judged, kinds)
+        scores[positions[~front]] = np.nan
     return Rows(
         scores,
         groups=rows.groups,
@@ -219,6 +239,9 @@ def _facts(
         "num_ungrouped": candidates.num_ungrouped,
         "num_unjudged": num_unjudged,
     }
+    if options.objective == "joint":
+        is_correct = candidates.extra[CORRECT].to_numpy()
+        facts["num_kept_wrong"] = int(np.count_nonzero(keep & ~is_correct))
     if options.pick != "best":
         facts |= {"picked": options.pick, "ties_by": None}
     if options.keep is not None and options.keep > 1:
@@ -257,4 +280,13 @@ def _require_quality_is_number(options: SelectOptions, table: ScoredTable) -> No
         raise UsageError(
             f"column {options.quality_column!r} of {table.path} is {kind}; expected numbers, "
             "higher being better"
+        )
+
+
+def _require_verdicts(options: SelectOptions, opened: OpenedInput) -> None:
+    if options.objective == "joint" and opened.by.correct is None:
+        raise UsageError(
+            f"--objective joint puts correct rows first, and {opened.table.path} has no Boolean "
+            f"column {USUAL_CORRECT!r}: name the verdicts with --correct-column, or take weighted "
+            "or pareto, which ask for none"
         )

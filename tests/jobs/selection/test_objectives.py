@@ -5,7 +5,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rsr.jobs.selection.objectives import pareto_front, standardised_ranks, weighted
+from rsr.jobs.selection.objectives import (
+    correct_first,
+    pareto_front,
+    standardised_ranks,
+    weighted,
+)
 
 ROWS = st.lists(
     st.tuples(st.integers(0, 3), st.sampled_from([1.0, 1.5, 2.0, 3.0]), st.integers(-2, 2)),
@@ -56,3 +61,9 @@ def test_ranks_do_not_depend_on_the_scale_of_other_groups():
     values = np.array([1.0, 2.0, 1e9, 2e9, 7.0])
     ranks = standardised_ranks(values, np.array([0, 0, 1, 1, 2], np.int32))
     assert ranks.tolist() == [0.0, 1.0, 0.0, 1.0, 0.0]
+
+
+def test_correct_rows_come_first_and_equal_scores_stay_equal():
+    scores = np.array([1 / 3, 0.1, 1 / 3, np.nextafter(1 / 3, 1), 0.1])
+    is_correct = np.array([True, False, True, True, True])
+    assert correct_first(scores, is_correct).tolist() == [1.0, 3.0, 1.0, 2.0, 0.0]

@@ -1,6 +1,7 @@
 """`rsr select` from the command line: against a naive definition, and what it refuses."""
 
 import json
+import re
 import shutil
 from collections import Counter
 
@@ -73,23 +74,40 @@ def dominates(one, other):
     )
 
 
+def is_of_kind(one, other):
+    """Joint selection compares rows of one problem that are both correct, or both not."""
+    same_problem = one["problem"] == other["problem"]
+    return same_problem and (one["correct"] is True) == (other["correct"] is True)
+
+
 def naive(rows, *, keep, objective, weight, require, max_share):
     """Ids selected, by the definition in docs/selection.md read aloud."""
     pool = [r for r in rows if is_number(r["rsr"]) and r["problem"] is not None]
     pool = [r for r in pool if r["correct"] is True or not require]
+    is_joint, is_front = objective == "joint", objective == "pareto"
+    if is_joint and weight is None:
+        is_front = True
+    weight = 0.5 if weight is None else weight
     if objective is not None:
         pool = [r for r in pool if is_number(r["reward"])]
         for row in pool:
-            row["score"] = (1 - weight) * rank(row, pool, lambda r: r["rsr"]) + weight * rank(
-                row, pool, lambda r: -r["reward"]
+            others = [r for r in pool if is_of_kind(r, row)] if is_joint else pool
+            row["score"] = (1 - weight) * rank(row, others, lambda r: r["rsr"]) + weight * rank(
+                row, others, lambda r: -r["reward"]
             )
     else:
         for row in pool:
             row["score"] = row["rsr"]
-    if objective == "pareto":
-        pool = [r for r in pool if not any(dominates(other, r) for other in pool)]
+    if is_front:
+
+        def beats(one, other):
+            if is_joint and not is_of_kind(one, other):
+                return one["problem"] == other["problem"] and one["correct"] is True
+            return dominates(one, other)
+
+        pool = [r for r in pool if not any(beats(other, r) for other in pool)]
         keep = keep or len(rows)
-    pool.sort(key=lambda r: (r["score"], r["rsr"], r["id"]))
+    pool.sort(key=lambda r: (is_joint and r["correct"] is not True, r["score"], r["rsr"], r["id"]))
     num_selected = sum(min(keep or 1, n) for n in Counter(r["problem"] for r in pool).values())
     while True:
         taken, of_group, of_teacher = [], Counter(), Counter()
@@ -109,7 +127,7 @@ def naive(rows, *, keep, objective, weight, require, max_share):
     rows=ROWS,
     cuts=st.lists(st.integers(0, 24), min_size=2, max_size=2).map(sorted),
     keep=st.none() | st.integers(1, 3),
-    objective=st.sampled_from([None, None, "pareto", "weighted"]),
+    objective=st.sampled_from([None, None, "pareto", "weighted", "joint", "joint"]),
     weight=st.sampled_from([None, 0.0, 0.25, 1.0]),
     require=st.booleans(),
     max_share=st.sampled_from([None, 0.5]),
@@ -150,7 +168,7 @@ def test_selects_what_the_definition_says(
         rows,
         keep=keep,
         objective=objective,
-        weight=0.5 if weight is None else weight,
+        weight=weight,
         require=require,
         max_share=max_share,
     )
@@ -227,6 +245,11 @@ def test_group_column_of_strings_or_categories(tmp_path, write_scored):
         (["--quality-column", "reward"], "needs both --quality-column and --objective"),
         (["--objective", "pareto"], "needs both --quality-column and --objective"),
         (["--quality-weight", "0.5"], "--quality-weight needs"),
+        (["--objective", "joint"], "needs both --quality-column and --objective"),
+        (
+            ["--objective", "joint", "--quality-column", "reward", "--correct-column", "teacher"],
+            "expected Boolean",
+        ),
         (["--quality-column", "teacher", "--objective", "pareto"], "expected numbers"),
         (["--max-tokens", "1"], "none of the 6 scored rows"),
         (["--where", "problem = 3"], "none of the 6 scored rows"),
@@ -234,6 +257,29 @@ def test_group_column_of_strings_or_categories(tmp_path, write_scored):
 )
 def test_what_cannot_be_done_is_refused(tmp_path, corpus, options, message):
     assert_refused(run(corpus, tmp_path / "out", *options), message, tmp_path / "out")
+
+
+def test_joint_selection_without_verdicts_is_refused(tmp_path, write_scored):
+    columns = {"problem": [1], "reward": [0.5], "correct": ["yes"]}
+    source = write_scored(tmp_path / "in.parquet", [1.0], columns=columns)
+    options = ("--objective", "joint", "--quality-column", "reward")
+    refused = run(source, tmp_path / "out", *options)
+    assert_refused(refused, "has no Boolean column 'correct'", tmp_path / "out")
+
+
+def test_joint_selection_counts_what_is_not_correct_and_keeps_to_its_verdicts(tmp_path, corpus):
+    out = tmp_path / "out"
+    options = ("--objective", "joint", "--quality-column", "reward", "--keep", "2")
+    result, kept = selected(corpus, out, *options, "--quality-weight", "0.75")
+    assert kept == ["a", "b", "c", "e"]
+    assert result["num_kept_wrong"] == 1
+    shown = run(corpus, out, *options, "--quality-weight", "0.75").stdout
+    assert re.search("of them not known to be correct +1\n", shown)
+    by_cost = ("--keep", "1", "--metric", "perplexity_mean", "--quality-weight", "0")
+    _, kept = selected(corpus, tmp_path / "cost", *options[:4], *by_cost)
+    assert kept == ["a", "e"]
+    _, front = selected(corpus, tmp_path / "front", *options[:4])
+    assert front == ["a", "c", "e"]
 
 
 @pytest.mark.parametrize("text", ["teacher", "=0.5", "teacher=2", "teacher=x"])
