@@ -1,4 +1,4 @@
-"""What `rsr compare` prints on a terminal: results in, tables out."""
+"""What `rsr compare` prints on a terminal: results in, tables out, and how numbers are told."""
 
 from rsr.jobs.comparison.compare import ComparedMetric, Estimate, StreamComparison
 from rsr.jobs.comparison.drift import DRIFT_FORMULA, Drift, DriftValue, TokenShare
@@ -45,27 +45,33 @@ def _metric_table(comparison: StreamComparison) -> Table:
     rows = [f"{comparison.num_rows[label]:,}" for label in comparison.streams]
     table.add_row("rows", rows[0], *(cell for count in rows[1:] for cell in (count, "")))
     for compared in comparison.metrics:
-        table.add_row(_name_of(compared), *_cells(compared, native, others))
+        table.add_row(name_of(compared), *_cells(compared, native, others))
     return table
 
 
-def _name_of(compared: ComparedMetric) -> str:
+def name_of(compared: ComparedMetric) -> str:
+    """What is compared, with its unit."""
     unit = compared.metric.unit
     return compared.metric.name + (f" ({unit})" if unit else "")
 
 
 def _cells(compared: ComparedMetric, native: str, others: list[str]) -> list[str]:
-    cells = [_number(compared.values[native].value)]
+    cells = [told_number(compared.values[native].value)]
     for label in others:
-        cells += [_number(compared.values[label].value), _signed(compared.differences[label])]
+        cells += [
+            told_number(compared.values[label].value),
+            told_difference(compared.differences[label]),
+        ]
     return cells
 
 
-def _number(value: float | None) -> str:
+def told_number(value: float | None) -> str:
+    """Four digits of it."""
     return "–" if value is None else f"{value:.4g}"
 
 
-def _signed(estimate: Estimate | DriftValue) -> str:
+def told_difference(estimate: Estimate | DriftValue) -> str:
+    """Three digits of it with its sign, and of its interval."""
     if estimate.value is None:
         return "–"
     bounds = "" if estimate.low is None else f"  {estimate.low:+.3g} to {estimate.high:+.3g}"
@@ -81,7 +87,7 @@ def _print_drift(native: str, label: str, drift: Drift, console: Console) -> Non
     table.add_column()
     table.add_column(justify="right")
     for name, told in DRIFT_NAMES.items():
-        table.add_row(told, _signed(drift.values[name]))
+        table.add_row(told, told_difference(drift.values[name]))
     table.add_row("Jensen–Shannon distance of token frequencies", f"{drift.distance:.3f}")
     console.print(table)
     console.print(_token_table("tokens that moved most", drift.moved))
@@ -96,6 +102,10 @@ def _token_table(heading: str, tokens: list[TokenShare]) -> Table:
     for column in ("native", "refined"):
         table.add_column(column, justify="right")
     for token in tokens:
-        text = str(token.id) if token.text is None else repr(token.text)
-        table.add_row(text, f"{token.native:.2%}", f"{token.refined:.2%}")
+        table.add_row(told_token(token), f"{token.native:.2%}", f"{token.refined:.2%}")
     return table
+
+
+def told_token(token: TokenShare) -> str:
+    """Its text, quoted, or its id where no tokenizer has said it."""
+    return str(token.id) if token.text is None else repr(token.text)

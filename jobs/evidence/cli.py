@@ -15,6 +15,9 @@ import click
 
 from rsr.engine.catalogue import BY_NAME
 from rsr.jobs.command import configure_logging, guarded, json_option
+from rsr.jobs.comparison.compare import StreamComparison, StreamOptions, compare_streams
+from rsr.jobs.comparison.drift import DriftOptions
+from rsr.jobs.comparison.streams import open_streams
 from rsr.jobs.errors import UsageError
 from rsr.jobs.evidence.correlate import (
     CorrelateOptions,
@@ -50,7 +53,7 @@ from rsr.jobs.evidence.teachers import (
 from rsr.jobs.interrupt import StopRequest
 from rsr.jobs.options import metric_option, rank_clip_option
 from rsr.jobs.shards.measures import measure, stored_measures
-from rsr.jobs.shards.scored import USUAL_TEACHER, open_scored
+from rsr.jobs.shards.scored import USUAL_ID, USUAL_TEACHER, open_scored
 from rsr.jobs.storage.atomic import write_text_atomically
 from rsr.jobs.terminal import Console, print_json
 
@@ -401,6 +404,21 @@ def _plot_simulation(simulation: Simulation, path: Path) -> None:
     help="Output of rsr select or rsr filter from SCORED: its composition is shown beside all.",
 )
 @click.option(
+    "--compare",
+    "refined",
+    multiple=True,
+    metavar="REFINED",
+    help="A scored stream of refined traces of the same problems, shown beside SCORED, the native "
+    "one, as rsr compare has them; may be repeated.",
+)
+@click.option(
+    "--id-column",
+    default=USUAL_ID,
+    show_default=True,
+    metavar="COLUMN",
+    help="Of SCORED, by which parent_id in --compare REFINED names a row.",
+)
+@click.option(
     "--points",
     "num_points",
     type=click.IntRange(min=1),
@@ -436,6 +454,8 @@ def report(
     quality_column: str | None,
     rank_clip: str | None,
     selection: str | None,
+    refined: tuple[str, ...],
+    id_column: str,
     num_points: int,
     num_examples: int,
     tokenizer: str | None,
@@ -447,15 +467,16 @@ def report(
 ) -> None:
     """Show what `rsr score` wrote to SCORED on one self-contained page, OUT.html.
 
-    Teachers, what RSR goes with, a selection beside the pool, the best and the worst trajectories
-    and, where SCORED has token columns, each of their tokens. It needs no network to be read. It
-    contains text of the examples: think before publishing it.
+    Teachers, what RSR goes with, a selection beside the pool, refined streams beside SCORED, the
+    best and the worst trajectories and, where SCORED has token columns, each of their tokens. It
+    needs no network to be read. It contains text of the examples: think before publishing it.
     """
     configure_logging(verbose=False)
     columns = _columns(teacher_column, problem_column, confounds)
 
-    def run(stop: StopRequest) -> Comparison:
+    def run(stop: StopRequest) -> tuple[Comparison, StreamComparison | None]:
         # Altair takes a second to import: `rsr --help` should not wait for it.
+        from rsr.jobs.comparison.page import comparison_section
         from rsr.jobs.evidence.report import ReportOptions, write_report
 
         if page.suffix != ".html":
@@ -478,14 +499,37 @@ def report(
         chosen = selection and open_scored(
             selection, rank_clip=rank_clip, allow_mixed_students=allow_mixed_students
         )
+        beside = None
+        if refined:
+            streams = open_streams(
+                (scored, *refined),
+                on=_problem_of_streams(problem_column),
+                id_column=id_column,
+                quality_columns=[quality_column] if quality_column else [],
+                rank_clip=rank_clip,
+                allow_mixed_students=allow_mixed_students,
+            )
+            drift = DriftOptions(num_draws=num_draws, seed=seed, tokenizer=tokenizer)
+            beside = compare_streams(streams, StreamOptions(num_draws, seed, drift))
         stop.check()
-        return write_report(pool, page, options, chosen or None)
+        sections = [] if beside is None else [comparison_section(beside)]
+        return write_report(pool, page, options, chosen or None, sections), beside
 
-    comparison = guarded(run)
+    comparison, beside = guarded(run)
     if as_json:
-        print_json({"report": str(page)} | comparison.to_json())
+        streams = {} if beside is None else {"streams": beside.to_json()}
+        print_json({"report": str(page)} | comparison.to_json() | streams)
     else:
         print_comparisons([comparison], Console())
         console = Console()
         console.print()
         console.say(f"report: {page}")
+
+
+def _problem_of_streams(problem_column: str) -> str:
+    if problem_column == NO_PROBLEMS:
+        raise UsageError(
+            "--compare puts streams side by side on the problems that all of them have: name their "
+            "column with --problem-column"
+        )
+    return problem_column

@@ -6,6 +6,7 @@ autoescaping or as JSON, so that a trajectory that contains `<script>` is a traj
 made elsewhere: by `teachers.py`, `confounds.py`, `examples.py` and `selection/composition.py`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import altair as alt
 import jinja2
 import polars as pl
 import vl_convert
+from markupsafe import Markup
 
 from rsr.engine.metrics import DEFAULT_RANK_CLIP, STORED_RANK_CLIPS
 from rsr.jobs.errors import UsageError
@@ -58,13 +60,18 @@ class ReportOptions:
 
 
 def write_report(
-    observations: Observations, target: Path, options: ReportOptions, selection: ScoredTable | None
+    observations: Observations,
+    target: Path,
+    options: ReportOptions,
+    selection: ScoredTable | None,
+    sections: Sequence[Markup] = (),
 ) -> Comparison:
     """Write the page to `target`, whole or not at all; returns the comparison it shows.
 
-    selection: the chosen trajectories, to be shown beside all. Raises `UsageError` if the page
-    cannot be written, if nothing of the selection is scored, and where `compare_teachers` and
-    `find_examples` do.
+    selection: the chosen trajectories, to be shown beside all. sections: of the page, made
+    elsewhere, that come before the examples; safe HTML in the classes of `report.css`. Raises
+    `UsageError` if the page cannot be written, if nothing of the selection is scored, and where
+    `compare_teachers` and `find_examples` do.
     """
     comparison = compare_teachers(observations, options.compare)
     examples = find_examples(
@@ -75,7 +82,7 @@ def write_report(
     metrics = metric_table(
         observations.table, measures, by=observations.columns.teacher, lacking=lacking
     )
-    page = _render(observations, comparison, metrics, examples, composition, options)
+    page = _render(observations, comparison, metrics, examples, composition, options, sections)
     try:
         write_text_atomically(target, page)
     except OSError as error:
@@ -90,6 +97,7 @@ def _render(
     examples: Examples,
     composition: Composition | None,
     options: ReportOptions,
+    sections: Sequence[Markup],
 ) -> str:
     scored_teachers = [t.teacher for t in comparison.teachers if t.value is not None]
     points = _points(observations, scored_teachers, options)
@@ -122,6 +130,7 @@ def _render(
         agreement_of_metrics=told_agreement(metrics.rows),
         examples=examples,
         composition=composition,
+        sections=sections,
         pool=_pool(observations),
         rows_by_status=rows_by_status(observations.table),
         identities=observations.table.identities,
