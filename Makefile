@@ -54,7 +54,7 @@ test-fast: setup  ## only the tests that start neither vLLM nor Ray nor a server
 	$(PYTEST_BY_FILE) -m "not vllm and not ray and not server and not slow"
 
 test-long: setup  ## only the tests that `make test` leaves out
-	$(PYTEST_BY_FILE) -m slow
+	$(PYTEST_BY_FILE) --timeout 1800 -m slow
 
 test-gpu: setup  ## only the tests that need an NVIDIA GPU
 	$(BIN)/pytest -m gpu

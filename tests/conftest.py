@@ -30,7 +30,7 @@ CONTROL_TOKENS = ("<|im_start|>", "<|im_end|>", "<|bos|>")
 
 
 NUM_LEFT_OUT = pytest.StashKey[int]()
-SERVERS = {"s3", "server", "hub", "vllm_url"}
+SERVERS = {"s3", "server", "hub", "vllm_port"}
 """Fixtures that are a server, or the way to one."""
 
 

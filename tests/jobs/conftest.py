@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from s3_server import SILENCE_S, FaultyProxy, make_bucket, s3_server
+from faulty_proxy import SILENCE_S, FaultyProxy
+from s3_server import make_bucket, s3_server
 
 from rsr.engine.metrics import STORED_RANK_CLIPS, TrajectoryScore, score_tokens
 from rsr.engine.trajectory import Status, TokenScores

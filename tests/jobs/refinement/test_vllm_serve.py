@@ -1,5 +1,6 @@
-"""`rsr refine` against a real `vllm serve`: what vLLM's server says is understood."""
+"""`rsr refine` against a real `vllm serve`: it is understood, and its faults cost nothing."""
 
+import json
 import os
 import socket
 import subprocess
@@ -11,15 +12,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
+from faulty_proxy import FAULTS, SILENCE_S, FaultyProxy
 
 from rsr.jobs.cli import main
+from rsr.jobs.refinement import endpoint
 
 CONTEXT_TOKENS = 4_096
-START_S = 240
+START_S = 600
+
+
+pytestmark = [pytest.mark.slow, pytest.mark.vllm]
 
 
 @pytest.fixture(scope="module")
-def vllm_url(tmp_path_factory, make_tokenizer, tiny_llama):
+def vllm_port(tmp_path_factory, make_tokenizer, tiny_llama):
     """A server of a model of random weights, whose tokens are bytes."""
     import torch
     from transformers import LlamaForCausalLM
@@ -50,23 +56,28 @@ def vllm_url(tmp_path_factory, make_tokenizer, tiny_llama):
                 break
             except OSError:
                 time.sleep(0.5)
-        yield f"http://127.0.0.1:{port}/v1"
+        yield port
     finally:
         process.terminate()
         process.wait(60)
         log.close()
 
 
-@pytest.mark.slow
-@pytest.mark.vllm
-def test_vllm_is_understood(vllm_url, tmp_path):
+def test_vllm_is_understood(vllm_port, tmp_path):
     prompts = ["1 + 1?", "2 + 2?", "3 + 3?"]
     traces = ["It is 2.", "It is 5.", "far too long " * 400]
     pq.write_table(pa.table({"prompt": prompts, "response": traces}), tmp_path / "rows.parquet")
 
     def refine(output, model):
         arguments = [str(tmp_path / "rows.parquet"), str(tmp_path / output), "--mode", "minimal"]
-        arguments += ["--endpoint", vllm_url, "--api-model", model, "--max-tokens", "20"]
+        arguments += [
+            "--endpoint",
+            f"http://127.0.0.1:{vllm_port}/v1",
+            "--api-model",
+            model,
+            "--max-tokens",
+            "20",
+        ]
         return CliRunner().invoke(main, ["refine", *arguments, "--temperature", "0"])
 
     # A model of random weights never writes the tags: each native trace is kept, with the reason.
@@ -79,3 +90,34 @@ def test_vllm_is_understood(vllm_url, tmp_path):
     stranger = refine("other", "stranger")
     assert stranger.exit_code == 1
     assert "has no 'stranger'" in stranger.stderr
+
+
+def test_faults_on_the_way_lose_no_answer_and_ask_for_none_twice(vllm_port, tmp_path, monkeypatch):
+    monkeypatch.setattr(endpoint, "FIRST_PAUSE_S", 0.01)
+    num_rows = 24
+    columns = {"prompt": [f"{n} + {n}?" for n in range(num_rows)], "response": ["It is 2."]}
+    columns["response"] *= num_rows
+    pq.write_table(pa.table(columns), tmp_path / "rows.parquet")
+
+    def refine(url, output, *more):
+        arguments = [str(tmp_path / "rows.parquet"), str(tmp_path / output), "--mode", "minimal"]
+        arguments += ["--endpoint", f"{url}/v1", "--api-model", "oracle", "--max-tokens", "20"]
+        arguments += ["--temperature", "0", "--timeout", str(SILENCE_S), "--retries", "20", *more]
+        result = CliRunner().invoke(main, ["refine", *arguments, "--json"])
+        assert result.exit_code == 1, result.stderr
+        return result
+
+    refine(f"http://127.0.0.1:{vllm_port}", "undisturbed")
+    with FaultyProxy(vllm_port).running() as proxy:
+        with proxy.faults(0.4, "429", *FAULTS) as injected:
+            ended = refine(proxy.url, "out", "--max-requests", "20")
+            assert "the same command goes on" in ended.stderr
+            told = json.loads(refine(proxy.url, "out").stdout)
+        assert set(injected) == {"429", *FAULTS}
+        # Every row has had one whole answer, over both starts; what failed was asked for again.
+        answers = [number for body, number in proxy.answered.items() if body]
+        assert answers == [1] * num_rows
+        assert told["num_requests"] + 20 == num_rows + sum(injected.values())
+        rows = pq.read_table(tmp_path / "out" / "rows.parquet")
+        assert rows.equals(pq.read_table(tmp_path / "undisturbed" / "rows.parquet"))
+        assert json.loads(refine(proxy.url, "out").stdout)["num_requests"] == 0

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
-from s3_server import FAULTS
+from faulty_proxy import FAULTS
 
 from rsr.jobs.cli import main
 from rsr.jobs.errors import Interrupted, UsageError
