@@ -140,7 +140,7 @@ def _refine_by_server(
             asyncio.run(work.run(stop))
     journal.remove()
     plan.remaining.done.merge(work.summary)
-    return RefineResult(plan.store.folder, plan.remaining.done, work.budget.num_requests)
+    return RefineResult(output.folder, plan.remaining.done, work.budget.num_requests)
 
 
 async def _probe(options: EndpointOptions) -> None:
@@ -178,7 +178,7 @@ def _refine_by_workers(
     )
     done = do_remaining(job, plan.remaining, venue, progress, stop)
     return RefineResult(
-        plan.store.folder,
+        output.folder,
         done.summary,
         num_tokens_now=done.num_tokens_now,
         seconds=done.seconds,
