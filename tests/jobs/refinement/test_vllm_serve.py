@@ -59,7 +59,11 @@ def vllm_port(tmp_path_factory, make_tokenizer, tiny_llama):
         yield port
     finally:
         process.terminate()
-        process.wait(60)
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
         log.close()
 
 
