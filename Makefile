@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed-$(ACCELERATOR)
 EXTRAS := $(ACCELERATOR),demo,grade,dev,docs
 
-.PHONY: help setup demo loop test test-all test-fast test-long test-gpu gpu fuzz soak lint format docs bench clean
+.PHONY: help setup demo loop test test-all test-fast test-long test-gpu gpu fuzz soak lint format docs bench notebook constraints clean
 
 # Tests and benchmarks want the machine for themselves.
 .NOTPARALLEL:
@@ -70,9 +70,10 @@ fuzz: setup  ## look for input that breaks reading, for some minutes
 soak: setup  ## 120 random faults while score, filter and select run; keeps the report
 	RSR_SOAK_FAULTS=120 RSR_SOAK_REPORT=benchmarks/results/soak.json $(BIN)/pytest -s tests/jobs/soak
 
-lint: setup  ## ruff, and mypy over the package
+lint: setup  ## ruff, codespell, and mypy over the package
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
 	$(BIN)/mypy
 
 format: setup  ## let ruff rewrite what it can
@@ -84,6 +85,12 @@ docs: setup  ## build the site into build/site; a link that leads nowhere is an 
 
 bench: setup  ## time the kernel on this machine and write benchmarks/results/
 	$(BIN)/rsr bench kernel --dtype float32 --dtype bfloat16 --csv benchmarks/results/kernel_$(ACCELERATOR).csv
+
+notebook: setup  ## run docs/walkthrough.ipynb and keep what it shows
+	$(BIN)/jupyter execute --inplace docs/walkthrough.ipynb
+
+constraints: setup  ## resolve the versions that CI and the container install, anew
+	$(BIN)/python constraints/resolve.py cpu gpu
 
 clean:  ## remove what setup, tests and the demonstration made
 	rm -rf $(VENV) build demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
