@@ -56,35 +56,72 @@ class ClusterCalls:
         """
         remote = ray.remote(_apply).options(num_cpus=1, max_retries=MAX_RETRIES)
         shared = ray.put(function)
-        waiting = iter(items)
-        running: dict[ray.ObjectRef, Item] = {}
+        for number, answer, _ in self._run(items, lambda n: [remote.remote(shared, items[n])]):
+            yield items[number], answer
+
+    def scatter(
+        self,
+        function: Callable[..., Any],
+        items: Sequence[Any],
+        given: Sequence[Sequence[ray.ObjectRef]],
+        num_pieces: int,
+    ) -> Iterator[tuple[int, Any, list[ray.ObjectRef]]]:
+        """Number, answer and pieces of each item, in the order in which they come; raises as above.
+
+        function: takes an item and the values of its `given` pieces; returns a tuple of the answer
+        and `num_pieces` pieces. These stay in Ray's object store until the last reference is gone;
+        Ray makes those of a lost machine again, and puts on disks what does not fit its memory.
+        """
+        remote = ray.remote(_apply).options(
+            num_cpus=1, max_retries=MAX_RETRIES, num_returns=1 + num_pieces
+        )
+        shared = ray.put(function)
+
+        def start(number: int) -> list[ray.ObjectRef]:
+            made = remote.remote(shared, items[number], *given[number])
+            # Of one value Ray takes the tuple itself for it.
+            return [made] if not num_pieces else list(made)
+
+        for number, answer, pieces in self._run(items, start):
+            yield number, answer if num_pieces else answer[0], pieces
+
+    def _run(
+        self, items: Sequence[Any], start: Callable[[int], list[ray.ObjectRef]]
+    ) -> Iterator[tuple[int, Any, list[ray.ObjectRef]]]:
+        """Number of each item, with the value of the first reference of its call, and the others.
+
+        start: makes the call of that number.
+        """
+        waiting = iter(range(len(items)))
+        running: dict[ray.ObjectRef, tuple[int, list[ray.ObjectRef]]] = {}
         try:
             while True:
                 room = CALLS_PER_CPU * max(1, int(ray.cluster_resources().get("CPU", 1)))
-                while len(running) < room and (item := next(waiting, None)) is not None:
-                    running[remote.remote(shared, item)] = item
+                while len(running) < room and (number := next(waiting, None)) is not None:
+                    first, *others = start(number)
+                    running[first] = number, others
                 if not running:
                     return
                 done, _ = ray.wait(list(running), num_returns=1, timeout=WAIT_SECONDS)
                 self._stop.check()
                 for reference in done:
-                    item = running.pop(reference)
+                    number, others = running.pop(reference)
                     try:
-                        answer: Answer = _answer(reference)
+                        answer = _answer(reference)
                     except RayError as error:
-                        what = getattr(item, "path", item)
+                        what = getattr(items[number], "path", items[number])
                         raise CallsLost(
                             f"a worker was lost {MAX_RETRIES + 1} times over {what}: "
                             f"{first_line(error)}"
                         ) from error
-                    yield item, answer
+                    yield number, answer, others
         finally:
             for reference in running:
                 ray.cancel(reference, force=True)
 
 
-def _apply(function: Callable[[Item], Answer], item: Item) -> Answer:
-    return function(item)
+def _apply(function: Callable[..., Any], item: Any, *pieces: Any) -> Any:
+    return function(item, *pieces)
 
 
 def _answer(reference: ray.ObjectRef) -> Any:

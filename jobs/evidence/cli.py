@@ -14,7 +14,13 @@ from typing import Any, TypeVar
 import click
 
 from rsr.engine.catalogue import BY_NAME
-from rsr.jobs.command import configure_logging, guarded, json_option
+from rsr.jobs.command import (
+    address_option,
+    calls_at,
+    configure_logging,
+    guarded,
+    json_option,
+)
 from rsr.jobs.comparison.compare import StreamComparison, StreamOptions, compare_streams
 from rsr.jobs.comparison.drift import DriftOptions
 from rsr.jobs.comparison.streams import open_streams
@@ -138,6 +144,7 @@ def _columns(teacher: str, problem: str, confounds: tuple[str, ...]) -> Observat
     help="Also write the table, one line for each student and teacher: with the accuracies after "
     "training added, what rsr correlate reads.",
 )
+@address_option("Read shards")
 @json_option
 def teachers(
     scored: tuple[str, ...],
@@ -152,6 +159,7 @@ def teachers(
     confounds: tuple[str, ...],
     allow_mixed_students: bool,
     csv_path: Path | None,
+    address: str | None,
     as_json: bool,
 ) -> None:
     """Rank teachers by the data-set RSR of their trajectories in SCORED, or by another metric.
@@ -166,17 +174,19 @@ def teachers(
 
     def run(stop: StopRequest) -> list[Comparison]:
         comparisons = []
-        for path in scored:
-            stop.check()
-            observations = observe(
-                path,
-                columns,
-                rank_clip=rank_clip,
-                metric=metric,
-                quality_column=quality_column,
-                allow_mixed_students=allow_mixed_students,
-            )
-            comparisons.append(compare_teachers(observations, options))
+        with calls_at(address, stop) as calls:
+            for path in scored:
+                stop.check()
+                observations = observe(
+                    path,
+                    columns,
+                    rank_clip=rank_clip,
+                    metric=metric,
+                    quality_column=quality_column,
+                    allow_mixed_students=allow_mixed_students,
+                    calls=calls,
+                )
+                comparisons.append(compare_teachers(observations, options))
         labelled = _distinct_students(comparisons)
         if csv_path is not None:
             _write_teachers_csv(labelled, csv_path)
@@ -444,6 +454,7 @@ def _plot_simulation(simulation: Simulation, path: Path) -> None:
 @seed_option()
 @confound_option
 @mixed_option
+@address_option("Read and sum shards")
 @json_option
 def report(
     scored: str,
@@ -463,6 +474,7 @@ def report(
     seed: int,
     confounds: tuple[str, ...],
     allow_mixed_students: bool,
+    address: str | None,
     as_json: bool,
 ) -> None:
     """Show what `rsr score` wrote to SCORED on one self-contained page, OUT.html.
@@ -488,32 +500,34 @@ def report(
             tokenizer,
             quality_column,
         )
-        pool = observe(
-            scored,
-            columns,
-            rank_clip=rank_clip,
-            metric=metric,
-            quality_column=quality_column,
-            allow_mixed_students=allow_mixed_students,
-        )
-        chosen = selection and open_scored(
-            selection, rank_clip=rank_clip, allow_mixed_students=allow_mixed_students
-        )
-        beside = None
-        if refined:
-            streams = open_streams(
-                (scored, *refined),
-                on=_problem_of_streams(problem_column),
-                id_column=id_column,
-                quality_columns=[quality_column] if quality_column else [],
+        with calls_at(address, stop) as calls:
+            pool = observe(
+                scored,
+                columns,
                 rank_clip=rank_clip,
+                metric=metric,
+                quality_column=quality_column,
                 allow_mixed_students=allow_mixed_students,
+                calls=calls,
             )
-            drift = DriftOptions(num_draws=num_draws, seed=seed, tokenizer=tokenizer)
-            beside = compare_streams(streams, StreamOptions(num_draws, seed, drift))
-        stop.check()
-        sections = [] if beside is None else [comparison_section(beside)]
-        return write_report(pool, page, options, chosen or None, sections), beside
+            chosen = selection and open_scored(
+                selection, rank_clip=rank_clip, allow_mixed_students=allow_mixed_students
+            )
+            beside = None
+            if refined:
+                streams = open_streams(
+                    (scored, *refined),
+                    on=_problem_of_streams(problem_column),
+                    id_column=id_column,
+                    quality_columns=[quality_column] if quality_column else [],
+                    rank_clip=rank_clip,
+                    allow_mixed_students=allow_mixed_students,
+                )
+                drift = DriftOptions(num_draws=num_draws, seed=seed, tokenizer=tokenizer)
+                beside = compare_streams(streams, StreamOptions(num_draws, seed, drift))
+            stop.check()
+            sections = [] if beside is None else [comparison_section(beside)]
+            return write_report(pool, page, options, chosen or None, sections, calls), beside
 
     comparison, beside = guarded(run)
     if as_json:

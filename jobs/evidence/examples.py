@@ -7,6 +7,7 @@ hand, and stay numbers where it is not. Knows nothing of pages.
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ import polars as pl
 
 from rsr.jobs.errors import UsageError
 from rsr.jobs.evidence.observations import Observations
+from rsr.jobs.run.calls import Calls, answers_in_order
 from rsr.jobs.shards.columns import TrajectoryColumns, choose_columns
 from rsr.jobs.shards.reader import iter_rows, read_trajectories
 from rsr.jobs.shards.score_columns import TOKEN_COLUMNS
@@ -240,8 +242,20 @@ def token_texts(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> lis
     return texts
 
 
-def rows_by_status(table: ScoredTable) -> dict[str, int]:
-    """How many rows there are of each `rsr_status`, most first."""
-    counts = table.scan.group_by("rsr_status").len().collect(engine="streaming")
+def rows_by_status(table: ScoredTable, calls: Calls | None = None) -> dict[str, int]:
+    """How many rows there are of each `rsr_status`, most first; counted where calls are made."""
+    if calls is None:
+        counts = _count_status(table)
+    else:
+        parts = answers_in_order(calls, partial(_count_status_of_shard, table), table.shards)
+        counts = pl.concat(parts).group_by("rsr_status").agg(pl.col("len").sum())
     ordered = counts.sort(pl.col("len"), "rsr_status", descending=[True, False])
     return {str(status): count for status, count in ordered.iter_rows()}
+
+
+def _count_status(table: ScoredTable) -> pl.DataFrame:
+    return table.scan.group_by("rsr_status").len().collect(engine="streaming")
+
+
+def _count_status_of_shard(table: ScoredTable, shard: Shard) -> pl.DataFrame:
+    return _count_status(table.of(shard))

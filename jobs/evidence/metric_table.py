@@ -5,6 +5,7 @@ What a metric is stands in `engine/catalogue.py`. Knows nothing of terminals.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ import polars as pl
 from rsr.engine.catalogue import Metric
 from rsr.engine.metrics import MIN_SURPRISAL_SUM_NATS
 from rsr.jobs.errors import UsageError, first_line
+from rsr.jobs.run.calls import Calls, answers_in_order
 from rsr.jobs.shards.measures import Measure
 from rsr.jobs.shards.scored import USUAL_ID, ScoredTable
+from rsr.jobs.shards.shard import Shard
 from rsr.jobs.storage.atomic import write_text_atomically
 
 TABLE_FILE, ROWS_FILE = "metrics.csv", "rows.parquet"
@@ -86,8 +89,24 @@ def metric_table(
     *,
     by: str | None = None,
     lacking: dict[str, str] | None = None,
+    calls: Calls | None = None,
 ) -> MetricTable:
-    """The metrics of each value of the column `by`, null aside, over the rows that have them."""
+    """The metrics of each value of the column `by`, null aside, over the rows that have them.
+
+    calls: sum shard by shard where these are made; the sums may differ in their last digits.
+    """
+    if calls is None:
+        sums = _sums(table, measures, by)
+    else:
+        parts = answers_in_order(calls, partial(_sums_of_shard, table, measures, by), table.shards)
+        sums = pl.concat(parts).group_by("group", maintain_order=True).agg(pl.all().sum())
+    by_group = {row["group"]: row for row in sums.sort("group").iter_rows(named=True)}
+    rows = [metric_row(m.metric, by_group) for m in measures]
+    return MetricTable(by, list(by_group), with_agreement(rows), lacking or {})
+
+
+def _sums(table: ScoredTable, measures: Sequence[Measure], by: str | None) -> pl.DataFrame:
+    """What `metric_row` takes, a row for each group."""
     group = pl.lit(ALL) if by is None else pl.col(by).cast(pl.String)
     parts = {
         f"{kind} {m.metric.name}": expression
@@ -96,20 +115,17 @@ def metric_table(
     }
     sums = [pl.col(name).sum() for name in parts]
     sums += [pl.col(f"numerator {m.metric.name}").count().alias(m.metric.name) for m in measures]
+    rows = table.scan.select(group=group, **parts).filter(pl.col("group").is_not_null())
     try:
-        found = (
-            table.scan.select(group=group, **parts)
-            .filter(pl.col("group").is_not_null())
-            .group_by("group")
-            .agg(sums)
-            .sort("group")
-            .collect(engine="streaming")
-        )
+        return rows.group_by("group").agg(sums).collect(engine="streaming")
     except pl.exceptions.PolarsError as error:
         raise UsageError(f"{table.path} cannot be read: {first_line(error)}") from error
-    by_group = {row["group"]: row for row in found.iter_rows(named=True)}
-    rows = [metric_row(m.metric, by_group) for m in measures]
-    return MetricTable(by, list(by_group), with_agreement(rows), lacking or {})
+
+
+def _sums_of_shard(
+    table: ScoredTable, measures: Sequence[Measure], by: str | None, shard: Shard
+) -> pl.DataFrame:
+    return _sums(table.of(shard), measures, by)
 
 
 def metric_row(metric: Metric, by_group: dict[str, dict[str, Any]]) -> MetricRow:

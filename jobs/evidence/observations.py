@@ -7,6 +7,7 @@ knows no statistics.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import PurePath
 
 import numpy as np
@@ -16,6 +17,8 @@ from numpy.typing import NDArray
 from rsr.engine.catalogue import BY_NAME, LENGTH, RSR, SURPRISAL, Metric
 from rsr.engine.metrics import DatasetRsr
 from rsr.jobs.errors import UsageError, first_line
+from rsr.jobs.run.calls import Calls, CallsWhereSeen, answers_in_order
+from rsr.jobs.run.probe import local_files
 from rsr.jobs.shards.measures import Measure, measure
 from rsr.jobs.shards.score_columns import dataset_of, dataset_sums
 from rsr.jobs.shards.scored import (
@@ -25,6 +28,7 @@ from rsr.jobs.shards.scored import (
     ScoredTable,
     open_scored,
 )
+from rsr.jobs.shards.shard import Shard
 
 DATASET_COLUMNS = ("mean_rank", "mean_surprisal_nats")
 """Columns of `Observations.rows` that Eq. 9 sums."""
@@ -124,12 +128,14 @@ def observe(
     metric: str = RSR,
     quality_column: str | None = None,
     allow_mixed_students: bool = False,
+    calls: Calls | None = None,
 ) -> Observations:
     """Read what is needed of the scored files behind `path`.
 
     rank_clip: a name of `STORED_RANK_CLIPS`, or None for the run's own r_max. metric,
-    quality_column: as `measure` takes them. Raises `UsageError` where `open_scored` and `measure`
-    do, for a confound that is not numeric, and where no row is usable.
+    quality_column: as `measure` takes them. calls: read shard by shard where these are made; the
+    rows come to the caller, and are those that it would have read itself. Raises `UsageError` where
+    `open_scored` and `measure` do, for a confound that is not numeric, and where no row is usable.
     """
     named = [columns.teacher, *([columns.problem] if columns.problem else []), *columns.confounds]
     table = open_scored(
@@ -142,7 +148,12 @@ def observe(
     confounds = _confound_columns(schema, columns)
     has_id = USUAL_ID in schema and not schema[USUAL_ID].is_nested()
     measured = measure(table, metric, quality_column=quality_column)
-    every = _read(table, columns, measured, confounds, has_id=has_id)
+    wanted = _narrow_columns(table, columns, measured, confounds, has_id=has_id)
+    every = _read(table, wanted) if calls is None else _read_by_calls(table, wanted, calls)
+    try:
+        every = every.with_columns(problem=_dense(every["problem"]))
+    except pl.exceptions.PolarsError as error:
+        raise UsageError(f"{path}: {first_line(error)}") from error
     notes = _notes(every, columns)
     labelled = every.filter(pl.col("teacher").is_not_null())
     counts = dict(labelled.group_by("teacher").len().sort("teacher").iter_rows())
@@ -189,14 +200,15 @@ def _is_numeric(kind: pl.DataType) -> bool:
     return kind.is_numeric() or kind == pl.Boolean
 
 
-def _read(
+def _narrow_columns(
     table: ScoredTable,
     columns: ObservationColumns,
     measured: Measure,
     confounds: dict[str, str],
     *,
     has_id: bool,
-) -> pl.DataFrame:
+) -> dict[str, pl.Expr]:
+    """What is read of each row, by the names of `Observations.rows` and a few more."""
     surprisal = pl.col("rsr_mean_surprisal")
     is_usable = table.is_scored & table.mean_rank.is_finite() & surprisal.is_finite()
     of_metric = {}
@@ -207,25 +219,42 @@ def _read(
             "denominator": measured.denominator,
             "value": measured.value,
         }
-    frame = table.scan.with_row_index("row").select(
-        "row",
-        teacher=pl.col(columns.teacher).cast(pl.String),
-        problem=pl.col(columns.problem) if columns.problem else pl.lit(None, pl.Int64),
-        rsr=table.rsr,
-        mean_rank=table.mean_rank,
-        mean_surprisal_nats=surprisal,
-        num_tokens=pl.col("rsr_num_tokens"),
-        is_scored=table.is_scored.fill_null(False),
-        is_usable=is_usable.fill_null(False),
+    return {
+        "teacher": pl.col(columns.teacher).cast(pl.String),
+        "problem": pl.col(columns.problem) if columns.problem else pl.lit(None, pl.Int64),
+        "rsr": table.rsr,
+        "mean_rank": table.mean_rank,
+        "mean_surprisal_nats": surprisal,
+        "num_tokens": pl.col("rsr_num_tokens"),
+        "is_scored": table.is_scored.fill_null(False),
+        "is_usable": is_usable.fill_null(False),
         **of_metric,
         **({"id": pl.col(USUAL_ID)} if has_id else {}),
         **{alias: pl.col(name).cast(pl.Float64) for name, alias in confounds.items()},
-    )
+    }
+
+
+def _read(table: ScoredTable, wanted: dict[str, pl.Expr]) -> pl.DataFrame:
+    """Every row, with its position in the table as `row`."""
     try:
-        rows = frame.collect(engine="streaming")
-        return rows.with_columns(problem=_dense(rows["problem"]))
+        rows = table.scan.with_row_index("row").select("row", **wanted)
+        return rows.collect(engine="streaming")
     except pl.exceptions.PolarsError as error:
         raise UsageError(f"{table.path}: {first_line(error)}") from error
+
+
+def _read_by_calls(table: ScoredTable, wanted: dict[str, pl.Expr], calls: Calls) -> pl.DataFrame:
+    sent = table.seen_from_anywhere()
+    seeing = CallsWhereSeen(local_files(sent.shards[0].path), calls)
+    parts, first = [], 0
+    for rows in answers_in_order(seeing, partial(_read_shard, sent, wanted), sent.shards):
+        parts.append(rows.with_columns(pl.col("row") + pl.lit(first, pl.UInt32)))
+        first += rows.height
+    return pl.concat(parts)
+
+
+def _read_shard(table: ScoredTable, wanted: dict[str, pl.Expr], shard: Shard) -> pl.DataFrame:
+    return _read(table.of(shard), wanted)
 
 
 def _dense(problems: pl.Series) -> pl.Series:

@@ -30,7 +30,14 @@ from rsr.jobs.evidence.teachers import (
     Comparison,
     compare_teachers,
 )
-from rsr.jobs.selection.composition import Composition, DescribingColumns, Part, parts_of
+from rsr.jobs.run.calls import Calls
+from rsr.jobs.selection.composition import (
+    Composition,
+    DescribingColumns,
+    Part,
+    parts_by_calls,
+    parts_of,
+)
 from rsr.jobs.shards.measures import stored_measures
 from rsr.jobs.shards.score_columns import dataset_of, dataset_sums
 from rsr.jobs.shards.scored import USUAL_CORRECT, ScoredTable
@@ -65,24 +72,30 @@ def write_report(
     options: ReportOptions,
     selection: ScoredTable | None,
     sections: Sequence[Markup] = (),
+    calls: Calls | None = None,
 ) -> Comparison:
     """Write the page to `target`, whole or not at all; returns the comparison it shows.
 
     selection: the chosen trajectories, to be shown beside all. sections: of the page, made
-    elsewhere, that come before the examples; safe HTML in the classes of `report.css`. Raises
-    `UsageError` if the page cannot be written, if nothing of the selection is scored, and where
-    `compare_teachers` and `find_examples` do.
+    elsewhere, that come before the examples; safe HTML in the classes of `report.css`. calls: what
+    is summed over every row is summed shard by shard where these are made. Raises `UsageError` if
+    the page cannot be written, if nothing of the selection is scored, and where `compare_teachers`
+    and `find_examples` do.
     """
     comparison = compare_teachers(observations, options.compare)
     examples = find_examples(
         observations, num_each=options.num_examples, tokenizer=options.tokenizer
     )
-    composition = _compose(observations, selection)
+    table = observations.table if calls is None else observations.table.seen_from_anywhere()
+    composition = _compose(observations, table, selection, calls)
     measures, lacking = stored_measures(observations.table, quality_column=options.quality_column)
     metrics = metric_table(
-        observations.table, measures, by=observations.columns.teacher, lacking=lacking
+        table, measures, by=observations.columns.teacher, lacking=lacking, calls=calls
     )
-    page = _render(observations, comparison, metrics, examples, composition, options, sections)
+    statuses = rows_by_status(table, calls)
+    page = _render(
+        observations, comparison, metrics, examples, composition, statuses, options, sections
+    )
     try:
         write_text_atomically(target, page)
     except OSError as error:
@@ -96,6 +109,7 @@ def _render(
     metrics: MetricTable,
     examples: Examples,
     composition: Composition | None,
+    statuses: dict[str, int],
     options: ReportOptions,
     sections: Sequence[Markup],
 ) -> str:
@@ -132,7 +146,7 @@ def _render(
         composition=composition,
         sections=sections,
         pool=_pool(observations),
-        rows_by_status=rows_by_status(observations.table),
+        rows_by_status=statuses,
         identities=observations.table.identities,
         num_rows=observations.table.num_rows,
         num_files=len(observations.table.shards),
@@ -206,7 +220,12 @@ def _distributions(observations: Observations, comparison: Comparison) -> list[d
     ]
 
 
-def _compose(observations: Observations, selection: ScoredTable | None) -> Composition | None:
+def _compose(
+    observations: Observations,
+    table: ScoredTable,
+    selection: ScoredTable | None,
+    calls: Calls | None,
+) -> Composition | None:
     """The selection against all of the table; `UsageError` if nothing of it is scored."""
     if selection is None:
         return None
@@ -215,7 +234,12 @@ def _compose(observations: Observations, selection: ScoredTable | None) -> Compo
         correct=USUAL_CORRECT if "correct" in observations.rows.columns else None,
     )
     selection.require([name for name in (by.teacher, by.correct) if name])
-    composition = Composition(by.teacher, parts_of(selection, by), parts_of(observations.table, by))
+    if calls is None:
+        chosen, pool = parts_of(selection, by), parts_of(table, by)
+    else:
+        chosen = parts_by_calls(selection.seen_from_anywhere(), by, calls)
+        pool = parts_by_calls(table, by, calls)
+    composition = Composition(by.teacher, chosen, pool)
     if not composition.selected_total.num_rows:
         raise UsageError(f"{selection.path} has no scored row: there is no selection to show")
     return composition

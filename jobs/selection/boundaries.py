@@ -10,13 +10,13 @@ calls says how a function is called on every shard.
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
-from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from rsr.jobs.errors import UsageError, first_line
+from rsr.jobs.run.calls import Calls
 from rsr.jobs.selection.ranking import share_of
 from rsr.jobs.shards.scored import ScoredTable
 from rsr.jobs.shards.shard import Shard
@@ -129,16 +129,13 @@ class Counts:
 
 
 def find_boundaries(
-    narrow: Narrow, limits: Limits, max_score: float | None, call_each: Any
+    narrow: Narrow, limits: Limits, max_score: float | None, calls: Calls
 ) -> tuple[Boundaries, Counts]:
-    """Passes over every shard until each group's boundary is known.
-
-    call_each: calls a function on each item of a sequence, and yields items with answers.
-    """
+    """Passes over every shard until each group's boundary is known."""
     shards = narrow.table.shards
     shift = WORD_BITS - BITS_PER_PASS
-    answers = [a for _, a in call_each(partial(_count_all, narrow), shards)]
-    bins = _merge([a[0] for a in answers])
+    answers = [a for _, a in calls(partial(_count_all, narrow), shards)]
+    bins = merged_bins([a[0] for a in answers])
     per_group = bins.group_by("group").agg(pl.col("num_rows").sum(), pl.col("num_tokens").sum())
     counts = Counts(
         num_scored=sum(a[1] for a in answers),
@@ -149,33 +146,58 @@ def find_boundaries(
     room = per_group.select(
         "group", room_rows=pl.Series(limits.rows_of(per_group["num_rows"].to_numpy()))
     ).with_columns(room_tokens=pl.lit(limits.token_budget, pl.Int64))
-    cuts = _cut(bins, room)
-    while shift and cuts["num_rows"].sum() > REFINED_ABOVE_ROWS:
+    cuts = first_bins_over(bins, room)
+    decided = []
+    while True:
+        is_decided = _is_decided()
+        decided.append(_below(cuts.filter(is_decided), shift))
+        cuts = cuts.filter(~is_decided)
+        if not shift or cuts["num_rows"].sum() <= REFINED_ABOVE_ROWS:
+            break
         within = cuts.select("group", "bin")
-        answered = call_each(partial(_count_within, narrow, within, shift), shards)
-        bins = _merge([a for _, a in answered])
-        cuts = _cut(bins, cuts.select("group", "room_rows", "room_tokens"))
+        answered = calls(partial(_count_within, narrow, within, shift), shards)
+        bins = merged_bins([a for _, a in answered])
+        cuts = first_bins_over(bins, cuts.select("group", "room_rows", "room_tokens"))
         shift -= BITS_PER_PASS
-    below = cuts.select("group", below=pl.col("bin") * pl.lit(1 << shift, pl.UInt64))
-    contested = cuts.filter(pl.col("room_rows") > 0)
-    if contested["num_rows"].sum() > MAX_CONTESTED_ROWS:
-        raise UsageError(
-            f"{contested['num_rows'].sum():,} rows of equal score stand at a limit, more than a "
-            "cluster's driver orders one by one; leave --address out (and unset RAY_ADDRESS)"
-        )
-    winners = _winners(narrow, contested, shift, call_each) if contested.height else {}
+    if cuts["num_rows"].sum() > MAX_CONTESTED_ROWS:
+        raise _too_many_ties(narrow, cuts)
+    below = pl.concat([*decided, _below(cuts, shift)])
+    winners = _winners(narrow, cuts, shift, calls) if cuts.height else {}
     return Boundaries(below, winners, max_score), counts
+
+
+def _is_decided() -> pl.Expr:
+    """Whether it is known that nothing of a bin that does not fit whole is kept.
+
+    Either there is room for no row, or the one row that it has does not fit.
+    """
+    return (pl.col("room_rows") <= 0) | (pl.col("num_rows") == 1)
+
+
+def _below(cuts: pl.DataFrame, shift: int) -> pl.DataFrame:
+    return cuts.select("group", below=pl.col("bin") * pl.lit(1 << shift, pl.UInt64))
+
+
+def _too_many_ties(narrow: Narrow, cuts: pl.DataFrame) -> UsageError:
+    """What is left at the last bit has siblings of the same score."""
+    where = "a limit" if cuts.height == 1 else f"the limits of {cuts.height:,} groups"
+    by = "position" if narrow.id_column is None else narrow.id_column
+    return UsageError(
+        f"{cuts['num_rows'].sum():,} rows that share their score with others stand at {where}, and "
+        f"a cluster's driver puts at most {MAX_CONTESTED_ROWS:,} of them in order of {by}; leave "
+        "--address out (and unset RAY_ADDRESS)"
+    )
 
 
 def _count_all(narrow: Narrow, shard: Shard) -> tuple[pl.DataFrame, int, int]:
     rows = narrow.read(shard)
-    bins = _bins(rows.filter("takes_part"), WORD_BITS - BITS_PER_PASS)
+    bins = bins_of(rows.filter("takes_part"), WORD_BITS - BITS_PER_PASS)
     return bins, int(rows["is_scored"].sum()), int(rows["is_unmeasured"].sum())
 
 
 def _count_within(narrow: Narrow, within: pl.DataFrame, shift: int, shard: Shard) -> pl.DataFrame:
     inside = _inside(narrow.read(shard).filter("takes_part"), within, shift)
-    return _bins(inside, shift - BITS_PER_PASS)
+    return bins_of(inside, shift - BITS_PER_PASS)
 
 
 def _inside(rows: pl.DataFrame, within: pl.DataFrame, shift: int) -> pl.DataFrame:
@@ -186,18 +208,20 @@ def _inside(rows: pl.DataFrame, within: pl.DataFrame, shift: int) -> pl.DataFram
     )
 
 
-def _bins(rows: pl.DataFrame, shift: int) -> pl.DataFrame:
+def bins_of(rows: pl.DataFrame, shift: int) -> pl.DataFrame:
+    """Rows and tokens by group and by the bits of the word from `shift` on."""
     return rows.group_by("group", bin=pl.col("word") // pl.lit(1 << shift, pl.UInt64)).agg(
         num_rows=pl.len().cast(pl.Int64), num_tokens=pl.col("num_tokens").sum()
     )
 
 
-def _merge(parts: list[pl.DataFrame]) -> pl.DataFrame:
+def merged_bins(parts: list[pl.DataFrame]) -> pl.DataFrame:
+    """The bins of several sets of rows, added up."""
     sums = pl.col("num_rows").sum(), pl.col("num_tokens").sum()
     return pl.concat(parts).group_by("group", "bin").agg(*sums)
 
 
-def _cut(bins: pl.DataFrame, room: pl.DataFrame) -> pl.DataFrame:
+def first_bins_over(bins: pl.DataFrame, room: pl.DataFrame) -> pl.DataFrame:
     """The first bin of each group that does not fit whole, and the room that is left for it."""
     sums = bins.join(room, on="group", nulls_equal=True).sort("group", "bin", nulls_last=True)
     sums = sums.with_columns(
@@ -218,10 +242,10 @@ def _cut(bins: pl.DataFrame, room: pl.DataFrame) -> pl.DataFrame:
 
 
 def _winners(
-    narrow: Narrow, contested: pl.DataFrame, shift: int, call_each: Any
+    narrow: Narrow, contested: pl.DataFrame, shift: int, calls: Calls
 ) -> dict[str, NDArray[np.int64]]:
     within = contested.select("group", "bin")
-    found = dict(call_each(partial(_at_limit, narrow, within, shift), narrow.table.shards))
+    found = dict(calls(partial(_at_limit, narrow, within, shift), narrow.table.shards))
     parts = [
         found[shard].with_columns(shard=pl.lit(number, pl.Int64))
         for number, shard in enumerate(narrow.table.shards)

@@ -127,19 +127,12 @@ def read_candidates(
     Raises `UsageError` if a column or condition is unfit, or if no row is scored, or none
     fulfils the conditions.
     """
-    fulfils = conditions.expression(table)
-    scores_of_candidates = pl.when(fulfils).then(measured.score)
-    wanted = {"score": scores_of_candidates.fill_null(float("nan")), "is_scored": table.is_scored}
-    # Every scored row has an RSR.
     may_lack = measured.metric.name != RSR
-    if may_lack:
-        wanted["is_unmeasured"] = fulfils & measured.value.is_null()
+    wanted = candidate_columns(table, conditions, measured, group_column=group_column)
     if with_tokens:
         wanted["num_tokens"] = pl.col("rsr_num_tokens")
-    if group_column is not None:
-        wanted["group"] = groupable(table, group_column)
     extra = extra or {}
-    frame = _collect(table, wanted | dict(extra))
+    frame = collect_columns(table, wanted | dict(extra))
     num_scored = int(frame["is_scored"].sum())
     num_unmeasured = int(frame["is_unmeasured"].sum()) if may_lack else 0
     scores = frame["score"].to_numpy()
@@ -158,7 +151,8 @@ def read_candidates(
                 num_ungrouped = int(np.count_nonzero(is_null & ~np.isnan(scores)))
                 scores = np.where(is_null, np.nan, scores)
                 groups[is_null] = 0
-    _require_some(table, frame.height, num_scored, scores, num_ungrouped, num_unmeasured)
+    num_candidates = int(np.count_nonzero(~np.isnan(scores)))
+    require_some(table, num_scored, num_candidates, num_ungrouped, num_unmeasured)
     return Candidates(
         scores=scores,
         groups=groups,
@@ -178,36 +172,56 @@ def _num_distinct(groups: NDArray[np.int32], num_groups: int) -> int:
     return int(np.count_nonzero(seen))
 
 
-def _collect(table: ScoredTable, wanted: dict[str, pl.Expr]) -> pl.DataFrame:
+def candidate_columns(
+    table: ScoredTable, conditions: Conditions, measured: Measure, *, group_column: str | None
+) -> dict[str, pl.Expr]:
+    """What is read of each row: `score`, NaN of what is no candidate, `is_scored`, and as asked.
+
+    Raises `UsageError` if a column or condition is unfit.
+    """
+    fulfils = conditions.expression(table)
+    scores_of_candidates = pl.when(fulfils).then(measured.score)
+    wanted = {"score": scores_of_candidates.fill_null(float("nan")), "is_scored": table.is_scored}
+    # Every scored row has an RSR.
+    if measured.metric.name != RSR:
+        wanted["is_unmeasured"] = fulfils & measured.value.is_null()
+    if group_column is not None:
+        wanted["group"] = groupable(table, group_column)
+    return wanted
+
+
+def collect_columns(table: ScoredTable, wanted: Mapping[str, pl.Expr]) -> pl.DataFrame:
+    """Every row in order; raises `UsageError` if a file cannot be read."""
     try:
         return table.scan.select(**wanted).collect(engine="streaming")
     except pl.exceptions.PolarsError as error:
         raise UsageError(f"{table.path} cannot be read: {first_line(error)}") from error
 
 
-def _require_some(
+def require_some(
     table: ScoredTable,
-    num_rows: int,
     num_scored: int,
-    scores: NDArray[np.float64],
+    num_candidates: int,
     num_ungrouped: int,
     num_unmeasured: int,
 ) -> None:
+    """Raises `UsageError` unless the table has a scored row, and a candidate."""
     if not num_scored:
         raise UsageError(
-            f"none of the {num_rows:,} rows of {table.path} has a score; rsr_status says why"
+            f"none of the {table.num_rows:,} rows of {table.path} has a score; rsr_status says why"
         )
-    if np.isnan(scores).all():
-        if num_unmeasured:
-            raise UsageError(
-                f"none of the {num_unmeasured:,} rows of {table.path} that fulfil the conditions "
-                "has a value of the metric: there is nothing to write"
-            )
-        ungrouped = f"; {num_ungrouped:,} have no group" if num_ungrouped else ""
+    if num_candidates:
+        return
+    if num_unmeasured:
         raise UsageError(
-            f"none of the {num_scored:,} scored rows of {table.path} fulfils the conditions"
-            f"{ungrouped}: there is nothing to write"
+            f"none of the {num_unmeasured:,} rows of {table.path} that fulfil the conditions "
+            "has a value of the metric: there is nothing to write"
         )
+    ungrouped = f"; {num_ungrouped:,} have no group" if num_ungrouped else ""
+    raise UsageError(
+        f"none of the {num_scored:,} scored rows of {table.path} fulfils the conditions"
+        f"{ungrouped}: there is nothing to write"
+    )
 
 
 def groupable(table: ScoredTable, column: str) -> pl.Expr:

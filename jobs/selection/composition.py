@@ -6,14 +6,17 @@ memory of how rows were chosen. The pool is every scored row of the input.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import polars as pl
 
 from rsr.engine.metrics import DatasetRsr
 from rsr.jobs.errors import UsageError
+from rsr.jobs.run.calls import Calls, answers_in_order
 from rsr.jobs.shards.score_columns import dataset_of, dataset_sums
 from rsr.jobs.shards.scored import USUAL_CORRECT, USUAL_TEACHER, ScoredTable
+from rsr.jobs.shards.shard import Shard
 from rsr.jobs.terminal import Table
 
 MAX_PRINTED_ROWS = 30
@@ -96,8 +99,8 @@ class Composition:
     """Parts of the selection and of its pool by teacher; only the totals without a teacher."""
 
     teacher_column: str | None
-    selected: dict[Any, Part]
-    pool: dict[Any, Part]
+    selected: "Parts"
+    pool: "Parts"
 
     @property
     def selected_total(self) -> Part:
@@ -151,7 +154,29 @@ class Composition:
         return table
 
 
-def parts_of(table: ScoredTable, by: DescribingColumns) -> dict[Any, Part]:
+Parts = dict[Any, Part]
+"""Parts by teacher."""
+
+
+def parts_by_calls(table: ScoredTable, by: DescribingColumns, calls: Calls) -> Parts:
+    """`parts_of` the table from those of each shard, which are made wherever calls are."""
+    merged: Parts = {}
+    for parts in answers_in_order(calls, partial(parts_of_shard, table, by), table.shards):
+        merge_parts(merged, parts)
+    return merged
+
+
+def parts_of_shard(table: ScoredTable, by: DescribingColumns, shard: Shard) -> Parts:
+    return parts_of(table.of(shard), by)
+
+
+def merge_parts(total: Parts, parts: Parts) -> None:
+    """Add `parts` to `total`, in place."""
+    for teacher, part in parts.items():
+        total.setdefault(teacher, Part()).merge(part)
+
+
+def parts_of(table: ScoredTable, by: DescribingColumns) -> Parts:
     """Parts of the scored rows by teacher (None without one): one streaming pass."""
     verdict = pl.lit(None, pl.Boolean) if by.correct is None else pl.col(by.correct)
     teacher = pl.lit(None, pl.String) if by.teacher is None else pl.col(by.teacher)

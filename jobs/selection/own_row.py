@@ -15,14 +15,27 @@ OWN_ROW_FUNCTIONS: Mapping[str, frozenset[str]] = {
         {"IsNull", "IsNotNull", "IsFinite", "IsInfinite", "IsNan", "IsNotNan", "IsIn", "Not"}
         | {"AllHorizontal", "AnyHorizontal", "IsBetween"}
     ),
-    "Sql": frozenset({"IsIn"}),
+    "Sql": frozenset({"IsIn", "Binary", "Round", "ToFloat"}),
+    "Pow": frozenset({"Generic", "Sqrt", "Cbrt"}),
+    "Trigonometry": frozenset({"Sin", "Cos", "Tan", "ArcSin", "ArcCos", "ArcTan", "Degrees"}),
     "StringExpr": frozenset(
-        {"Lowercase", "Uppercase", "StartsWith", "EndsWith", "Contains", "LenChars", "LenBytes"}
-        | {"StripChars", "StripCharsStart", "StripCharsEnd", "Slice", "Head", "Tail", "Replace"}
+        {"Lowercase", "Uppercase", "Titlecase", "Reverse", "ConcatHorizontal", "Replace"}
+        | {"StartsWith", "EndsWith", "Contains", "Find", "LenChars", "LenBytes", "CountMatches"}
+        | {"StripChars", "StripCharsStart", "StripCharsEnd", "Slice", "Head", "Tail", "Split"}
+    ),
+    "StructExpr": frozenset({"FieldByName"}),
+    "ListExpr": frozenset({"Contains", "Length", "Get", "Min", "Max", "Sum", "Mean"}),
+    "TemporalExpr": frozenset(
+        {"Millennium", "Century", "Year", "IsoYear", "Quarter", "Month", "Week", "WeekDay", "Day"}
+        | {"OrdinalDay", "Hour", "Minute", "Second", "Millisecond", "Microsecond", "Nanosecond"}
+        | {"Date", "Time", "ToString"}
     ),
 }
 """Functions of one row's values, by the family that Polars writes them under."""
-OWN_ROW_NAMES = frozenset({"Coalesce", "Abs", "Negate"})
+OWN_ROW_NAMES = frozenset(
+    {"Coalesce", "Abs", "Negate", "Sign", "Floor", "Ceil", "Log", "Log1p", "Exp"}
+    | {"FillNull", "MaxHorizontal", "MinHorizontal"}
+)
 """Those that stand under no family."""
 
 
@@ -51,5 +64,6 @@ def _is_own_row_function(function: Any) -> bool:
         return function in OWN_ROW_NAMES
     ((family, name),) = function.items()
     if isinstance(name, dict):
-        (name,) = name
+        # Its name with its options, or no family at all, whose options these are.
+        name = next(iter(name), None)
     return name in OWN_ROW_FUNCTIONS.get(family, ())

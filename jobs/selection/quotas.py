@@ -65,7 +65,7 @@ def _admit_under(
     allowed = np.ones(len(groups), bool)
     full = [np.zeros(quota.num_values, bool) for quota in quotas]
     while True:
-        admitted = _first_of_groups(groups, layout, keep, allowed)
+        admitted = first_of_groups(groups, layout, keep, allowed)
         overflows = [
             _first_overflow(quota, cap, admitted) for quota, cap in zip(quotas, caps, strict=True)
         ]
@@ -80,7 +80,7 @@ def _admit_under(
                 allowed[place:] &= ~is_full[quota.values[place:]]
 
 
-def _first_of_groups(
+def first_of_groups(
     groups: NDArray[np.int32], layout: NDArray[np.int64], keep: int, allowed: Mask
 ) -> Mask:
     """The first `keep` allowed rows of each group. layout: rows in order of group, then place."""

@@ -26,7 +26,7 @@ from rsr.jobs.selection.candidates import (
 )
 from rsr.jobs.selection.objectives import correct_first, of_best_kind, pareto_front, weighted
 from rsr.jobs.selection.quotas import Quota, admit
-from rsr.jobs.selection.ranking import Rows, keep_best, ranked
+from rsr.jobs.selection.ranking import ReadIds, Rows, keep_best, ranked
 from rsr.jobs.selection.result import SelectionResult
 from rsr.jobs.selection.selection import Facts, OpenedInput, SubsetOptions, run_selection
 from rsr.jobs.selection.subset import Mask
@@ -89,27 +89,16 @@ def run_select(options: SelectOptions, stop: StopRequest) -> SelectionResult:
     Raises `UsageError` with OUTPUT as it was, also if nothing would be selected; `ShardsFailed` if
     a shard cannot be copied; `Interrupted` when `stop` says so.
     """
-    _require_sense(options)
-    quota_columns = tuple(column for column, _ in options.max_shares)
-    opened = OpenedInput.of(options, [options.group_by, options.quality_column, *quota_columns])
+    opened = open_for_select(options)
     table = opened.table
-    _require_quality_is_number(options, table)
-    _require_verdicts(options, opened)
 
     def read() -> Candidates:
-        extra = {f"quota of {name}": groupable(table, name) for name in quota_columns}
-        if options.quality_column is not None:
-            extra[QUALITY] = pl.col(options.quality_column).cast(pl.Float64)
-        if options.objective == "joint":
-            extra[CORRECT] = pl.col(opened.by.correct or USUAL_CORRECT).fill_null(False)
-        if options.pick == "first":
-            extra[SAMPLE_INDEX] = _sample_index(table)
         return read_candidates(
             table,
             options.conditions,
             opened.measured,
             group_column=options.group_by,
-            extra=extra,
+            extra=extra_columns(options, opened),
         )
 
     def choose(candidates: Candidates) -> tuple[Mask, Callable[[], Facts]]:
@@ -127,23 +116,74 @@ def run_select(options: SelectOptions, stop: StopRequest) -> SelectionResult:
     )
 
 
+def open_for_select(options: SelectOptions) -> OpenedInput:
+    """INPUT, if the options make sense with it and with each other; else raises `UsageError`."""
+    _require_sense(options)
+    quota_columns = [column for column, _ in options.max_shares]
+    opened = OpenedInput.of(options, [options.group_by, options.quality_column, *quota_columns])
+    _require_quality_is_number(options, opened.table)
+    _require_verdicts(options, opened)
+    return opened
+
+
+def extra_columns(options: SelectOptions, opened: OpenedInput) -> dict[str, pl.Expr]:
+    """What choosing reads of each row besides its score and its group."""
+    table = opened.table
+    extra = {quota_name(column): groupable(table, column) for column, _ in options.max_shares}
+    if options.quality_column is not None:
+        extra[QUALITY] = pl.col(options.quality_column).cast(pl.Float64)
+    if options.objective == "joint":
+        extra[CORRECT] = pl.col(opened.by.correct or USUAL_CORRECT).fill_null(False)
+    if options.pick == "first":
+        extra[SAMPLE_INDEX] = _sample_index(table)
+    return extra
+
+
+def quota_name(column: str) -> str:
+    """Of `Candidates.extra`: the values of a column of `--max-share-per`."""
+    return f"quota of {column}"
+
+
 def select_rows(options: SelectOptions, opened: OpenedInput, candidates: Candidates) -> Mask:
     """(N,) mask of the selected candidates."""
+    _require_finite_quality(options, opened.table, candidates)
+    places = places_of(options, 0, candidates.extra, len(candidates.scores))
+    rows = rows_to_rank(options, candidates, places, id_reader(opened.table, opened.id_column))
+    if options.max_shares:
+        return _select_under_quotas(options, candidates, rows, room_of(options, rows))
+    return keep_best(rows, np.full(rows.num_groups, room_of(options, rows)))
+
+
+def rows_to_rank(
+    options: SelectOptions,
+    candidates: Candidates,
+    places: NDArray[np.float64] | None,
+    read_ids: ReadIds | None,
+) -> Rows:
+    """The candidates with what the best of a group have the least of; NaN of those left out.
+
+    places: (N,) of `places_of`. All rows of a group must be among the candidates.
+    """
     assert candidates.groups is not None
     rows = Rows(
         scores=candidates.scores,
         groups=candidates.groups,
         num_groups=candidates.num_groups,
-        read_ids=id_reader(opened.table, opened.id_column),
+        read_ids=read_ids,
     )
-    if options.pick != "best":
-        rows = replace(rows, scores=_places(options, candidates), read_ids=None)
+    if places is not None:
+        scores = np.where(candidates.is_candidate, places, np.nan)
+        rows = replace(rows, scores=scores, read_ids=None)
     if options.objective is not None:
-        rows = _judged(options, opened.table, candidates, rows)
-    keep = options.keep or (rows.group_sizes().max() if options.is_front else 1)
-    if options.max_shares:
-        return _select_under_quotas(options, candidates, rows, int(keep))
-    return keep_best(rows, np.full(rows.num_groups, keep))
+        rows = _judged(options, candidates, rows)
+    return rows
+
+
+def room_of(options: SelectOptions, rows: Rows) -> int:
+    """How many rows of each group there is room for."""
+    if options.keep is None and options.is_front:
+        return int(rows.group_sizes().max())
+    return options.keep or 1
 
 
 def _sample_index(table: ScoredTable) -> pl.Expr:
@@ -154,29 +194,27 @@ def _sample_index(table: ScoredTable) -> pl.Expr:
     return pl.col(SAMPLE_INDEX).cast(pl.Float64).fill_null(float("inf"))
 
 
-def _places(options: SelectOptions, candidates: Candidates) -> NDArray[np.float64]:
-    """(N,) scores of which the lowest are picked; NaN of what is no candidate.
+def places_of(
+    options: SelectOptions, first_row: int, extra: pl.DataFrame, num_rows: int
+) -> NDArray[np.float64] | None:
+    """(num_rows,) scores of which the lowest are picked; None where the best are.
 
-    By chance: numpy's PCG64 draws one number a row of INPUT, candidate or not, so that other
-    conditions change no row's number.
+    first_row: the number in INPUT of the first of these rows. By chance: numpy's PCG64 draws one
+    number a row of INPUT, candidate or not, so that other conditions change no row's number.
     """
-    num_rows = len(candidates.scores)
     if options.pick == "random":
-        places = np.random.Generator(np.random.PCG64(options.seed or 0)).random(num_rows)
-    else:
-        places = np.minimum(candidates.extra[SAMPLE_INDEX].to_numpy(), np.finfo(np.float64).max)
-    return np.where(candidates.is_candidate, places, np.nan)
+        chance = np.random.PCG64(options.seed or 0).advance(first_row)
+        return np.random.Generator(chance).random(num_rows)
+    if options.pick == "first":
+        indices: NDArray[np.float64] = extra[SAMPLE_INDEX].to_numpy()
+        return np.minimum(indices, np.finfo(np.float64).max)
+    return None
 
 
-def _judged(options: SelectOptions, table: ScoredTable, candidates: Candidates, rows: Rows) -> Rows:
+def _judged(options: SelectOptions, candidates: Candidates, rows: Rows) -> Rows:
     """`rows` with the objective as their score and RSR as the second."""
     quality = candidates.extra[QUALITY].to_numpy()
     positions = np.flatnonzero(candidates.is_candidate & np.isfinite(quality))
-    if not len(positions):
-        raise UsageError(
-            f"no candidate of {table.path} has a finite value in --quality-column "
-            f"{options.quality_column}"
-        )
     assert rows.groups is not None
     fit, judged, groups = candidates.scores[positions], quality[positions], rows.groups[positions]
     weight = DEFAULT_QUALITY_WEIGHT if options.quality_weight is None else options.quality_weight
@@ -210,19 +248,41 @@ def _select_under_quotas(
     best_first = ranked(overall, np.flatnonzero(~np.isnan(rows.scores)))
     quotas = []
     for column, share in options.max_shares:
-        values, num_values = encode(candidates.extra[f"quota of {column}"])
+        values, num_values = encode(candidates.extra[quota_name(column)])
         values[values < 0] = num_values
         quotas.append(Quota(values[best_first], num_values + 1, share))
     admitted = admit(rows.groups[best_first], keep, quotas)
     if not admitted.any():
-        told = ", ".join(f"{column}={float(share):g}" for column, share in options.max_shares)
-        raise UsageError(
-            f"no selection meets --max-share-per {told}: too few different values among the "
-            "candidates; allow larger shares"
-        )
+        raise nothing_admitted(options)
     keep_mask: NDArray[np.bool_] = np.zeros(len(rows.scores), bool)
     keep_mask[best_first[admitted]] = True
     return keep_mask
+
+
+def nothing_admitted(options: SelectOptions) -> UsageError:
+    """That the quotas leave no row."""
+    told = ", ".join(f"{column}={float(share):g}" for column, share in options.max_shares)
+    return UsageError(
+        f"no selection meets --max-share-per {told}: too few different values among the "
+        "candidates; allow larger shares"
+    )
+
+
+def _require_finite_quality(
+    options: SelectOptions, table: ScoredTable, candidates: Candidates
+) -> None:
+    if options.objective is None:
+        return
+    if not (candidates.is_candidate & np.isfinite(candidates.extra[QUALITY].to_numpy())).any():
+        raise no_finite_quality(options, table)
+
+
+def no_finite_quality(options: SelectOptions, table: ScoredTable) -> UsageError:
+    """That joint selection has nothing to judge by."""
+    return UsageError(
+        f"no candidate of {table.path} has a finite value in --quality-column "
+        f"{options.quality_column}"
+    )
 
 
 def _facts(

@@ -7,6 +7,7 @@ Column names and types are `score_columns.py`'s. Knows no question and writes no
 """
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
@@ -26,6 +27,7 @@ from rsr.jobs.shards.json_file import is_json
 from rsr.jobs.shards.parquet import open_parquet
 from rsr.jobs.shards.shard import Shard, describe_shard
 from rsr.jobs.shards.writer import METADATA_KEY
+from rsr.jobs.storage import is_remote
 from rsr.jobs.storage.concurrency import in_parallel
 
 SCORED_STATUSES = [status.value for status in Status if status.is_scored]
@@ -71,6 +73,14 @@ class ScoredTable:
     def of(self, shard: Shard) -> Self:
         """One shard of it, with what the footers of all of them say."""
         return replace(self, shards=(shard,))
+
+    def seen_from_anywhere(self) -> Self:
+        """The same, with paths that name its files whatever the working directory."""
+        shards = (
+            shard if is_remote(shard.path) else replace(shard, path=os.path.abspath(shard.path))
+            for shard in self.shards
+        )
+        return replace(self, shards=tuple(shards))
 
     @property
     def scan(self) -> pl.LazyFrame:

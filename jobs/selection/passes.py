@@ -1,0 +1,157 @@
+"""What `rsr filter` and `rsr select` share where shards are passed over by calls.
+
+    decide, copy, describe
+
+As `selection.py` has it for one machine; nothing here is of INPUT's length. Knows nothing of how
+rows are chosen, nor of where calls are made.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from rsr.engine.catalogue import RSR
+from rsr.jobs.errors import ShardsFailed, UsageError, first_line
+from rsr.jobs.interrupt import StopRequest
+from rsr.jobs.run.calls import Calls, CallsWhereSeen
+from rsr.jobs.run.folder import COMPOSITION
+from rsr.jobs.run.manifest import JsonObject
+from rsr.jobs.run.preflight import canonical
+from rsr.jobs.run.probe import probe_of
+from rsr.jobs.run.store import ChangedInputError, RunStore
+from rsr.jobs.selection.composition import Composition, Parts, parts_by_calls
+from rsr.jobs.selection.own_row import is_of_own_row
+from rsr.jobs.selection.result import SelectionResult
+from rsr.jobs.selection.selection import Facts, OpenedInput, SubsetOptions
+from rsr.jobs.selection.subset import commit_rows, opened_subset
+from rsr.jobs.shards.scored import ScoredTable, open_scored
+from rsr.jobs.shards.shard import Shard
+from rsr.jobs.storage import is_remote
+
+Options = TypeVar("Options", bound=SubsetOptions)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """num_bytes: about what will be written. facts: of the result, before it is measured. pool:
+    what INPUT is made of. copy: yields, of every shard, a line on why it could not be copied, or
+    None.
+    """
+
+    num_bytes: float
+    facts: Facts
+    pool: Parts
+    copy: Callable[[RunStore, Calls], Iterator[str | None]]
+
+
+def for_any_machine(options: Options) -> Options:
+    """The same, with places that do not depend on a working directory; a link keeps its name."""
+    place = options.input
+    absolute = place if is_remote(place) else os.path.abspath(place)
+    return replace(options, input=absolute, output=canonical(options.output))
+
+
+def run_by_calls(
+    opened: OpenedInput,
+    options: SubsetOptions,
+    decide: Callable[[], Decision],
+    calls: Calls,
+    stop: StopRequest,
+    *,
+    writer: str,
+    settings: JsonObject,
+) -> SelectionResult:
+    """Write what `decide` says, and describe it; the arguments are those of `run_selection`.
+
+    Raises what `opened_subset` and `decide` raise, and `ShardsFailed` if a shard cannot be copied.
+    """
+    decisions: list[Decision] = []
+
+    def expected_bytes() -> float:
+        decisions.append(decide())
+        return decisions[0].num_bytes
+
+    with (
+        opened_subset(
+            opened.table,
+            options.output,
+            expected_bytes,
+            stop,
+            writer=writer,
+            command=options.command,
+            settings=settings,
+            overwrite=options.overwrite,
+        ) as store,
+        probe_of(store.folder) as probe,
+    ):
+        copied = decisions[0].copy(store, CallsWhereSeen(probe, calls))
+        if failures := [failure for failure in copied if failure is not None]:
+            raise ShardsFailed("\n".join(sorted(failures)))
+    selected = open_scored(
+        str(options.output), rank_clip=opened.table.rank_clip, allow_mixed_students=True
+    )
+    composition = Composition(
+        opened.by.teacher, parts_by_calls(selected, opened.by, calls), decisions[0].pool
+    )
+    total = composition.selected_total
+    facts = {"num_rows": opened.table.num_rows} | decisions[0].facts
+    facts |= {"num_kept": total.num_rows, "num_tokens": total.num_tokens}
+    result = SelectionResult(store.folder, facts, composition)
+    text = json.dumps(result.to_json(), indent=2, default=str) + "\n"
+    store.folder.storage.write(COMPOSITION, text.encode())
+    return result
+
+
+def copy_shard(
+    store: RunStore, shard: Shard, kept_rows: Callable[[], NDArray[np.bool_]]
+) -> str | None:
+    """Write a shard's output unless it is there; a line about what files can do to a copy.
+
+    kept_rows: (num_rows,) mask, asked for where it is needed.
+    """
+    try:
+        if store.read_receipt(shard) is None:
+            commit_rows(store, shard, kept_rows(), StopRequest())
+    except (OSError, pa.ArrowException, pl.exceptions.PolarsError, ChangedInputError) as error:
+        return f"{shard.name}: {first_line(error)}"
+    return None
+
+
+def require_own_row(where: str | None) -> None:
+    """Raises `UsageError` unless the condition is known to look at no other row."""
+    if where is not None and not is_of_own_row(pl.sql_expr(where)):
+        raise UsageError(
+            f"--where {where!r} may look at other rows than its own, which a cluster cannot: leave "
+            "--address out (and unset RAY_ADDRESS), or write the number in its place"
+        )
+
+
+def require_exact_groups(table: ScoredTable, option: str, column: str | None) -> None:
+    """Raises `UsageError` for a column of numbers of which equal ones may differ in their bits."""
+    if column is not None and table.scan.collect_schema()[column].is_float():
+        raise UsageError(
+            f"{option} {column}: a cluster does not group by floating-point numbers; leave "
+            "--address out (and unset RAY_ADDRESS)"
+        )
+
+
+def common_facts(
+    opened: OpenedInput, num_scored: int, num_candidates: int, num_unmeasured: int, worst: float
+) -> Facts:
+    """As `run_selection` tells them. worst: of the scores that are kept."""
+    facts: Facts = {"num_scored": num_scored, "num_candidates": num_candidates}
+    metric = opened.measured.metric
+    if metric.name == RSR:
+        return facts | {"largest_rsr": worst}
+    return facts | {
+        "num_unmeasured": num_unmeasured,
+        "metric": metric.name,
+        "worst_value": metric.sign * worst,
+    }
