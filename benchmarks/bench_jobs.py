@@ -182,7 +182,7 @@ def _rows(
             time_s_max=round(max(times[name]), 2),
             peak_tree_mib=round(max(peaks[name])),
             num_cores=len(psutil.Process().cpu_affinity()),
-            cpu=_cpu(),
+            cpu=cpu_name(),
             python=platform.python_version(),
             polars=pl.__version__,
             pyarrow=importlib.metadata.version("pyarrow"),
@@ -193,7 +193,7 @@ def _rows(
     ]
 
 
-def _cpu() -> str:
+def cpu_name() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     return next((line.split(": ")[1] for line in lines if line.startswith("model name")), "?")
 

@@ -7,7 +7,14 @@ from typing import Any, get_args
 
 import click
 
-from rsr.jobs.command import Place, guarded, json_option, typed_command
+from rsr.jobs.command import (
+    Place,
+    address_option,
+    calls_at,
+    guarded,
+    json_option,
+    typed_command,
+)
 from rsr.jobs.interrupt import StopRequest
 from rsr.jobs.options import metric_option, rank_clip_option
 from rsr.jobs.run.folder import RunFolder
@@ -22,6 +29,7 @@ from rsr.jobs.selection.select import (
     SelectOptions,
     run_select,
 )
+from rsr.jobs.selection.select_in_passes import run_select_in_passes
 from rsr.jobs.selection.selection import SubsetOptions
 from rsr.jobs.shards.scored import USUAL_CORRECT, USUAL_ID, USUAL_TEACHER
 from rsr.jobs.terminal import Console, print_json
@@ -138,12 +146,7 @@ def _with(options: list[Any], command: Callable[..., Any]) -> Callable[..., Any]
     metavar="COLUMN",
     help="Let --keep-fraction, --keep-rows and --token-budget count for each value of COLUMN.",
 )
-@click.option(
-    "--address",
-    envvar="RAY_ADDRESS",
-    help="Look at shards and copy them on this Ray cluster: auto, or host:port of its head. "
-    "[default: RAY_ADDRESS, else this machine alone]",
-)
+@address_option("Look at shards and copy them")
 @_conditions_options
 @_common_options
 def filter_(
@@ -165,13 +168,10 @@ def filter_(
     options = FilterOptions(conditions=conditions, command=typed_command(), **fields)
 
     def run(stop: StopRequest) -> SelectionResult:
-        if not address:
-            return run_filter(options, stop)
-        # Ray takes seconds to import, which one machine alone need not spend.
-        from rsr.jobs.cluster.calls import calls_on_cluster
-
-        with calls_on_cluster(address, stop) as call_each:
-            return run_filter_in_passes(options, call_each, stop)
+        with calls_at(address, stop) as calls:
+            if calls is None:
+                return run_filter(options, stop)
+            return run_filter_in_passes(options, calls, stop)
 
     _print(guarded(run, log=_log(options)), as_json)
 
@@ -227,12 +227,14 @@ def filter_(
     "by chance, as --seed has it. With --require correct the last two are rejection sampling.",
 )
 @click.option("--seed", type=click.IntRange(min=0), help="Seed of --pick random. [default: 0]")
+@address_option("Look at shards, rank groups and copy")
 @_common_options
 def select(
     where: str | None,
     min_tokens: int | None,
     max_tokens: int | None,
     required: tuple[str, ...],
+    address: str | None,
     as_json: bool,
     **fields: Any,
 ) -> None:
@@ -247,7 +249,14 @@ def select(
         where=where, min_tokens=min_tokens, max_tokens=max_tokens, required=required
     )
     options = SelectOptions(conditions=conditions, command=typed_command(), **fields)
-    _print(guarded(lambda stop: run_select(options, stop), log=_log(options)), as_json)
+
+    def run(stop: StopRequest) -> SelectionResult:
+        with calls_at(address, stop) as calls:
+            if calls is None:
+                return run_select(options, stop)
+            return run_select_in_passes(options, calls, stop)
+
+    _print(guarded(run, log=_log(options)), as_json)
 
 
 def _log(options: SubsetOptions) -> Path:

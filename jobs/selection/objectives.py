@@ -61,11 +61,12 @@ def pareto_front(rsr: Floats, quality: Floats, groups: NDArray[np.int32]) -> NDA
 def correct_first(scores: Floats, is_correct: NDArray[np.bool_]) -> Floats:
     """(M,) scores that put every correct row before every other one, each kind in its order.
 
-    Equal scores of one kind stay equal: they are places, which are exact where a sum of kind and
-    score would make ties or lose them.
+    scores: from 0 to 1. Equal scores of one kind stay equal, and others apart: a sum of kind and
+    score would round, so those of the other kind are moved in their bits, which sort as they do.
     """
-    distinct, places = np.unique(scores, return_inverse=True)
-    first: Floats = places + np.where(is_correct, 0.0, float(len(distinct)))
+    bits = (scores + 0.0).view(np.uint64)
+    moved = (bits + (np.float64(1.0).view(np.uint64) + np.uint64(1))).view(np.float64)
+    first: Floats = np.where(is_correct, scores, moved)
     return first
 
 

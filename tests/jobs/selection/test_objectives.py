@@ -64,6 +64,9 @@ def test_ranks_do_not_depend_on_the_scale_of_other_groups():
 
 
 def test_correct_rows_come_first_and_equal_scores_stay_equal():
-    scores = np.array([1 / 3, 0.1, 1 / 3, np.nextafter(1 / 3, 1), 0.1])
-    is_correct = np.array([True, False, True, True, True])
-    assert correct_first(scores, is_correct).tolist() == [1.0, 3.0, 1.0, 2.0, 0.0]
+    scores = np.array([1 / 3, 0.1, 1 / 3, np.nextafter(1 / 3, 1), 0.1, 1.0, 0.0, 1.0, 0.1])
+    is_correct = np.array([True, False, True, True, True, True, False, False, False])
+    first = correct_first(scores, is_correct)
+    assert np.isfinite(first).all()
+    _, places = np.unique(first, return_inverse=True)
+    assert places.tolist() == [1, 5, 1, 2, 0, 3, 4, 6, 5]

@@ -1,0 +1,92 @@
+"""Commands that pass over shards, on a Ray cluster of two cores: as on one machine."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from rsr.jobs.cli import main
+from rsr.jobs.cluster.calls import CallsLost, calls_on_cluster
+from rsr.jobs.interrupt import StopRequest
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False}
+    )
+    try:
+        yield cluster.address
+    finally:
+        cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory, write_scored) -> Path:
+    rng = np.random.default_rng(5)
+    folder = tmp_path_factory.mktemp("corpus") / "in"
+    for number in range(4):
+        rsr = rng.choice([1.0, 1.5, 2.0, 2.5, 3.0], 200) + rng.choice([0.0, 1e-9], 200)
+        columns = {
+            "id": [f"{row:03d}" for row in rng.permutation(200)],
+            "teacher": rng.choice(["a", "b", "c"], 200),
+            "problem_id": rng.choice([f"problem {p}" for p in range(50)], 200),
+            "correct": rng.random(200) < 0.6,
+            "prompt": ["why?"] * 200,
+            "response": ["because"] * 200,
+        }
+        write_scored(folder / f"{number}.parquet", rsr, columns=columns)
+    return folder
+
+
+def run(*arguments: object) -> str:
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def written(output: Path) -> dict[str, bytes]:
+    kept = (output / ".rsr" / "kept").rglob("*")
+    files = [*output.glob("*.parquet"), *(path for path in kept if path.is_file())]
+    return {str(path.relative_to(output)): path.read_bytes() for path in files}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["filter", "--keep-fraction", "0.3", "--within", "teacher"],
+        ["select", "--group-by", "problem_id", "--require", "correct", "--keep", "2"],
+        ["select", "--group-by", "problem_id", "--max-share-per", "teacher=0.35"],
+    ],
+)
+def test_same_files_as_on_one_machine(tmp_path, scored, address, arguments):
+    command, *options = arguments
+    run(command, scored, tmp_path / "one", *options)
+    run(command, scored, tmp_path / "many", *options, "--address", address)
+    assert written(tmp_path / "many") == written(tmp_path / "one")
+    run("verify", tmp_path / "many", "--deep")
+
+
+def test_same_evidence_as_on_one_machine(tmp_path, scored, address):
+    at = ["--address", address]
+    teachers = ["teachers", scored, "--json", "--draws", "50"]
+    assert run(*teachers, *at) == run(*teachers)
+    run("report", scored, tmp_path / "one.html", "--selection", scored / "0.parquet")
+    run("report", scored, tmp_path / "many.html", "--selection", scored / "0.parquet", *at)
+    assert (tmp_path / "many.html").read_text() == (tmp_path / "one.html").read_text()
+
+
+def test_a_call_that_takes_its_worker_with_it_ends_the_run(address):
+    with (
+        calls_on_cluster(address, StopRequest()) as calls,
+        pytest.raises(CallsLost, match="a worker was lost 4 times over 7"),
+    ):
+        # As a shard does that takes more memory than there is.
+        list(calls(os._exit, [7]))
