@@ -49,6 +49,12 @@ COMMANDS_BY_QUESTION = {
 }
 """Where each command is, by the question that it answers, in the order of the help text."""
 
+PLANS = {
+    "filter": "rsr.jobs.planning.cli:plan_filter",
+    "select": "rsr.jobs.planning.cli:plan_select",
+}
+"""What `rsr plan` predicts besides scoring, by the word that comes after it."""
+
 COMMANDS = {name: place for group in COMMANDS_BY_QUESTION.values() for name, place in group.items()}
 
 
@@ -77,6 +83,8 @@ class _Commands(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Resolve as click does, and name the commands that an unknown one resembles."""
+        if args[:1] == ["plan"] and len(args) > 1 and args[1] in PLANS:
+            return f"plan {args[1]}", _command_at(PLANS[args[1]]), args[2:]
         if (
             args
             and args[0] not in COMMANDS
@@ -88,9 +96,13 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        module, attribute = COMMANDS[cmd_name].split(":")
-        command: click.Command = getattr(import_module(module), attribute)
-        return command
+        return _command_at(COMMANDS[cmd_name])
+
+
+def _command_at(place: str) -> click.Command:
+    module, attribute = place.split(":")
+    command: click.Command = getattr(import_module(module), attribute)
+    return command
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -149,14 +149,7 @@ def _with(options: list[Any], command: Callable[..., Any]) -> Callable[..., Any]
 @address_option("Look at shards and copy them")
 @_conditions_options
 @_common_options
-def filter_(
-    where: str | None,
-    min_tokens: int | None,
-    max_tokens: int | None,
-    address: str | None,
-    as_json: bool,
-    **fields: Any,
-) -> None:
+def filter_(address: str | None, as_json: bool, **fields: Any) -> None:
     """Keep the rows of SCORED with the lowest RSR, writing them to the folder OUTPUT.
 
     SCORED is a file, folder or glob as rsr score writes it. Candidates are its scored rows that
@@ -164,8 +157,7 @@ def filter_(
     limit keeps the front, and the shortest holds. OUTPUT gets one file for each of SCORED, with the
     kept rows in their order and every column as it was. Stopped half way, the same command goes on.
     """
-    conditions = Conditions(where=where, min_tokens=min_tokens, max_tokens=max_tokens)
-    options = FilterOptions(conditions=conditions, command=typed_command(), **fields)
+    options = filter_options(**fields)
 
     def run(stop: StopRequest) -> SelectionResult:
         with calls_at(address, stop) as calls:
@@ -229,15 +221,7 @@ def filter_(
 @click.option("--seed", type=click.IntRange(min=0), help="Seed of --pick random. [default: 0]")
 @address_option("Look at shards, rank groups and copy")
 @_common_options
-def select(
-    where: str | None,
-    min_tokens: int | None,
-    max_tokens: int | None,
-    required: tuple[str, ...],
-    address: str | None,
-    as_json: bool,
-    **fields: Any,
-) -> None:
+def select(address: str | None, as_json: bool, **fields: Any) -> None:
     """Keep the best trajectories of each problem in SCORED, writing them to the folder OUTPUT.
 
     SCORED is a file, folder or glob as rsr score writes it; a problem's rows may be anywhere in it.
@@ -245,10 +229,7 @@ def select(
     OUTPUT gets one file for each of SCORED, with the selected rows in their order and every column
     as it was. Stopped half way, the same command goes on.
     """
-    conditions = Conditions(
-        where=where, min_tokens=min_tokens, max_tokens=max_tokens, required=required
-    )
-    options = SelectOptions(conditions=conditions, command=typed_command(), **fields)
+    options = select_options(**fields)
 
     def run(stop: StopRequest) -> SelectionResult:
         with calls_at(address, stop) as calls:
@@ -257,6 +238,28 @@ def select(
             return run_select_in_passes(options, calls, stop)
 
     _print(guarded(run, log=_log(options)), as_json)
+
+
+def filter_options(
+    where: str | None, min_tokens: int | None, max_tokens: int | None, **fields: Any
+) -> FilterOptions:
+    """From what the options of `rsr filter` say."""
+    conditions = Conditions(where=where, min_tokens=min_tokens, max_tokens=max_tokens)
+    return FilterOptions(conditions=conditions, command=typed_command(), **fields)
+
+
+def select_options(
+    where: str | None,
+    min_tokens: int | None,
+    max_tokens: int | None,
+    required: tuple[str, ...],
+    **fields: Any,
+) -> SelectOptions:
+    """From what the options of `rsr select` say."""
+    conditions = Conditions(
+        where=where, min_tokens=min_tokens, max_tokens=max_tokens, required=required
+    )
+    return SelectOptions(conditions=conditions, command=typed_command(), **fields)
 
 
 def _log(options: SubsetOptions) -> Path:

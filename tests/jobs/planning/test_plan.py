@@ -200,3 +200,37 @@ def test_rows_without_score_are_counted_by_reason_before_the_night_is_spent(tmp_
     # Cut off no less where the template adds nothing.
     plain = plan_json(*common, "--chat-template", "none", "--max-model-len", 100)["sample"]
     assert plain["truncated"]["num_tokens"] == len("Three?") + 600 - 100
+
+
+@pytest.mark.parametrize(
+    ("command", "more"),
+    [
+        ("filter", ["--keep-fraction", "1/4"]),
+        ("select", ["--group-by", "id", "--kept-share", "0.25"]),
+    ],
+)
+def test_a_selection_reads_what_the_footers_say(tmp_path, write_scored, command, more):
+    folder = tmp_path / "scored"
+    for number in range(4):
+        columns = {"id": list(range(50)), "text": [f"{n} " * 200 for n in range(50)]}
+        write_scored(folder / f"{number}.parquet", [2.0] * 50, columns=columns)
+    arguments = ["plan", command, str(folder), *more, "--machines", "2", "--json"]
+    result = CliRunner().invoke(main, [*arguments, "--bandwidth", "0.5", "--sample-files", "2"])
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    num_bytes = sum(file.stat().st_size for file in folder.iterdir())
+    assert told["footers"]["num_sampled"] == 2
+    assert told["footers"]["num_rows"] == 200
+    assert told["footers"]["num_bytes"] == pytest.approx(num_bytes, rel=0.01)
+    assert told["num_bytes_written"] == pytest.approx(num_bytes / 4, rel=0.01)
+    assert told["num_bytes_read"] > num_bytes
+    assert (told["num_bytes_exchanged"] > 200 * 24) == (command == "select")
+    moved = sum(told[f"num_bytes_{way}"] for way in ("read", "exchanged", "written"))
+    assert told["seconds"] == pytest.approx(moved / 1e9)
+
+
+def test_a_selection_of_columns_that_are_not_there_is_refused(tmp_path, write_scored):
+    source = write_scored(tmp_path / "scored.parquet", [2.0])
+    result = CliRunner().invoke(main, ["plan", "select", str(source), "--group-by", "problem"])
+    assert result.exit_code == 2
+    assert "problem" in result.stderr
