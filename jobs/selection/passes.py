@@ -40,9 +40,10 @@ Options = TypeVar("Options", bound=SubsetOptions)
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """num_bytes: about what will be written. facts: of the result, before it is measured. pool:
-    what INPUT is made of. copy: yields, of every shard, a line on why it could not be copied, or
-    None.
+    """What a command has decided before it copies.
+
+    num_bytes: about what will be written. facts: of the result, before it is measured. pool: what
+    INPUT is made of. copy: yields, of every shard, a line on why it could not be copied, or None.
     """
 
     num_bytes: float
