@@ -193,7 +193,7 @@ def _columns(
     table = opened.table
     wanted = candidate_columns(table, options.conditions, opened.measured, group_column=group)
     if isinstance(options, SelectOptions):
-        wanted |= extra_columns(options, table)
+        wanted |= extra_columns(options, opened)
     narrow = _roots(wanted.values()) | ({"rsr_num_tokens"} if is_filter else set())
     ids = {opened.id_column} if opened.id_column is not None else set()
     by = {name for name in (opened.by.teacher, opened.by.correct) if name is not None}
