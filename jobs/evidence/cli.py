@@ -426,7 +426,7 @@ def _plot_simulation(simulation: Simulation, path: Path) -> None:
     default=USUAL_ID,
     show_default=True,
     metavar="COLUMN",
-    help="Of SCORED, by which parent_id in --compare REFINED names a row.",
+    help="Column of SCORED whose values parent_id in --compare REFINED names.",
 )
 @click.option(
     "--points",
