@@ -64,7 +64,7 @@ def named(name: str, words: list[str]) -> click.Command:
 @pytest.mark.parametrize(
     ("words", "wrong"),
     [
-        ("scor a b", "no command 'scor'"),
+        ("scor a b", "No such command 'scor'"),
         ("score a b --model m --nope", "No such option '--nope'"),
         ("score a b", "needs model"),
         ("score a --model m", "needs output"),

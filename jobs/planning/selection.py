@@ -40,7 +40,10 @@ RANK_FACTOR = 3
 
 @dataclass(frozen=True, slots=True)
 class ClusterSize:
-    """bandwidth_gbytes: that each machine reads and writes in a second, 10⁹ bytes."""
+    """The machines that a plan counts with.
+
+    bandwidth_gbytes: what each reads and writes in a second, in 10⁹ bytes.
+    """
 
     num_machines: int
     bandwidth_gbytes: float
@@ -48,7 +51,10 @@ class ClusterSize:
 
 @dataclass(frozen=True, slots=True)
 class SampledFooters:
-    """A corpus as its sampled files say. bytes_by_column: compressed, of the whole corpus."""
+    """A corpus as its sampled files say.
+
+    bytes_by_column: compressed, of the whole corpus.
+    """
 
     num_files: int
     num_sampled: int

@@ -75,15 +75,12 @@ def require_parsed(words: list[str]) -> None:
 
     Files need not be there, and numbers may be variables of the shell.
     """
-    name, *arguments = words
     context = click.Context(main, info_name="rsr")
-    command = main.get_command(context, name)
+    name, command, arguments = main.resolve_command(context, words)
     while isinstance(command, click.Group) and arguments:
         context = click.Context(command, info_name=name, parent=context)
-        name, *arguments = arguments
-        command = command.get_command(context, name)
-    if command is None:
-        raise click.UsageError(f"no command {name!r}")
+        name, command, arguments = command.resolve_command(context, arguments)
+    assert command is not None
     context = click.Context(command, info_name=name, parent=context)
     values, left_over, _ = command.make_parser(context).parse_args(arguments)
     if left_over:
