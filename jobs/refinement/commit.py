@@ -1,17 +1,20 @@
 """Putting a refined shard together: the input's rows, other traces in them, and why or why not."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import polars as pl
 import pyarrow as pa
 
 from rsr.jobs.grading.columns import is_grade_column
+from rsr.jobs.grading.grade import USUAL_FINISH_REASON
 from rsr.jobs.refinement.outcome import ADDED_COLUMNS, ADDED_FIELDS, PARENT_ID
 from rsr.jobs.refinement.rows import RefinableRow, refinable, replace_traces
 from rsr.jobs.run.store import IncompleteShardError, RunStore
+from rsr.jobs.sampling.commit import SAMPLE_METADATA_KEY
 from rsr.jobs.shards.columns import TrajectoryColumns
 from rsr.jobs.shards.parquet import open_parquet
 from rsr.jobs.shards.reader import ShardReader, TrajectoryReader
@@ -24,6 +27,8 @@ from rsr.jobs.shards.writer import (
     write_beside,
 )
 from rsr.jobs.storage.hashing import HashingFile
+
+RESPONSE = "response"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +59,23 @@ class RefinedColumns:
         """Whether a column of the input is replaced, or was said of another trace."""
         is_told = is_score_column(name) or is_grade_column(name)
         return is_told or name == self.trace or name in ADDED_COLUMNS
+
+
+def said_of_trace(schema: pa.Schema, columns: RefinedColumns) -> list[str]:
+    """Columns of a file that say something of the trace: they hold for a row with another no more.
+
+    How it ended, by which grading would still call it cut off; and what `rsr sample` wrote beside
+    the messages.
+    """
+    names = [USUAL_FINISH_REASON]
+    if SAMPLE_METADATA_KEY in (schema.metadata or {}):
+        names += [RESPONSE, "num_tokens"]
+    return [n for n in names if n in schema.names and n not in columns.trajectory.names]
+
+
+def is_added(columns: RefinedColumns, said: Sequence[str], name: str) -> bool:
+    """Whether a column is not the input's to the last bit. said: as `said_of_trace` has it."""
+    return columns.is_not_kept(name) or name in said
 
 
 def parent_ids(columns: RefinedColumns, shard: Shard, start: int, stop: int) -> list[str]:
@@ -88,7 +110,8 @@ def commit_refined_shard(
 
     def write(sink: HashingFile) -> Summary:
         tables = _tables(store, shard, [unit for unit, _ in covering], columns, (mode, model))
-        write_beside(sink, shard, tables, columns.is_not_kept, metadata)
+        said = said_of_trace(open_parquet(shard.path).schema_arrow, columns)
+        write_beside(sink, shard, tables, partial(is_added, columns, said), metadata)
         return summary
 
     first_finished_s = min((r.finished_s for _, r in covering), default=None)
@@ -105,10 +128,13 @@ def _tables(
     told: tuple[str, str],
 ) -> Iterator[pa.Table]:
     """The replaced and the added columns of each unit; at least one table, if an empty one."""
-    field = open_parquet(shard.path).schema_arrow.field(columns.trace)
-    schema = pa.schema([field, *ADDED_FIELDS])
+    of_shard = open_parquet(shard.path).schema_arrow
+    field, said = of_shard.field(columns.trace), said_of_trace(of_shard, columns)
+    fields = [of_shard.field(name).with_nullable(True) for name in said]
+    schema = pa.schema([field, *fields, *ADDED_FIELDS])
     yield schema.empty_table()
-    reader, traces = ShardReader(shard.path, [columns.trace]), TrajectoryReader(columns.trajectory)
+    reader = ShardReader(shard.path, [columns.trace, *said])
+    traces = TrajectoryReader(columns.trajectory)
     is_plain = columns.trajectory.messages is None
     for unit in units:
         frame = store.read_unit(unit)
@@ -121,10 +147,11 @@ def _tables(
             low, high = start - unit.start, start - unit.start + batch.num_rows
             part = frame.slice(low, batch.num_rows)
             refined = {i: t for i, t in enumerate(part["text"].to_list()) if t is not None}
-            replaced = replace_traces(batch.column(0), field, refined, plain=is_plain)
+            replaced = replace_traces(batch[columns.trace], field, refined, plain=is_plain)
+            beside = [_without_native(batch[of.name], of, refined) for of in fields]
             values = _added(part, rows[low:high], ids[low:high], told)
             arrays = [pa.array(values[f.name], f.type) for f in ADDED_FIELDS]
-            yield pa.Table.from_arrays([replaced, *arrays], schema=schema)
+            yield pa.Table.from_arrays([replaced, *beside, *arrays], schema=schema)
             start += batch.num_rows
 
 
@@ -140,3 +167,15 @@ def _added(
     ]
     values["refine_mode"], values["refine_model"] = ([name] * len(rows) for name in told)
     return values
+
+
+def _without_native(
+    column: "pa.Array[Any]", field: "pa.Field[Any]", refined: Mapping[int, str]
+) -> "pa.Array[Any]":
+    """The column with the refined trace in those rows where it was the trace, null where it was
+    something else of it.
+    """
+    if field.name == RESPONSE:
+        return replace_traces(column, field, refined, plain=True)
+    kept = [None if place in refined else place for place in range(len(column))]
+    return column.take(pa.array(kept, pa.int64()))

@@ -1,11 +1,12 @@
 """What a refined file must hold: the input's rows in order, and native traces bit for bit."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 
-from rsr.jobs.refinement.commit import RefinedColumns
+from rsr.jobs.refinement.commit import RefinedColumns, is_added, said_of_trace
 from rsr.jobs.refinement.outcome import ADDED_FIELDS, RefineStatus
 from rsr.jobs.run.folder import RunFolder
 from rsr.jobs.run.manifest import InputShard, Manifest
@@ -13,6 +14,7 @@ from rsr.jobs.run.staging import parquet_of
 from rsr.jobs.run.verify import ChecksOfRows
 from rsr.jobs.shards.columns import TrajectoryColumns
 from rsr.jobs.shards.compare import first_difference, same_bits
+from rsr.jobs.shards.parquet import open_parquet
 from rsr.jobs.shards.reader import ShardReader
 from rsr.jobs.shards.writer import REFINE_METADATA_KEY
 
@@ -47,9 +49,11 @@ class RefinementChecks(ChecksOfRows):
         written = folder.storage.describe(shard.name)
         columns = _columns_of(manifest)
         with parquet_of(source, manifest.exploded, shard.num_rows) as path:
-            what = first_difference(path, written, shard.num_rows, is_added=columns.is_not_kept)
-            if what is None:
-                what = _native_difference(path, written, shard.num_rows, columns.trace)
+            said = said_of_trace(open_parquet(path).schema_arrow, columns)
+            added = partial(is_added, columns, said)
+            what = first_difference(path, written, shard.num_rows, is_added=added)
+            for name in (columns.trace, *said):
+                what = what or _native_difference(path, written, shard.num_rows, name)
         if what is not None:
             yield what
 
@@ -80,6 +84,6 @@ def _native_difference(source: str, written: str, num_rows: int, column: str) ->
         before = expected.column(0).filter(is_native)
         if not same_bits(before, kept):
             last = first + expected.num_rows - 1
-            return f"a native trace differs in rows {first:,} to {last:,}"
+            return f"{column} of a native trace differs in rows {first:,} to {last:,}"
         first += expected.num_rows
     return None

@@ -100,7 +100,7 @@ def test_native_trace_that_was_touched_is_found(tmp_path, server):
     (tmp_path / "moved").mkdir()
     write(tmp_path / "moved" / "rows.parquet", table([*TRACES[:2], "other", *TRACES[3:]]))
     found = run("verify", "--deep", "--input", tmp_path / "moved", tmp_path / "out", exit_code=1)
-    assert "a native trace differs in rows 0 to 3" in found.stdout
+    assert "messages of a native trace differs in rows 0 to 3" in found.stdout
 
 
 @pytest.mark.parametrize("form", ["prompt", "json", "sharegpt", "json messages", "dictionary"])
@@ -189,6 +189,21 @@ def test_scores_and_grades_of_native_traces_are_left_out(tmp_path, server, write
     rows = pq.read_table(tmp_path / "out" / "rows.parquet")
     assert not {"rsr", "rsr_status", "correct"} & set(rows.column_names)
     assert b"rsr" not in rows.schema.metadata
+    run("verify", "--deep", tmp_path / "out")
+
+
+def test_what_is_said_of_an_answer_holds_for_no_other_one(tmp_path, server):
+    """Rows as rsr sample writes them: a repaired answer is no longer one that was cut off."""
+    traces = ["It is wrong", "It is f", "ends wrong"]
+    said = {"response": traces, "finish_reason": ["length", "length", "stop"]}
+    made = table(traces, **said, num_tokens=pa.array([3, 4, 5], pa.int32()))
+    source = write(tmp_path / "rows.parquet", made.replace_schema_metadata({"rsr_sample": "{}"}))
+    refine(source, tmp_path / "out", server.url)
+    rows = pq.read_table(tmp_path / "out" / "rows.parquet")
+    assert rows["response"].to_pylist() == ["It is right", "It is f", "ends right"]
+    assert rows["response"].to_pylist() == [m[-1]["content"] for m in rows["messages"].to_pylist()]
+    assert rows["finish_reason"].to_pylist() == [None, "length", None]
+    assert rows["num_tokens"].to_pylist() == [None, 4, None]
     run("verify", "--deep", tmp_path / "out")
 
 
