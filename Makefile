@@ -38,7 +38,7 @@ $(INSTALLED): pyproject.toml
 demo: setup  ## score a made-up demonstration with a real student
 	$(BIN)/rsr demo
 
-loop: setup  ## sample, grade, score, select and export the demonstration student's own answers
+loop: setup  ## sample, grade, score, select, export, refine and compare the demonstration student's own answers
 	PATH="$(abspath $(BIN)):$$PATH" sh jobs/demo/loop.sh demo/loop
 
 # A file's tests share one process, its models and its runs. One GPU holds one model at a time.

@@ -12,6 +12,7 @@ import pytest
 
 from rsr.jobs.demo.problems import demo_problems, write_problems
 
+NUM_PROBLEMS = 6
 SCRIPT = Path(__file__).parents[3] / "jobs" / "demo" / "loop.sh"
 
 
@@ -33,9 +34,10 @@ def test_loop_ends_with_a_data_set_that_trainers_read(tmp_path, real_student, mo
 
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     folder = tmp_path / "loop"
-    subprocess.run(["sh", str(SCRIPT), str(folder)], env={**os.environ, "PATH": path}, check=True)
+    command = ["sh", str(SCRIPT), str(folder), str(NUM_PROBLEMS)]
+    subprocess.run(command, env={**os.environ, "PATH": path}, check=True)
     sampled = pl.read_parquet(folder / "sampled" / "*.parquet")
-    assert sampled.group_by("problem_id").len()["len"].to_list() == [8] * 24
+    assert sampled.group_by("problem_id").len()["len"].to_list() == [8] * NUM_PROBLEMS
     selected = pl.read_parquet(folder / "selected" / "*.parquet")
     assert selected["correct"].all()
     assert selected["problem_id"].is_unique().all()
@@ -49,3 +51,9 @@ def test_loop_ends_with_a_data_set_that_trainers_read(tmp_path, real_student, mo
         text = data_utils.apply_chat_template(row, tokenizer)["text"]
         assert row["messages"][-1]["content"] in text
     assert pq.read_table(folder / "dataset" / "scores.parquet").num_rows == len(rows)
+    refined = pl.read_parquet(folder / "refined-scored" / "*.parquet")
+    assert len(refined) == len(sampled)
+    assert refined["parent_id"].n_unique() == len(sampled)
+    page = (folder / "report.html").read_text()
+    assert "Streams side by side" in page
+    assert "Drift of refined-scored from scored" in page
