@@ -35,7 +35,9 @@ def test_notebook_runs_from_top_to_bottom(real_student, tmp_path):
         notebook, timeout=600, startup_timeout=300, kernel_name="python3", resources=place
     )
     client.execute()
-    shown = [output for cell in code_cells(notebook) for output in cell.outputs]
+    outputs = [output for cell in code_cells(notebook) for output in cell.outputs]
+    # Ray and tqdm say what they would show with ipywidgets.
+    shown = [o for o in outputs if o.output_type != "stream" or "ipywidgets" not in o.text]
     assert {output.output_type for output in shown} == {"execute_result"}
     assert any("image/svg+xml" in output.data for output in shown)
     tables = [output.data["text/plain"] for output in shown]

@@ -41,8 +41,16 @@ class MetricRow:
     @property
     def best(self) -> str | None:
         """The group that suits the student best; None where no group has a value."""
-        known = [(self.metric.sign * v, g) for g, v in self.values.items() if v is not None]
+        known = [(self.ordered(g), g) for g, v in self.values.items() if v is not None]
         return min(known)[1] if known else None
+
+    def ordered(self, group: str) -> float:
+        """The group's value, its sign turned so that lower is better, to 12 digits.
+
+        Sums over shards end in other last bits than sums over rows, which must not part groups
+        that are equal.
+        """
+        return float(f"{self.metric.sign * (self.values[group] or 0.0):.12g}")
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -172,9 +180,9 @@ def with_agreement(rows: Sequence[MetricRow]) -> list[MetricRow]:
 def _kendall(one: MetricRow, other: MetricRow) -> float | None:
     """τ-b over the groups that have both, signs turned so that lower is better in both."""
     pairs = [
-        (one.metric.sign * a, other.metric.sign * b)
-        for a, b in ((one.values[g], other.values[g]) for g in one.values)
-        if a is not None and b is not None
+        (one.ordered(group), other.ordered(group))
+        for group in one.values
+        if one.values[group] is not None and other.values[group] is not None
     ]
     concordant = untied_one = untied_other = 0
     for index, (a, b) in enumerate(pairs):

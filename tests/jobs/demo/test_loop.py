@@ -27,6 +27,7 @@ def test_problems_come_with_their_answers_and_more_of_them_begin_with_the_same(t
 @pytest.mark.vllm
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.timeout(1_800)
 def test_loop_ends_with_a_data_set_that_trainers_read(tmp_path, real_student, monkeypatch):
     datasets = pytest.importorskip("datasets")
     data_utils = pytest.importorskip("trl.data_utils")
