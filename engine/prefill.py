@@ -258,14 +258,17 @@ def open_vllm(student: Student, *, scoring_architectures: Sequence[str], **setti
     """A `vllm.LLM` whose processes have a scoring model class for the architectures named."""
     config = student.config
     vllm = import_vllm()
-    vllm_plugin.choose(scoring_architectures)
     if config.tensor_parallel_size > 1:
         # Within a Ray placement group vLLM would take Ray, of which our workers know nothing.
         settings["distributed_executor_backend"] = "mp"
     if config.compile:
         # Of a GPU's graphs, recorded for up to 512 tokens, prefill replays none.
         settings.setdefault("compilation_config", {"cudagraph_mode": "NONE"})
-    with _cores_divided_among(config.tensor_parallel_size), _naming_the_length_that_fits():
+    with (
+        vllm_plugin.chosen(scoring_architectures),
+        _cores_divided_among(config.tensor_parallel_size),
+        _naming_the_length_that_fits(),
+    ):
         return vllm.LLM(
             model=config.model,
             revision=config.revision,

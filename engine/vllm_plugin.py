@@ -6,7 +6,8 @@ architectures that are to become scoring models in this process and its children
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 ARCHITECTURES_VARIABLE = "RSR_SCORE_ARCHITECTURES"
 """Comma-separated architecture names, as in a checkpoint's config.json."""
@@ -23,13 +24,19 @@ def register() -> None:
         register_scoring_model(architecture)
 
 
-def choose(architectures: Sequence[str]) -> None:
-    """Make exactly `architectures` scoring models, here and in processes started from here on.
+@contextmanager
+def chosen(architectures: Sequence[str]) -> Iterator[None]:
+    """Make exactly `architectures` scoring models, here and in processes started in the block.
 
-    vLLM calls `register` once a process; a second engine in it has other architectures.
+    Those of an engine start while it is opened; a server that this process starts later is none of
+    ours. vLLM calls `register` once a process; a second engine in it has other architectures.
     """
     from rsr.engine.pooler import unregister_scoring_models
 
     unregister_scoring_models()
     os.environ[ARCHITECTURES_VARIABLE] = ",".join(architectures)
-    register()
+    try:
+        register()
+        yield
+    finally:
+        del os.environ[ARCHITECTURES_VARIABLE]

@@ -2,7 +2,9 @@
 
 import json
 import logging
+import os
 import re
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -37,6 +39,8 @@ def test_prompt_logprobs_agree_with_the_kernel(tiny_student):
     for kind in ("kernel", "prompt-logprobs"):
         with Scorer(config(tiny_student, scorer=kind)) as scorer:
             assert scorer.kind == kind
+            # A server that the user's program starts later is none of ours.
+            assert vllm_plugin.ARCHITECTURES_VARIABLE not in os.environ
             scores[kind] = scorer.score(ROWS)
     for ours, stock in zip(scores["kernel"], scores["prompt-logprobs"], strict=True):
         assert ours.status == stock.status
@@ -134,7 +138,7 @@ def test_quantised_head_is_scored_by_vllm_with_a_warning(
 
 @pytest.mark.vllm
 def test_a_class_that_is_not_ours_is_noticed(tiny_student, monkeypatch):
-    monkeypatch.setattr(vllm_plugin, "choose", lambda architectures: None)
+    monkeypatch.setattr(vllm_plugin, "chosen", lambda architectures: nullcontext())
     with pytest.raises(RuntimeError, match="does not run the scoring model class"):
         Scorer(config(tiny_student))
 
