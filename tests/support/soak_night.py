@@ -8,6 +8,7 @@ meanwhile; a fault whose outcome is exact lifts those first.
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -183,25 +184,28 @@ class Night:
         """What the latest driver has said."""
         return self.log.read_bytes()[self._log_start :].decode(errors="replace")
 
-    def wait_for_driver(self, patience_s: float = 180) -> int:
-        """Until it ends by itself; its exit code."""
+    def wait_for_driver(self, patience_s: float = 180, *, sent: int | None = None) -> int:
+        """Until it ends by itself or by the signal that was sent; its exit code."""
         assert self.driver is not None
         code = self.driver.wait(timeout=patience_s)
-        self._note_exit(code)
+        self._note_exit(code, sent)
         return code
 
     def end_driver(self, number: signal.Signals) -> int:
         assert self.driver is not None
         self.driver.send_signal(number)
-        return self.wait_for_driver(90)
+        return self.wait_for_driver(90, sent=number)
 
-    def _note_exit(self, code: int) -> None:
+    def _note_exit(self, code: int, sent: int | None = None) -> None:
         if self._is_exit_noted:
             return
         self._is_exit_noted = True
         if code != DONE:
             self.report.driver_exits[str(code)] += 1
-        expected = (DONE, FAILED, REFUSED, STOPPED, -signal.SIGKILL)
+        expected = {DONE, FAILED, REFUSED, STOPPED, -signal.SIGKILL}
+        if sent is not None and re.search("^rsr: ", self.last_words(), re.MULTILINE):
+            # It had said how it ended, and nobody listens to signals between that and the exit.
+            expected.add(-sent)
         assert code in expected, f"the driver ended with {code}:\n{self.last_words()}"
         assert "Traceback" not in self.last_words(), self.last_words()
 
