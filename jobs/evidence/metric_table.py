@@ -41,16 +41,18 @@ class MetricRow:
     @property
     def best(self) -> str | None:
         """The group that suits the student best; None where no group has a value."""
-        known = [(self.ordered(g), g) for g, v in self.values.items() if v is not None]
-        return min(known)[1] if known else None
+        known = self.comparable
+        return min((value, group) for group, value in known.items())[1] if known else None
 
-    def ordered(self, group: str) -> float:
-        """The group's value, its sign turned so that lower is better, to 12 digits.
+    @property
+    def comparable(self) -> dict[str, float]:
+        """Values of the groups that have one, lower being better, to 12 digits.
 
         Sums over shards end in other last bits than sums over rows, which must not part groups
         that are equal.
         """
-        return float(f"{self.metric.sign * (self.values[group] or 0.0):.12g}")
+        known = {group: value for group, value in self.values.items() if value is not None}
+        return {group: float(f"{self.metric.sign * value:.12g}") for group, value in known.items()}
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -179,11 +181,8 @@ def with_agreement(rows: Sequence[MetricRow]) -> list[MetricRow]:
 
 def _kendall(one: MetricRow, other: MetricRow) -> float | None:
     """τ-b over the groups that have both, signs turned so that lower is better in both."""
-    pairs = [
-        (one.ordered(group), other.ordered(group))
-        for group in one.values
-        if one.values[group] is not None and other.values[group] is not None
-    ]
+    of_one, of_other = one.comparable, other.comparable
+    pairs = [(of_one[group], of_other[group]) for group in of_one if group in of_other]
     concordant = untied_one = untied_other = 0
     for index, (a, b) in enumerate(pairs):
         for c, d in pairs[:index]:

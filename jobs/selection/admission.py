@@ -103,19 +103,22 @@ def chosen_of_part(
     admission: Admission | None,
     keep: int | None,
     ends: NDArray[np.int64],
+    firsts: NDArray[np.int64],
     _: int,
     part: Part,
-) -> tuple[Chosen, NDArray[np.int64]]:
-    """What is kept, and the ascending positions of the kept rows.
+) -> tuple[Any, ...]:
+    """What is kept, then of each bundle of shards the ascending positions of the kept rows.
 
     room: of each group, of which the part's rows are taken if there is no `admission`. keep: rows
-    of a complete group. ends: (num_shards,) positions after each shard's last row.
+    of a complete group. ends: (num_shards,) positions after each shard's last row. firsts:
+    (num_bundles,) positions of each bundle's first row.
     """
     rows = exchange.unpacked(part)
     if rows.height and admission is not None:
         rows = rows.filter(pl.Series(_admitted(room, admission, rows)))
     if not rows.height:
-        return Chosen(np.zeros(len(ends), np.int64)), np.zeros(0, np.int64)
+        nothing = [np.zeros(0, np.int64)] * len(firsts)
+        return (Chosen(np.zeros(len(ends), np.int64)), *nothing)
     positions = np.sort(rows["position"].to_numpy())
     by_shard = np.bincount(
         np.searchsorted(ends, positions, side="right"), minlength=len(ends)
@@ -128,7 +131,7 @@ def chosen_of_part(
         int((~rows[CORRECT]).sum()) if CORRECT in rows.columns else 0,
         float(rows["score"].to_numpy().max()),
     )
-    return chosen, positions
+    return (chosen, *np.split(positions, np.searchsorted(positions, firsts[1:])))
 
 
 def admit_by_passes(

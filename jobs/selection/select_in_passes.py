@@ -8,7 +8,7 @@ Under quotas, parts only order their groups, and `admission.py` admits rows by p
 The rows are those of `select.run_select`, byte for byte.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -194,7 +194,8 @@ def run_select_in_passes(
 
 
 def _decide(plan: Plan, opened: OpenedInput, calls: Calls) -> Decision:
-    gathered, pieces, pool = _gather(plan, calls)
+    bundles = _bundles(plan.table)
+    gathered, pieces, pool = _gather(plan, bundles, calls)
     require_some(
         plan.table,
         gathered.num_scored,
@@ -220,10 +221,11 @@ def _decide(plan: Plan, opened: OpenedInput, calls: Calls) -> Decision:
         if admission is None:
             raise nothing_admitted(plan.options)
     ends = np.cumsum([shard.num_rows for shard in plan.table.shards])
-    choose = partial(chosen_of_part, room, admission, plan.options.keep, ends)
-    chosen: list[Piece] = [None] * plan.num_parts
+    firsts = np.array([bundle.shards[0][1] for bundle in bundles])
+    choose = partial(chosen_of_part, room, admission, plan.options.keep, ends, firsts)
+    chosen: list[list[Piece]] = [[] for _ in range(plan.num_parts)]
     total = Chosen(np.zeros(len(ends), np.int64))
-    for number, here, (kept,) in calls.scatter(choose, range(plan.num_parts), parts, 1):
+    for number, here, kept in calls.scatter(choose, range(plan.num_parts), parts, len(bundles)):
         chosen[number] = kept
         total.add(here)
     facts = _facts(plan, opened, gathered, groups, total)
@@ -233,15 +235,19 @@ def _decide(plan: Plan, opened: OpenedInput, calls: Calls) -> Decision:
     )
 
     def copy(store: RunStore, calls: Calls) -> Iterator[str | None]:
-        items = [item for bundle in _bundles(plan.table, 1) for item in bundle.shards]
-        copied = calls.scatter(partial(_copy, store), items, [chosen] * len(items), 0)
-        return (line for _, line, _ in copied)
+        items: list[tuple[Shard, int]] = []
+        given: list[Sequence[Piece]] = []
+        for bundle, positions in zip(bundles, zip(*chosen, strict=True), strict=True):
+            items += bundle.shards
+            given += [positions] * len(bundle.shards)
+        return (line for _, line, _ in calls.scatter(partial(_copy, store), items, given, 0))
 
     return Decision(num_bytes, facts, pool, copy)
 
 
-def _bundles(table: ScoredTable, max_rows: int) -> list[Bundle]:
-    """Shards in their order, in bundles of at most this many rows or one shard."""
+def _bundles(table: ScoredTable) -> list[Bundle]:
+    """Shards in their order, bundled so that each has many rows and there are not too many."""
+    max_rows = max(MIN_BUNDLE_ROWS, -(-table.num_rows // MAX_BUNDLES))
     bundles: list[list[tuple[Shard, int]]] = []
     first, num_rows = 0, 0
     for shard in table.shards:
@@ -254,10 +260,10 @@ def _bundles(table: ScoredTable, max_rows: int) -> list[Bundle]:
     return [Bundle(tuple(shards)) for shards in bundles]
 
 
-def _gather(plan: Plan, calls: Calls) -> tuple[Gathered, list[list[Piece]], Parts]:
+def _gather(
+    plan: Plan, bundles: Sequence[Bundle], calls: Calls
+) -> tuple[Gathered, list[list[Piece]], Parts]:
     """Counts over INPUT, the pieces of each part in INPUT's order, and what the pool is made of."""
-    max_rows = max(MIN_BUNDLE_ROWS, -(-plan.table.num_rows // MAX_BUNDLES))
-    bundles = _bundles(plan.table, max_rows)
     made: list[list[Piece]] = [[] for _ in bundles]
     pools: list[Parts] = [{} for _ in bundles]
     total = Gathered()

@@ -7,6 +7,8 @@ import json
 import os
 import random
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
@@ -36,6 +38,16 @@ GOOD = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "F
 READ_ERRORS = (OSError, pa.ArrowException)
 """What reading rows may raise in a worker, where it costs that file alone. Before a run only
 `UsageError` may be: one line, exit code 2."""
+
+
+@contextmanager
+def little_cpu() -> Iterator[None]:
+    """Fails where the block takes as long as no case should, on a machine that is busy or not."""
+    started = time.process_time()
+    try:
+        yield
+    finally:
+        assert time.process_time() - started < MOST_CPU_S
 
 
 def mutate(content: bytes, chance: random.Random) -> bytes:
@@ -113,9 +125,9 @@ def test_damaged_file_is_read_or_refused(tmp_path, suffix):
     for _ in range(num_cases):
         content = mutate(chance.choice(seeds), chance)
         path.write_bytes(content)
-        started = time.process_time()
         try:
-            num_rows = read_like_a_run(path, tmp_path)
+            with little_cpu():
+                num_rows = read_like_a_run(path, tmp_path)
         except UsageError:
             num_refused += 1
         else:
@@ -125,7 +137,6 @@ def test_damaged_file_is_read_or_refused(tmp_path, suffix):
                 assert num_rows == sum(
                     bool(line.strip("\ufeff").strip()) for line in text.split("\n")
                 )
-        assert time.process_time() - started < MOST_CPU_S
     # Both outcomes must be common, or the damage is too small or too large to say anything. A
     # damaged line is a row of its own: of JSON lines hardly a file need be refused.
     assert num_read > num_cases // 50
@@ -241,10 +252,11 @@ def assert_is_a_row(encoded) -> None:
 @example(messages=[GOOD[0], GOOD[1] | {"tool_calls": [{"name": 5}]}])
 @example(messages=[GOOD[0], GOOD[1] | {"tool_calls": [{"function": {"name": "\ud800"}}]}])
 def test_odd_messages_get_a_status(encoders, messages):
-    for encoder in encoders:
-        assert_is_a_row(encoder.encode(Trajectory(messages=messages)))
-        # Whatever a row was, the next one is none the worse for it.
-        assert encoder.encode(Trajectory(prompt="2+2?", response="Four.")).status == Status.OK
+    with little_cpu():
+        for encoder in encoders:
+            assert_is_a_row(encoder.encode(Trajectory(messages=messages)))
+            # Whatever a row was, the next one is none the worse for it.
+            assert encoder.encode(Trajectory(prompt="2+2?", response="Four.")).status == Status.OK
 
 
 @settings(max_examples=NUM_CASES // 4, deadline=None, database=None)
