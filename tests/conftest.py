@@ -70,8 +70,9 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    # Every process collects, and leaves out, the same tests.
-    node.config.stash[NUM_LEFT_OUT] = node.workeroutput.get("num_left_out", 0)
+    # Every process collects, and leaves out, the same tests. One that crashed has told nothing.
+    if hasattr(node, "workeroutput"):
+        node.config.stash[NUM_LEFT_OUT] = node.workeroutput.get("num_left_out", 0)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -13,6 +13,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from rsr.jobs.cluster.session import ray_session
 from rsr.jobs.cluster.token import show_token_where_wanted
+from rsr.jobs.cluster.vitals import RayEndedError, Vitals
 from rsr.jobs.errors import ShardsFailed, first_line
 from rsr.jobs.interrupt import StopRequest
 
@@ -29,7 +30,7 @@ Answer = TypeVar("Answer")
 
 
 class CallsLost(ShardsFailed):
-    """One call took its worker with it as often as it was made; the text names its item."""
+    """One call took its worker with it as often as it was made, or Ray is gone; the text says."""
 
 
 @contextmanager
@@ -45,6 +46,8 @@ class ClusterCalls:
 
     def __init__(self, stop: StopRequest) -> None:
         self._stop = stop
+        self._vitals = Vitals()
+        self._num_cpus = 1
 
     def __call__(
         self, function: Callable[[Item], Answer], items: Sequence[Item]
@@ -52,7 +55,8 @@ class ClusterCalls:
         """Each item with its answer, in the order in which they come.
 
         Raises what the function raises; `CallsLost` if a call's worker is lost each time, as of a
-        process that takes more memory than there is; `Interrupted` when told to stop.
+        process that takes more memory than there is, or if the cluster's head is gone;
+        `Interrupted` when told to stop.
         """
         remote = ray.remote(_apply).options(num_cpus=1, max_retries=MAX_RETRIES)
         shared = ray.put(function)
@@ -96,7 +100,7 @@ class ClusterCalls:
         running: dict[ray.ObjectRef, tuple[int, list[ray.ObjectRef]]] = {}
         try:
             while True:
-                room = CALLS_PER_CPU * max(1, int(ray.cluster_resources().get("CPU", 1)))
+                room = self._room()
                 while len(running) < room and (number := next(waiting, None)) is not None:
                     first, *others = start(number)
                     running[first] = number, others
@@ -115,9 +119,19 @@ class ClusterCalls:
                             f"{first_line(error)}"
                         ) from error
                     yield number, answer, others
+        except RayEndedError as error:
+            running.clear()
+            raise CallsLost(str(error)) from error
         finally:
             for reference in running:
                 ray.cancel(reference, force=True)
+
+    def _room(self) -> int:
+        """How many calls the cluster is given at a time."""
+        self._vitals.check()
+        if self._vitals.is_answering():
+            self._num_cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
+        return CALLS_PER_CPU * self._num_cpus
 
 
 def _apply(function: Callable[..., Any], item: Any, *pieces: Any) -> Any:

@@ -76,7 +76,11 @@ class Pool(Protocol):
 
     @property
     def num_places(self) -> int:
-        """How many workers fit at the moment."""
+        """How many workers fit at the moment. To be asked of a pool that answers."""
+
+    @property
+    def is_answering(self) -> bool:
+        """Whether workers can be counted and started now: the head of a cluster may be away."""
 
     def start(self, worker: int, max_num_batched_tokens: int | None) -> None:
         """Begin to start a worker under a number never used before; replies follow."""
@@ -228,7 +232,7 @@ class Dispatcher:
     def _resize(self) -> None:
         """Start workers where there is room and work for them."""
         now = self._clock()
-        if now < self._resize_at or self._is_out_of_patience(now):
+        if now < self._resize_at or self._is_out_of_patience(now) or not self._pool.is_answering:
             return
         self._resize_at = now + RESIZE_SECONDS
         num_places = self._num_workers or self._pool.num_places

@@ -21,7 +21,8 @@ from ray.exceptions import (
 from rsr.jobs.cluster.answers import Answer, Lost, Placed, Reply
 from rsr.jobs.cluster.dispatcher import PoolEndedError
 from rsr.jobs.cluster.job import UnitJob
-from rsr.jobs.cluster.session import Room, ended_ray_process
+from rsr.jobs.cluster.session import Room
+from rsr.jobs.cluster.vitals import RayEndedError, Vitals
 from rsr.jobs.cluster.work import Task
 from rsr.jobs.cluster.worker import Worker
 from rsr.jobs.run.events import Cause, Tally
@@ -56,6 +57,7 @@ class RayPool:
         """first: a worker hired before the job was known. must_see, verbose: see `Worker`."""
         self._introduction = (ray.put(job), must_see, verbose)
         self._room = room
+        self._vitals = Vitals()
         self._first = first
         self._has_ended = False
         self._actors: dict[int, ActorHandle] = {}
@@ -64,6 +66,10 @@ class RayPool:
     @property
     def num_places(self) -> int:
         return self._room.num_places
+
+    @property
+    def is_answering(self) -> bool:
+        return self._vitals.is_answering()
 
     def start(self, worker: int, max_num_batched_tokens: int | None) -> None:
         actor = self._actors[worker] = self._hire(worker)
@@ -85,12 +91,11 @@ class RayPool:
             ray.kill(actor)
 
     def wait(self, seconds: float) -> list[Reply]:
-        if process := ended_ray_process():
+        try:
+            self._vitals.check()
+        except RayEndedError as error:
             self._has_ended = True
-            raise PoolEndedError(
-                f"{process}, a process of the Ray that this run started, has ended (out of memory, "
-                "say): start the same command again"
-            )
+            raise PoolEndedError(str(error)) from error
         references = list(self._calls)
         if not references:
             time.sleep(seconds)

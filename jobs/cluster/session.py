@@ -84,17 +84,6 @@ def _keeping_signals() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def ended_ray_process() -> str | None:
-    """Which process of a Ray that this run started has ended, if one has without which none works.
-
-    Ray itself goes on for a minute without its control store, and then ends the driver's process
-    without a word.
-    """
-    node = ray._private.worker.global_worker.node
-    ended = {name for name, _ in node.dead_processes()} if node is not None else set()
-    return next((name for name in ("raylet", "gcs_server") if name in ended), None)
-
-
 @contextmanager
 def temporary_files_with_ray() -> Iterator[None]:
     """Let a worker's temporary files be removed together with the run's own Ray."""

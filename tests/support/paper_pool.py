@@ -30,6 +30,7 @@ class PaperPool:
 
     misfortune: what a unit is answered with, if not with being done; `HANGS` for nothing at all.
     start_answers: what a start is answered with. ends_at: when the pool itself ends.
+    answers_from: when workers can first be counted and started.
     """
 
     num_places: int = 2
@@ -46,8 +47,13 @@ class PaperPool:
     most_in_hand: Counter = field(default_factory=Counter)
     start_answers: Callable[["PaperPool", int], list[Answer]] | None = None
     ends_at: float = math.inf
+    answers_from: float = 0.0
     _due: list[tuple[float, int, Reply]] = field(default_factory=list)
     _order: int = 0
+
+    @property
+    def is_answering(self) -> bool:
+        return self.now >= self.answers_from
 
     def start(self, worker: int, max_num_batched_tokens: int | None) -> None:
         tokens = max_num_batched_tokens or self.vllm_default_tokens

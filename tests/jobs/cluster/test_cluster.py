@@ -1,153 +1,17 @@
 """Ray for real, with a job that stands in for scoring: deaths, hangs and errors by a row's text."""
 
-import os
-import signal
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
-import polars as pl
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-import ray
+from texts_run import run_texts
 
-from rsr.jobs.cluster.options import ClusterOptions
-from rsr.jobs.cluster.run import RunReport, join_cluster, run_on_cluster
-from rsr.jobs.cluster.work import WorkQueue
 from rsr.jobs.errors import UsageError
-from rsr.jobs.interrupt import StopRequest
-from rsr.jobs.run.events import Cause, read_events
-from rsr.jobs.run.folder import RunFolder
-from rsr.jobs.run.manifest import Identity
-from rsr.jobs.run.progress import Progress
-from rsr.jobs.run.store import RunStore
-from rsr.jobs.shards.columns import TrajectoryColumns
-from rsr.jobs.shards.score_columns import Summary
-from rsr.jobs.shards.shard import Shard, Unit, cut_units, describe_shard
-from rsr.jobs.storage.hashing import HashingFile
-from rsr.jobs.terminal import Console
+from rsr.jobs.run.events import read_events
 
 pytestmark = pytest.mark.ray
-
-COLUMNS = TrajectoryColumns(text="text")
-
-
-@dataclass(frozen=True)
-class LengthJob:
-    """Measures texts, and does what some of them say instead. is_whole: whether it opens."""
-
-    store: RunStore
-    must_see: tuple[Path, ...] = ()
-    is_whole: bool = True
-    name: str = "stand-in"
-    max_num_batched_tokens: int | None = None
-
-    @property
-    def folder(self) -> RunFolder:
-        return self.store.folder
-
-    def open(self, max_num_batched_tokens: int | None) -> "OpenLengthJob":
-        if not self.is_whole:
-            raise ValueError("weights of an unknown shape")
-        return OpenLengthJob(self, max_num_batched_tokens or 8192)
-
-    def cause_of(self, error: Exception) -> Cause:
-        return Cause.MEMORY if "out of memory" in str(error) else Cause.ENGINE
-
-
-@dataclass
-class OpenLengthJob:
-    job: LengthJob
-    max_num_batched_tokens: int
-    notice: str | None = "lengths are of characters"
-
-    def find(self, unit: Unit) -> Summary | None:
-        return self.job.store.unit_summary(unit)
-
-    def read(self, unit: Unit) -> list[str]:
-        rows = pl.scan_parquet(unit.shard.path).slice(unit.start, unit.num_rows)
-        return rows.collect()["text"].to_list()
-
-    def run(self, unit: Unit, rows: list[str]) -> list[int]:
-        return [self._length(text) for text in rows]
-
-    def _length(self, text: str) -> int:
-        match text.split():
-            case ["die"]:
-                os.kill(os.getpid(), signal.SIGKILL)
-            case ["raise"]:
-                raise RuntimeError("raised by a row")
-            case ["move-and-die-once", folder] if not Path(f"{folder}.moved").exists():
-                Path(folder).rename(f"{folder}.away")
-                Path(f"{folder}.moved").touch()
-                os.kill(os.getpid(), signal.SIGKILL)
-            case ["hang-once", marker] if not Path(marker).exists():
-                Path(marker).touch()
-                os.kill(os.getpid(), signal.SIGSTOP)
-            case ["at-most", tokens] if self.max_num_batched_tokens > int(tokens):
-                raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
-            case ["sleep", seconds]:
-                time.sleep(float(seconds))
-        return len(text)
-
-    def keep(self, unit: Unit, results: Sequence[int | None]) -> Summary:
-        by_status = {"ok": sum(n is not None for n in results), "refused": results.count(None)}
-        num_tokens = sum(filter(None, results))
-        summary = Summary(len(results), num_tokens, {k: n for k, n in by_status.items() if n})
-        table = pl.DataFrame({"length": list(results)}, schema={"length": pl.Int64})
-        self.job.store.commit_unit(unit, table, summary)
-        return summary
-
-    def refuse(self, unit: Unit, reason: str) -> Summary:
-        return self.keep(unit, [None])
-
-    def commit(self, shard: Shard) -> Summary:
-        summary = Summary()
-        tables = []
-        for unit, receipt in self.job.store.covering_units(shard):
-            summary.merge(receipt.summary)
-            tables.append(self.job.store.read_unit(unit))
-
-        def write(sink: HashingFile) -> Summary:
-            pq.write_table(pl.concat(tables).to_arrow(), sink)
-            return summary
-
-        return self.job.store.publish(shard, write)
-
-
-def run_texts(
-    root: Path,
-    texts: Sequence[str],
-    *,
-    unit_rows: int = 8,
-    is_whole: bool = True,
-    must_see: tuple[Path, ...] = (),
-    num_workers: int = 2,
-    **options,
-) -> tuple[RunReport[Summary], pa.Table | None, list[dict]]:
-    source = root / "rows.parquet"
-    pq.write_table(pa.table({"id": range(len(texts)), "text": list(texts)}), source)
-    folder = RunFolder(root / "out")
-    shard = describe_shard(str(source), "rows.parquet", COLUMNS, None)
-    job = LengthJob(RunStore.of(folder, Identity({})), must_see, is_whole)
-    folder.state.mkdir(parents=True)
-    with join_cluster(ClusterOptions(num_workers=num_workers, **options)) as cluster:
-        report = run_on_cluster(
-            job,
-            WorkQueue({shard.name: shard}, cut_units(shard, max_rows=unit_rows, max_bytes=1 << 30)),
-            cluster,
-            num_rows=len(texts),
-            kept=Summary(),
-            progress=Progress(Console(quiet=True)),
-            stop=StopRequest(),
-        )
-    written = root / "out" / shard.name
-    table = pq.read_table(written) if written.exists() else None
-    return report, table, list(read_events(folder.events_path))
 
 
 @pytest.mark.parametrize("poison", ["die", "raise"])
@@ -284,25 +148,3 @@ def test_model_folder_that_stays_away_ends_the_run_with_the_reason(tmp_path):
     # Units in hand behind the one that moved it may have been finished before or not.
     assert report.num_rows >= 12
     assert events[-1]["outcome"] == "failed"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("process", ["raylet", "gcs_server"])
-def test_ray_that_ends_ends_the_run_and_the_run_says_so(tmp_path, process):
-    """Without its control store Ray ends the driver's process after a minute, without a word."""
-
-    def kill_once_a_unit_is_finished() -> None:
-        events = tmp_path / "out" / ".rsr" / "events.jsonl"
-        while not any(event["event"] == "unit_finished" for event in read_events(events)):
-            time.sleep(0.1)
-        (found,) = ray._private.worker.global_worker.node.all_processes[process]
-        found.process.kill()
-
-    killer = threading.Thread(target=kill_once_a_unit_is_finished, daemon=True)
-    killer.start()
-    report, table, events = run_texts(tmp_path, ["sleep 0.5"] * 1000, unit_rows=1)
-    assert table is None
-    (failure,) = report.failures
-    assert failure.reason.startswith(f"{process}, a process of the Ray that this run started, has")
-    assert 0 < failure.num_rows < 1000
-    assert (events[-1]["event"], events[-1]["outcome"]) == ("run_ended", "failed")

@@ -650,6 +650,22 @@ def test_pool_that_ends_ends_the_run_with_what_was_finished():
         run_on_paper(PaperPool(ends_at=0.0), WorkQueue({"a": shard}, cut(shard, 10)))
 
 
+def test_worker_that_is_lost_while_the_head_is_away_is_replaced_when_it_is_back():
+    shard = make_shard("a", 100)
+    queue = WorkQueue({"a": shard}, cut(shard, 10))
+
+    def lose(pool, worker, unit):
+        if pool.now < 5.0 and pool.answers_from == 0.0:
+            pool.answers_from = 90.0
+            return Lost(cause=Cause.NODE, reason="its machine is gone")
+        return None
+
+    pool = PaperPool(num_places=1, misfortune=lose)
+    run_on_paper(pool, queue)
+    assert not queue.failures()
+    assert pool.answers_from <= pool.now < 120.0
+
+
 def test_shard_that_cannot_be_written_is_tried_a_few_times_and_listed():
     shards = [make_shard("a", 4), make_shard("b", 4)]
 

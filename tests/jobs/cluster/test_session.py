@@ -1,5 +1,6 @@
 """A Ray of a run's own: refused where it cannot live, told of in one line, and gone afterwards."""
 
+import json
 import os
 import shutil
 import signal
@@ -11,13 +12,16 @@ import sysconfig
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from rsr.jobs.cluster.ray_folder import LOCK, PREFIX, ray_folder, require_token
 from rsr.jobs.errors import UsageError
+from rsr.jobs.run.events import read_events
 
 PROMPT = {"role": "user", "content": "q"}
 
@@ -290,9 +294,14 @@ print("a worker answers" if answer else "no worker answers", file=sys.stderr)
 """
 
 
+class RayHead(NamedTuple):
+    address: str
+    process: subprocess.Popen
+
+
 @pytest.fixture
 def ray_head(temporary):
-    """Starts a head of this test's own, in a mode of Ray's; gives its address."""
+    """Starts a head of this test's own, in a mode of Ray's."""
     heads = []
 
     def start(environment):
@@ -315,7 +324,7 @@ def ray_head(temporary):
             assert heads[-1].poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.1)
-        return f"127.0.0.1:{port}"
+        return RayHead(f"127.0.0.1:{port}", heads[-1])
 
     yield start
     for head in heads:
@@ -329,12 +338,65 @@ def ray_head(temporary):
 def test_token_is_shown_to_a_cluster_that_wants_one_and_to_no_other(home, ray_head, mode):
     require_token()
     environment = os.environ | {"HOME": str(home)}
-    address = ray_head({"HOME": str(home), "RAY_AUTH_MODE": mode})
+    head = ray_head({"HOME": str(home), "RAY_AUTH_MODE": mode})
     asked = subprocess.run(
-        [sys.executable, "-c", ASKER, address],
+        [sys.executable, "-c", ASKER, head.address],
         env=environment,
         capture_output=True,
         text=True,
         timeout=200,
     )
     assert asked.stderr.splitlines()[-1:] == ["a worker answers"], asked.stderr
+
+
+TEXTS_RUN = Path(__file__).parents[2] / "support" / "texts_run.py"
+
+
+def told_by_a_run_that_loses(process_name, root, ray, *arguments):
+    """What a run says of its end, after a process of `ray` was killed during its units.
+
+    ray: gives the process of which Ray's are children, from the run's own process. Where Ray ends
+    the run without a word, it is not this process that ends.
+    """
+    run = subprocess.Popen(
+        [sys.executable, str(TEXTS_RUN), str(root), *arguments],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    events = root / "out" / ".rsr" / "events.jsonl"
+    deadline = time.monotonic() + 200
+    while not any(event["event"] == "unit_finished" for event in read_events(events)):
+        assert run.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    found = [p for p in ray(psutil.Process(run.pid)).children() if p.name() == process_name]
+    assert len(found) == 1
+    found[0].kill()
+    printed, _ = run.communicate(timeout=200)
+    assert run.returncode == 0, printed
+    told = json.loads(printed.splitlines()[-1])
+    assert not told["is_written"]
+    (failure,) = told["failures"]
+    assert 0 < failure["num_rows"] < 1000
+    assert (told["last_event"]["event"], told["last_event"]["outcome"]) == ("run_ended", "failed")
+    return failure["reason"]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize("process", ["raylet", "gcs_server"])
+def test_ray_that_ends_ends_the_run_and_the_run_says_so(tmp_path, process):
+    """Without its control store Ray ends the driver's process after a minute, without a word."""
+    reason = told_by_a_run_that_loses(process, tmp_path, lambda run: run)
+    assert reason.startswith(f"{process}, a process of the Ray that this run started, has ended")
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_cluster_whose_head_ends_ends_the_run_and_the_run_says_so(tmp_path, home, ray_head):
+    head = ray_head({"HOME": str(home), "RAY_AUTH_MODE": "disabled"})
+    process = psutil.Process(head.process.pid)
+    reason = told_by_a_run_that_loses("gcs_server", tmp_path, lambda _: process, head.address)
+    port = head.address.rpartition(":")[-1]
+    assert reason.startswith("the head of the Ray cluster, ")
+    assert f":{port}, has not answered for 3" in reason
