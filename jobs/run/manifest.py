@@ -125,7 +125,8 @@ class Manifest:
 
     writer: the `rsr` command whose run it is. subject: in a few words, what it is about. command:
     the words that were typed. directory: where they were typed. output: OUTPUT, as typed. created:
-    local time. unit_rows, unit_bytes: how units are cut, for as long as the run lives.
+    local time. limit: the most rows that the run takes of INPUT; None is all of them. unit_rows,
+    unit_bytes: how units are cut, for as long as the run takes the same rows.
     """
 
     writer: str
@@ -136,6 +137,7 @@ class Manifest:
     directory: str = field(default_factory=os.getcwd)
     output: str = ""
     created: str = field(default_factory=lambda: time.strftime("%Y-%m-%dT%H:%M:%S%z"))
+    limit: int | None = None
     unit_rows: int = 1
     unit_bytes: int = 1
 
@@ -161,6 +163,7 @@ class Manifest:
             directory=_text(values, "directory"),
             output=_text(values, "output"),
             created=_text(values, "created"),
+            limit=None if values.get("limit") is None else _count(values, "limit"),
             unit_rows=_count(values, "unit_rows"),
             unit_bytes=_count(values, "unit_bytes"),
         )
@@ -186,6 +189,11 @@ class Manifest:
     def differences(self, other: "Manifest") -> list[str]:
         """Why `other` is not a further start of this run, in words; nothing if it is one."""
         found = self.identity.differences(other.identity)
+        if self._begins(other) or other._begins(self):
+            if self._extent == other._extent:
+                return found
+            words = ("not given" if limit is None else limit for limit in (self.limit, other.limit))
+            return [*found, "--limit was {} and is now {}: it can be raised only".format(*words)]
         before = {shard.name: shard for shard in self.shards}
         now = {shard.name: shard for shard in other.shards}
         kinds = {
@@ -195,6 +203,29 @@ class Manifest:
         }
         told = [f"{kind}: {_first_of(names)}" for kind, names in kinds.items() if names]
         return found + ([f"input shards {', '.join(told)}"] if told else [])
+
+    def grows_to(self, other: "Manifest") -> bool:
+        """Whether `other` is this run with more rows of the same input: its --limit was raised."""
+        return (
+            self._begins(other)
+            and self._extent < other._extent
+            and not self.identity.differences(other.identity)
+        )
+
+    @property
+    def _extent(self) -> tuple[int, int]:
+        return self.num_rows, len(self.shards)
+
+    def _begins(self, other: "Manifest") -> bool:
+        """Whether this run's rows are the first of `other`'s, and it took no more for its limit."""
+        pairs = list(zip(self.shards, other.shards, strict=False))
+        return (
+            self.limit == self.num_rows
+            and 0 < len(self.shards) <= len(other.shards)
+            and all((a.name, a.fingerprint) == (b.name, b.fingerprint) for a, b in pairs)
+            and all(a.num_rows == b.num_rows for a, b in pairs[:-1])
+            and pairs[-1][0].num_rows <= pairs[-1][1].num_rows
+        )
 
     def written_again(self, other: "Manifest") -> str:
         """Say which inputs of `other` are as they were but for the time of writing."""

@@ -34,6 +34,18 @@ class HeldOutput:
     def is_new(self) -> bool:
         return self.earlier is None or self.overwrite
 
+    @property
+    def num_rows_before(self) -> int:
+        """Rows of the run that may go on here; 0 if a new one must begin."""
+        if self.earlier is None or self.earlier.manifest is None or self.overwrite:
+            return 0
+        return self.earlier.manifest.num_rows
+
+    def grows_to(self, wanted: Manifest) -> bool:
+        """Whether the run that stands here goes on as `wanted`, which takes more rows."""
+        manifest = self.earlier and self.earlier.manifest
+        return bool(manifest and not self.overwrite and manifest.grows_to(wanted))
+
     def use_staged(self, name: str, *, is_new: bool) -> None:
         """Remember a staged file that the run reads.
 
@@ -55,20 +67,35 @@ class HeldOutput:
                 f"{self.folder.root} holds a run with other settings: {'; '.join(differences)}. "
                 "Choose another OUTPUT, or discard that run with --overwrite"
             )
-        if written_again := manifest.written_again(wanted):
-            if not is_same_input:
-                copies = (
-                    "" if is_same_input is None else "say --same-input if they are mere copies; "
-                )
-                raise UsageError(
-                    f"inputs were written again since the run in {self.folder.root} began, with "
-                    f"the same size and footer: {written_again}; {copies}choose another "
-                    "OUTPUT, or discard that run with --overwrite"
-                )
+        if self._was_written_again(wanted, is_same_input):
             manifest = replace(manifest, shards=wanted.shards)
             self.folder.write_manifest(manifest)
         self.has_begun = True
         return manifest
+
+    def grow(self, wanted: Manifest, *, is_same_input: bool) -> Manifest:
+        """Let the earlier run go on as `wanted`; see `grows_to`, and `go_on` for what is raised."""
+        assert self.earlier is not None
+        assert self.earlier.manifest is not None
+        self._was_written_again(wanted, is_same_input)
+        manifest = replace(wanted, created=self.earlier.manifest.created)
+        self.folder.write_manifest(manifest)
+        self.has_begun = True
+        return manifest
+
+    def _was_written_again(self, wanted: Manifest, is_same_input: bool | None) -> bool:
+        """Whether inputs were; `UsageError` unless the user vouches for them."""
+        assert self.earlier is not None
+        assert self.earlier.manifest is not None
+        written_again = self.earlier.manifest.written_again(wanted)
+        if written_again and not is_same_input:
+            copies = "" if is_same_input is None else "say --same-input if they are mere copies; "
+            raise UsageError(
+                f"inputs were written again since the run in {self.folder.root} began, with "
+                f"the same size and footer: {written_again}; {copies}choose another "
+                "OUTPUT, or discard that run with --overwrite"
+            )
+        return bool(written_again)
 
     def begin(self, manifest: Manifest) -> Manifest:
         """Begin a new run in the place of the one that was here, if there was one."""

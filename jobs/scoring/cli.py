@@ -36,7 +36,10 @@ from rsr.jobs.terminal import Console, Table, complain, fact_table, format_secon
 @scorer_options()
 @column_options
 @click.option(
-    "--limit", type=click.IntRange(min=1), help="Take only the first rows of INPUT: for a trial."
+    "--limit",
+    type=click.IntRange(min=1),
+    help="Take only the first rows of INPUT: for a trial. A higher limit, or none, goes on in the "
+    "same OUTPUT.",
 )
 @click.option(
     "--workers",

@@ -2,10 +2,13 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from typing import cast
 
+import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from rsr.jobs.run.store import IncompleteShardError, RunStore
+from rsr.jobs.run.store import IncompleteShardError, RunStore, stored_receipt
 from rsr.jobs.scoring.columns import AddedColumns, added_columns
 from rsr.jobs.shards import score_columns
 from rsr.jobs.shards.score_columns import Summary
@@ -37,6 +40,25 @@ def commit_scored_shard(store: RunStore, shard: Shard) -> Summary:
     store.publish(shard, write, first_finished_s=first_finished_s)
     store.remove_units(shard)
     return summary
+
+
+def keep_first_rows(store: RunStore, shard: Shard) -> None:
+    """Make a unit of the shard's output, if that holds only the first of its rows.
+
+    So it is after `--limit` was raised: the output was whole, and more rows belong into it now.
+    """
+    receipt = stored_receipt(store.folder, shard.name)
+    if receipt is None or not 0 < receipt.stop < shard.num_rows:
+        return
+    found = store.folder.storage.find(shard.name)
+    is_ours = receipt.is_for(shard, 0, receipt.stop, store.digest)
+    if found is None or not is_ours or not store.has_content(found, receipt):
+        return
+    names = added_columns(store.identity.settings).schema.names
+    with store.folder.storage.open(shard.name) as file:
+        scores = pq.read_table(file, columns=names)
+    unit = Unit(shard, 0, receipt.stop)
+    store.commit_unit(unit, cast(pl.DataFrame, pl.from_arrow(scores)), receipt.summary)
 
 
 def _tables(store: RunStore, added: AddedColumns, units: Sequence[Unit]) -> Iterator[pa.Table]:

@@ -41,6 +41,7 @@ from rsr.jobs.run.receipts import Receipt
 from rsr.jobs.run.staging import as_parquet, describe_input
 from rsr.jobs.run.store import RunStore
 from rsr.jobs.scoring.columns import added_columns
+from rsr.jobs.scoring.commit import keep_first_rows
 from rsr.jobs.scoring.first_rows import first_units, require_scored, told
 from rsr.jobs.scoring.job import ScoringJob, look_at_student
 from rsr.jobs.shards.columns import TrajectoryColumns, choose_columns, warn_of_unused_columns
@@ -88,14 +89,15 @@ class ScoreOptions:
     """What `rsr score` is asked to do; the scoring itself is in `scorer`.
 
     input, output: local paths or URLs of an object store. limit: take only the first rows of
-    INPUT. workers: engines at a time; None is one for each GPU or tensor-parallel group, one on a
-    machine without. address: of a Ray cluster; None is RAY_ADDRESS, or this machine alone.
-    unit_timeout_s: in the engine, before a unit's worker is taken to hang; None is learned from
-    finished units. start_timeout_s: how long starts are tried while no worker is ready; None is
-    half an hour. max_refused: share of the first rows that may be without a score, or the run does
-    not begin. overwrite: discard an earlier run in OUTPUT. same_input: INPUT's files are copies
-    of those that the earlier run read. overwrite_columns: replace score columns that INPUT already
-    has. command: what was typed, for whoever must repeat it.
+    INPUT; the same OUTPUT takes more of them later. workers: engines at a time; None is one for
+    each GPU or tensor-parallel group, one on a machine without. address: of a Ray cluster; None is
+    RAY_ADDRESS, or this machine alone. unit_timeout_s: in the engine, before a unit's worker is
+    taken to hang; None is learned from finished units. start_timeout_s: how long starts are tried
+    while no worker is ready; None is half an hour. max_refused: share of the first rows that may be
+    without a score, or the run does not begin. overwrite: discard an earlier run in OUTPUT.
+    same_input: INPUT's files are copies of those that the earlier run read. overwrite_columns:
+    replace score columns that INPUT already has. command: what was typed, for whoever must repeat
+    it.
     """
 
     input: str
@@ -198,16 +200,18 @@ def _prepare(
     stop: StopRequest,
 ) -> Plan:
     shards, columns = _describe_input(options, inputs, output, stop)
-    if output.is_new:
+    # Of a run that goes on with the rows that it had, these were looked at when it began.
+    num_rows = sum(shard.num_rows for shard in shards)
+    has_more_rows = output.is_new or num_rows > output.num_rows_before
+    if has_more_rows:
         _require_disk_space(options, shards)
     question = partial(
         look_at_student,
         options.scorer,
-        # Of a run that goes on they were looked at when it began.
-        first_units(shards) if output.is_new else [],
+        first_units(shards) if has_more_rows else [],
         columns,
     )
-    student, first_rows = ask_of_student(question, venue, with_cluster=output.is_new)
+    student, first_rows = ask_of_student(question, venue, with_cluster=has_more_rows)
     if columns.messages and not student.has_chat_template:
         raise UsageError(
             f"{options.scorer.model} has no chat template, and INPUT holds messages: give one "
@@ -223,25 +227,35 @@ def _prepare(
         subject=f"student {student.config.model}",
         command=options.command,
         output=str(options.output),
+        limit=options.limit,
     )
     stop.check()
-    if output.is_new:
-        cluster = venue.cluster()
-        limits = unit_limits(
-            wanted.num_rows,
-            sum(shard.num_bytes for shard in shards),
-            cluster.num_workers,
-            "gpu" if cluster.has_gpus else "cpu",
-        )
-        stop.check()
-        manifest = output.begin(
-            replace(wanted, unit_rows=limits.max_rows, unit_bytes=limits.max_bytes)
-        )
-    else:
-        manifest = output.go_on(wanted, is_same_input=options.same_input)
     # As every machine can open it, whatever its working directory.
     folder = RunFolder(canonical(options.output))
+    if output.is_new:
+        manifest = output.begin(_with_unit_limits(wanted, shards, venue, stop))
+    elif output.grows_to(wanted):
+        wanted = _with_unit_limits(wanted, shards, venue, stop)
+        for shard in shards:
+            keep_first_rows(RunStore.of(folder, wanted.identity), shard)
+        manifest = output.grow(wanted, is_same_input=options.same_input)
+    else:
+        manifest = output.go_on(wanted, is_same_input=options.same_input)
     return _plan_work(student, columns, RunStore.of(folder, manifest.identity), manifest, shards)
+
+
+def _with_unit_limits(
+    wanted: Manifest, shards: list[Shard], venue: Venue, stop: StopRequest
+) -> Manifest:
+    cluster = venue.cluster()
+    limits = unit_limits(
+        wanted.num_rows,
+        sum(shard.num_bytes for shard in shards),
+        cluster.num_workers,
+        "gpu" if cluster.has_gpus else "cpu",
+    )
+    stop.check()
+    return replace(wanted, unit_rows=limits.max_rows, unit_bytes=limits.max_bytes)
 
 
 def _plan_work(

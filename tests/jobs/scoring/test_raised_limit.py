@@ -1,0 +1,84 @@
+"""A trial with --limit that goes on with more rows, in the same OUTPUT."""
+
+import json
+import subprocess
+import sys
+
+import polars as pl
+import pytest
+
+pytestmark = [pytest.mark.vllm, pytest.mark.ray, pytest.mark.slow]
+
+RSR = [sys.executable, "-m", "rsr.jobs.cli"]
+NUM_ROWS, NUM_SHARDS = 30, 2
+
+
+def rsr(*words: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*RSR, *map(str, words)], capture_output=True, text=True, timeout=300)
+
+
+def chat(row: int) -> list[dict[str, str]]:
+    question = {"role": "user", "content": f"What is {row} + {row}?"}
+    return [question, {"role": "assistant", "content": f"It is {2 * row}. " * (1 + row % 7)}]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, tiny_student):
+    """What each start says: 7 rows, 33 rows, too few rows, all rows; and all rows at once."""
+    root = tmp_path_factory.mktemp("raised")
+    (root / "in").mkdir()
+    for shard in range(NUM_SHARDS):
+        rows = [{"id": row, "messages": chat(row)} for row in range(NUM_ROWS * (shard + 1))]
+        rows = rows[-NUM_ROWS:]
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (root / "in" / f"{shard}.jsonl").write_text(lines)
+
+    def score(output, *options):
+        options = ("--model", tiny_student, "--dtype", "float32", "--json", *options)
+        return rsr("score", root / "in", root / output, *options)
+
+    told = [
+        score("out", "--limit", "7"),
+        score("out", "--limit", "33"),
+        score("out", "--limit", "32"),
+        score("out"),
+        score("whole"),
+    ]
+    return root, told
+
+
+def scores_of(folder):
+    return pl.read_parquet(folder / "*.parquet").sort("id")
+
+
+def test_every_row_is_scored_once_and_as_if_at_once(runs):
+    root, (trial, more, fewer, rest, whole) = runs
+    assert [run.returncode for run in (trial, more, fewer, rest, whole)] == [0, 0, 2, 0, 0], runs
+    told = {
+        name: json.loads(run.stdout)
+        for name, run in zip("tmrw", (trial, more, rest, whole), strict=True)
+    }
+    assert [told[name]["num_rows"] for name in "tmrw"] == [7, 33, 60, 60]
+    now = [told[name]["num_tokens_now"] for name in "tmr"]
+    assert sum(now) == told["w"]["num_tokens"] == told["r"]["num_tokens"]
+    frame, expected = scores_of(root / "out"), scores_of(root / "whole")
+    assert frame["id"].to_list() == list(range(NUM_SHARDS * NUM_ROWS))
+    assert frame["rsr"].to_list() == pytest.approx(expected["rsr"].to_list(), rel=1e-5)
+    assert frame.columns == expected.columns
+
+
+def test_what_was_done_is_said(runs):
+    _, (_, more, fewer, rest, _) = runs
+    assert "going on: 7 of 33 rows were done" in more.stderr
+    assert "going on: 33 of 60 rows were done" in rest.stderr
+    assert "--limit was 33 and is now 32: it can be raised only" in fewer.stderr
+
+
+def test_output_is_a_finished_run_of_its_input(runs):
+    root, _ = runs
+    verified = rsr("verify", root / "out", "--deep")
+    assert verified.returncode == 0, verified.stdout + verified.stderr
+    told = json.loads(rsr("status", root / "out", "--json").stdout)
+    assert told["is_finished"]
+    assert told["num_rows"] == NUM_SHARDS * NUM_ROWS
+    assert not list((root / "out" / ".rsr" / "units").rglob("*.scores"))
