@@ -26,6 +26,7 @@ from rsr.jobs.run.events import (
     WorkerLost,
     WorkerStarted,
 )
+from rsr.jobs.run.forecast import Forecast
 from rsr.jobs.shards.score_columns import Summary
 from rsr.jobs.terminal import Column, Console, format_seconds, quantity, styled
 
@@ -55,7 +56,10 @@ class _WorkerRate:
 
 
 class Progress:
-    """Counts rows and tokens as units finish; the tokens still to come are estimated from those.
+    """Counts rows and tokens as units finish; what is still to come is estimated from those.
+
+    Counts are of finished units. Bar, percentage and time left go on within a unit, at the rate
+    of those before it.
 
     console: where to show it; a live view if it is a terminal. lacking: what a refused row is.
     """
@@ -65,10 +69,11 @@ class Progress:
         self._lacking = lacking
         self._bar: RichProgress | None = None
         self._live: Live | None = None
-        self._num_rows = 0
+        self._num_rows = self._num_units = 0
         self._finished = Summary()
-        self._num_rows_before = self._num_tokens_before = 0
-        self._started = self._last_line = 0.0
+        self._num_tokens_before = 0
+        self._tokens_per_s = self._last_line = 0.0
+        self._forecast = Forecast(0, 0.0)
         self._workers: dict[int, _WorkerRate] = {}
         self._num_troubles = 0
         self._reasons_told: set[str] = set()
@@ -106,8 +111,9 @@ class Progress:
         self._num_rows = num_rows
         self._finished = Summary()
         self._count(kept)
-        self._num_rows_before, self._num_tokens_before = kept.num_rows, kept.num_tokens
-        self._started = self._last_line = time.monotonic()
+        self._num_tokens_before = kept.num_tokens
+        self._last_line = time.monotonic()
+        self._forecast = Forecast(num_rows, self._last_line, kept.num_rows)
         if not self._console.is_terminal:
             yield
             return
@@ -117,7 +123,7 @@ class Progress:
             # On a narrow terminal the text goes on in a line of its own, and the bar stays.
             TextColumn("{task.description}", markup=False, table_column=Column()),
         )
-        self._bar.add_task(self._describe(), total=self._num_tokens_estimate())
+        self._bar.add_task(self._describe(), total=None)
         with Live(self._view(), console=self._console, refresh_per_second=4) as self._live:
             yield
             self._live.update(self._view())
@@ -127,8 +133,10 @@ class Progress:
         match event:
             case WorkerStarted():
                 self._workers[event.worker] = _WorkerRate(event.node)
+                self._observe()
             case WorkerLost():
                 self._workers.pop(event.worker, None)
+                self._observe()
                 self._print_trouble(
                     f"worker {event.worker} on {event.node} lost ({event.cause}): {event.reason}"
                 )
@@ -139,6 +147,8 @@ class Progress:
                 )
             case UnitFinished():
                 self._count(event.summary)
+                self._num_units += 1
+                self._observe()
                 if event.worker in self._workers:
                     self._workers[event.worker].observe(event, time.monotonic())
             case UnitFailed() if event.next is not Next.AGAIN:
@@ -159,8 +169,9 @@ class Progress:
         if self._bar is not None and self._live is not None:
             self._bar.update(
                 self._bar.task_ids[0],
-                completed=self._finished.num_tokens,
-                total=self._num_tokens_estimate(),
+                completed=self._forecast.rows_at(now),
+                # Before the first unit is finished nothing is known, and the bar says so.
+                total=self._num_rows if self._finished.num_rows else None,
                 description=self._describe(),
             )
             self._live.update(self._view())
@@ -189,6 +200,16 @@ class Progress:
                 self._reasons_told.add(name)
                 self._print_trouble(f"{self._lacking}: {reason.told(name, with_count=False)}")
 
+    def _observe(self) -> None:
+        """Let the forecast know what is done, and what the workers have in hand, by now."""
+        now, done = time.monotonic(), self._finished
+        num_now = done.num_rows - self._forecast.num_rows_before
+        rows_in_hand = num_now / max(1, self._num_units) * len(self._workers)
+        self._forecast.observe(done.num_rows, rows_in_hand, now)
+        if num_now:
+            tokens_per_row = (done.num_tokens - self._num_tokens_before) / num_now
+            self._tokens_per_s = tokens_per_row * self._forecast.rows_per_s
+
     def _print(self, line: str) -> None:
         self._console.say(line)
 
@@ -206,23 +227,19 @@ class Progress:
         return self._finished.num_tokens * self._num_rows / self._finished.num_rows
 
     def _describe(self) -> str:
-        done = self._finished
-        seconds = max(1e-9, time.monotonic() - self._started)
-        tokens_per_s = (done.num_tokens - self._num_tokens_before) / seconds
-        rows_per_s = (done.num_rows - self._num_rows_before) / seconds
-        estimate = self._num_tokens_estimate()
+        now, done = time.monotonic(), self._finished
+        estimate, left_s = self._num_tokens_estimate(), self._forecast.seconds_left(now)
         rows = f"{done.num_rows:,} of {self._num_rows:,} rows{self._describe_refused()}"
-        if estimate is None or not rows_per_s:
+        if estimate is None or left_s is None:
             return rows
-        share = f"{done.num_rows / self._num_rows:.0%}"
+        share = f"{self._forecast.rows_at(now) / self._num_rows:.0%}"
         rows_and_tokens = f"{rows} · {done.num_tokens:,} of ~{estimate:,.0f} tokens"
         if not self._workers:
             # Whatever time is left, none of it passes now.
             return f"{share} · {rows_and_tokens}"
-        left_s = (self._num_rows - done.num_rows) / rows_per_s
         return (
             f"{share} · {format_seconds(left_s)} left · {rows_and_tokens} · "
-            f"{rows_per_s:,.1f} rows/s · {tokens_per_s:,.0f} tokens/s"
+            f"{self._forecast.rows_per_s:,.1f} rows/s · {self._tokens_per_s:,.0f} tokens/s"
         )
 
     def _describe_refused(self) -> str:
