@@ -1,18 +1,19 @@
 """One GPU or tensor-parallel group, in memory: trajectories in, their scores out.
 
-Knows vLLM and chat templates; knows nothing of files, Ray or the command line. `Scorer` is
-imported on first use, so that configuring and reading scores needs neither torch nor vLLM.
-`__version__` is that of the distribution rsr-engine, of which `rsr` is the namespace.
+Knows vLLM and chat templates; knows nothing of files, Ray or the command line. Names are imported
+on first use: configuring and reading scores needs neither torch nor vLLM, and the command line's
+help needs none of them. `__version__` is that of the distribution rsr-engine, of which `rsr` is the
+namespace.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from rsr.engine.config import ScorerConfig
-from rsr.engine.metrics import DatasetRsr, TrajectoryScore
-from rsr.engine.trajectory import Row, Status, TokenScores, Trajectory
-
 if TYPE_CHECKING:
+    from rsr.engine.config import ScorerConfig
+    from rsr.engine.metrics import DatasetRsr, TrajectoryScore
     from rsr.engine.scorer import Scorer
+    from rsr.engine.trajectory import Row, Status, TokenScores, Trajectory
 
     __version__: str
 
@@ -28,12 +29,18 @@ __all__ = [
     "__version__",
 ]
 
+_MODULES = {
+    "config": ("ScorerConfig",),
+    "metrics": ("DatasetRsr", "TrajectoryScore"),
+    "scorer": ("Scorer",),
+    "trajectory": ("Row", "Status", "TokenScores", "Trajectory"),
+}
+_PLACES = {name: module for module, names in _MODULES.items() for name in names}
+
 
 def __getattr__(name: str) -> Any:
-    if name == "Scorer":
-        from rsr.engine.scorer import Scorer
-
-        return Scorer
+    if name in _PLACES:
+        return getattr(import_module(f"{__name__}.{_PLACES[name]}"), name)
     if name == "__version__":
         from importlib.metadata import version
 

@@ -11,7 +11,8 @@ Exit codes:
     75  interrupted, the same command goes on
 
 A reader that leaves early (`| head -1`) changes no exit code. Results go to stdout, everything
-else to stderr. Logging is configured here and nowhere else. Knows no command.
+else to stderr. Logging is configured here and nowhere else. Knows no command, and imports nothing
+that `rsr --help` would wait for.
 """
 
 import errno
@@ -32,7 +33,6 @@ import click
 from rsr.jobs import terminal
 from rsr.jobs.errors import Interrupted, ShardsFailed, UsageError, first_line
 from rsr.jobs.interrupt import StopRequest
-from rsr.jobs.storage import StorageError, is_remote
 
 if TYPE_CHECKING:
     from rsr.jobs.run.calls import Calls
@@ -111,6 +111,8 @@ class Place(click.ParamType["Path | str"]):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> Path | str:
+        from rsr.jobs.storage import is_remote
+
         return value if isinstance(value, Path) or is_remote(value) else Path(value)
 
 
@@ -184,6 +186,8 @@ def run_program(run: Callable[[], Any]) -> int:
 
 def _is_of_the_place(error: Exception) -> bool:
     """Whether a disk or an object store is to blame, and not the program."""
+    from rsr.jobs.storage import StorageError
+
     return isinstance(error, StorageError) or (
         isinstance(error, OSError) and error.errno in ERRORS_OF_THE_PLACE
     )

@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from rsr.engine.config import ScorerConfig
-from rsr.jobs.cli import COMMANDS, main
+from rsr.jobs.cli import COMMANDS, main, short_help
 from rsr.jobs.errors import first_line
 from rsr.jobs.options import scorer_config, scorer_options
 from rsr.jobs.run.folder import RunFolder
@@ -275,6 +275,21 @@ def test_help_has_every_command_under_one_question():
     text = CliRunner().invoke(main, ["--help"]).output
     named = [line.split()[0] for line in text.splitlines() if re.match(r"  [a-z]+  ", line)]
     assert sorted(named) == sorted(COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_says_of_a_command_what_it_says_of_itself(name):
+    command = main.get_command(None, name)
+    assert short_help(COMMANDS[name]) == command.get_short_help_str(limit=100)
+
+
+def test_help_waits_for_no_library_of_data():
+    code = (
+        "import sys; from rsr.jobs.cli import main; main(['--help'], standalone_mode=False); "
+        "print(sorted({'numpy', 'polars', 'pyarrow', 'huggingface_hub'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 @pytest.mark.parametrize(("typed", "meant"), [("scor", "score"), ("verfy", "verify")])
