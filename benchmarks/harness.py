@@ -29,11 +29,18 @@ class Timing:
 
 
 def time_calls(
-    calls: Mapping[str, Callable[[], object]], device: torch.device, num_repetitions: int
+    calls: Mapping[str, Callable[[], object]],
+    device: torch.device,
+    num_repetitions: int,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Timing]:
-    """Time calls that have been made once before; results are dropped as they are made."""
+    """Time calls that have been made once before; results are dropped as they are made.
+
+    tell: is told each round before it begins.
+    """
     times_ms: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(num_repetitions):
+    for repetition in range(num_repetitions):
+        tell(f"timing, round {repetition + 1} of {num_repetitions}")
         for name, call in calls.items():
             times_ms[name].append(_time_ms(call, device))
     quantiles = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)

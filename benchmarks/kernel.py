@@ -116,28 +116,32 @@ def bench_kernel(
     device: torch.device,
     num_repetitions: int,
     busy_cores: int = 0,
+    tell: Callable[[str], None] = logger.info,
 ) -> Iterator[BenchRow]:
     """Every operation that this machine has, on one head; `dtype` is a key of `DTYPES`.
 
     With `busy_cores`, once more while busy loops take part of as many of this process's cores.
+    tell: is told what is done next, a few seconds to a minute each.
     """
+    tell("computing what is right")
     operands, truth = _draw(shape, DTYPES[dtype], device)
     facts = (preset, shape.num_tokens, shape.hidden_size, shape.vocab_size, dtype)
     operations = dict(_operations(device, operands.weight.dtype))
     common = {name: BenchRow(*facts, name, *_machine(device)) for name in operations}
     for name, operation in operations.items():
+        tell(f"checking {name}")
         first = operation.max_tokens
         failure = _check(operation, operands.first(first), truth.first(first))
         common[name] = replace(common[name], failed_check=failure)
         _give_memory_back(device)
     sound = {name: op for name, op in operations.items() if common[name].failed_check is None}
+    tell("measuring memory")
     memory = _peaks_extra_mib(shape, dtype, device, operands, list(sound))
-    logger.info("%s %s: timing %s", preset, dtype, ", ".join(sound))
     calls = {name: partial(op.run, operands.first(op.max_tokens)) for name, op in sound.items()}
     timings = {}
     for num_busy in sorted({0, busy_cores}):
         with busy_loops(num_busy):
-            timings[num_busy] = time_calls(calls, device, num_repetitions)
+            timings[num_busy] = time_calls(calls, device, num_repetitions, tell)
     for num_busy, timing_of in timings.items():
         for name, operation in operations.items():
             row = replace(common[name], busy_cores=num_busy)

@@ -5,7 +5,8 @@ Imports only what a machine with torch, click and rich has: GPUs are lent bare.
 
 import csv
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import groupby
 from operator import attrgetter
@@ -132,7 +133,7 @@ def kernel(
         if tokens is not None:
             shape = type(shape)(tokens, shape.hidden_size, shape.vocab_size)
         for dtype in dtypes:
-            with console.status(f"{preset}, {dtype}"):
+            with _telling(console, f"{preset}, {dtype}") as tell:
                 rows += bench_kernel(
                     preset,
                     shape,
@@ -140,6 +141,7 @@ def kernel(
                     chosen,
                     repeat or DEFAULT_REPETITIONS[chosen.type],
                     busy_cores,
+                    tell,
                 )
             if csv_path is not None:  # what comes next may run out of memory
                 _write_csv(rows, csv_path)
@@ -159,6 +161,19 @@ def kernel(
     failures = [row.failed_check for row in rows if row.failed_check is not None]
     if any(not failure.startswith("OutOfMemoryError") for failure in failures):
         context.exit(1)
+
+
+@contextmanager
+def _telling(console: Console, what: str) -> Iterator[Callable[[str], None]]:
+    """Shows what is done: beside a spinner on a terminal, line after line elsewhere."""
+    with console.status(what) as status:
+        yield (
+            lambda step: (
+                status.update(f"{what}: {step}")
+                if console.is_terminal
+                else console.say(f"{what}: {step}")
+            )
+        )
 
 
 def _tune(

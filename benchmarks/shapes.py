@@ -29,4 +29,5 @@ PRESETS = {
     "llama-3.1-8b": HeadShape(8192, 4096, 128_256),
     "llama-3.1-70b": HeadShape(8192, 8192, 128_256),
 }
-DEFAULT_PRESETS = {"cpu": ("smollm2-135m", "qwen2.5-1.5b"), "cuda": ("qwen3-8b",)}
+DEFAULT_PRESETS = {"cpu": ("smollm2-135m",), "cuda": ("qwen3-8b",)}
+"""One that takes a minute or two; whoever wants more names it."""

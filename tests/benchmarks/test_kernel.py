@@ -56,6 +56,12 @@ def test_table_and_page(tmp_path, two_operations):
     assert "smollm2-135m, float32, 64 × 576 × 49,152" in result.stdout
     assert "authors" in result.stdout
     assert "time_ms_p50" in page.read_text()
+    steps = [line.removeprefix("smollm2-135m, float32: ") for line in result.stderr.splitlines()]
+    assert [step for step in steps if step.startswith(("checking", "timing"))] == [
+        "checking gemm",
+        "checking authors",
+        "timing, round 1 of 1",
+    ]
 
 
 def test_busy_cores_are_a_second_set_of_rows(tmp_path, two_operations):
