@@ -148,6 +148,36 @@ def test_same_files_as_on_one_machine(
     assert not isinstance(one, str) or one.startswith(REFUSALS)
 
 
+@pytest.mark.parametrize("bundle_rows", [1, 3, 100])
+@pytest.mark.parametrize("max_shares", [(), (("teacher", Fraction(1)),)])
+def test_the_best_row_is_found_at_every_edge_of_shards_and_bundles(
+    tmp_path, write_scored, monkeypatch, bundle_rows, max_shares
+):
+    """Each row of all in turn is the best one: the first and the last of every file among them."""
+    monkeypatch.setattr(select_in_passes, "MIN_BUNDLE_ROWS", bundle_rows)
+    sizes = [2, 0, 3, 1, 0]
+    ends = np.cumsum(sizes)
+    for best in range(ends[-1]):
+        for number, (size, end) in enumerate(zip(sizes, ends, strict=True)):
+            rows = np.arange(end - size, end)
+            columns = {
+                "problem": pa.array(np.zeros(size), pa.int64()),
+                "teacher": pa.array(["a"] * size, pa.string()),
+                "row": pa.array(rows, pa.int64()),
+            }
+            scores = np.where(rows == best, 1.0, 2.0).tolist()
+            write_scored(tmp_path / str(best) / f"{number}.parquet", scores, columns=columns)
+        options = SelectOptions(
+            input=str(tmp_path / str(best)),
+            output=tmp_path / f"best {best}",
+            group_by="problem",
+            max_shares=max_shares,
+        )
+        run_select_in_passes(options, PickledCalls(), StopRequest())
+        kept = pl.read_parquet(tmp_path / f"best {best}" / "*.parquet")
+        assert kept["row"].to_list() == [best]
+
+
 @pytest.fixture
 def scored(tmp_path, write_scored):
     rng = np.random.default_rng(5)
