@@ -9,7 +9,8 @@ from functools import cache
 
 import pytest
 from labelled_rows import labelled_rows, scored_ids
-from npm_tokenizers import PACKAGES, NotAvailableError, npm_tokenizer
+from npm_packages import NotAvailableError
+from npm_tokenizers import PACKAGES, npm_tokenizer
 from toy_students import STUDENTS
 from trl_rule import chat_labels, text_labels
 
