@@ -164,7 +164,7 @@ def measure_drift(
     sums, counts = _collect(native, refined, chosen)
     is_usable = refined.is_usable & refined.problem.is_in(problems.implode())
     num_rows = refined.table.scan.select(is_usable.sum()).collect(engine="streaming").item()
-    tokenizer, note = student_tokenizer(native.table, options.tokenizer)
+    tokenizer, why = student_tokenizer(native.table, options.tokenizer)
     return Drift(
         num_pairs=len(chosen),
         num_pairs_there=len(shared),
@@ -173,7 +173,7 @@ def measure_drift(
         distance=_distance(counts.tokens),
         moved=_told(counts.tokens, _divergences(counts.tokens), tokenizer),
         first_quarter=_told(counts.first_quarter, None, tokenizer),
-        note=note,
+        note=None if why is None else f"Tokens are shown as ids: {why}.",
     )
 
 

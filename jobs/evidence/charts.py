@@ -24,8 +24,16 @@ TEACHER_COLOURS = (
 )
 """Okabe and Ito's hues, darkened to stand on white."""
 
-TEACHER_SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "stroke")
-"""Said twice: who cannot tell two of the colours apart can tell these."""
+TEACHER_SHAPES = {
+    "circle": "●",
+    "square": "■",
+    "triangle-up": "▲",
+    "diamond": "◆",
+    "cross": "✚",
+    "triangle-down": "▼",
+    "triangle-right": "▶",
+}
+"""Who cannot tell two of the colours apart can tell these; each as a character, too."""
 
 
 def styled(chart: alt.TopLevelMixin) -> alt.TopLevelMixin:

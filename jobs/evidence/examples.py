@@ -1,11 +1,10 @@
 """Single trajectories to look at: the best and the worst by RSR, their text and their tokens.
 
-Reads only the row groups that hold them. Token ids become text where the student's tokenizer is at
-hand, and stay numbers where it is not. Knows nothing of pages.
+Reads only the row groups that hold them. Tokens are there only as text, so where the student's
+tokenizer is at hand: a list of ids tells a reader nothing. Knows nothing of pages.
 """
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from rsr.engine.trajectory import USUAL_MESSAGES, USUAL_RESPONSES
 from rsr.jobs.errors import UsageError
 from rsr.jobs.evidence.observations import Observations
 from rsr.jobs.run.calls import Calls, answers_in_order
@@ -45,18 +45,18 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """One scored token. text: None where no tokenizer could say it."""
+    """One scored token. text: its part of the decoded response."""
 
     id: int
-    text: str | None
+    text: str
     rank: int
     surprisal_nats: float
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One scored trajectory. turns: empty where its columns are gone. tokens: None without token
-    columns; at most MAX_TOKENS of `num_tokens`."""
+    """One scored trajectory. turns: empty where the columns of its text cannot be found. tokens:
+    None without token columns or tokenizer; at most MAX_TOKENS of `num_tokens`."""
 
     label: str
     teacher: str
@@ -73,13 +73,13 @@ class Example:
 class Examples:
     """The trajectories that a report shows as text.
 
-    best, worst: lowest and highest RSR first; no trajectory is in both. note: what is not shown
-    and why, or None.
+    best, worst: lowest and highest RSR first; no trajectory is in both. notes: what is not shown
+    and why, in sentences.
     """
 
     best: list[Example]
     worst: list[Example]
-    note: str | None
+    notes: list[str]
 
 
 def find_examples(observations: Observations, *, num_each: int, tokenizer: str | None) -> Examples:
@@ -97,7 +97,7 @@ def find_examples(observations: Observations, *, num_each: int, tokenizer: str |
     return Examples(
         best=[reader.example(row) for row in best.iter_rows(named=True)],
         worst=[reader.example(row) for row in worst.iter_rows(named=True)],
-        note=reader.note,
+        notes=reader.notes,
     )
 
 
@@ -107,14 +107,14 @@ class _Reader:
     def __init__(self, table: ScoredTable, tokenizer: str | None) -> None:
         self._table = table
         self._names = set(table.schema.names)
-        self._columns = _trajectory_columns(table)
-        self._has_tokens = {c.name for c in TOKEN_COLUMNS} <= self._names
+        self._columns, no_text = _trajectory_columns(table)
         self._tokenizer: PreTrainedTokenizerBase | None = None
-        self.note: str | None = None
-        if self._has_tokens:
-            self._tokenizer, self.note = student_tokenizer(table, tokenizer)
+        if {c.name for c in TOKEN_COLUMNS} <= self._names:
+            self._tokenizer, no_tokens = student_tokenizer(table, tokenizer)
         else:
-            self.note = "No token view: score with --token-columns to have one."
+            no_tokens = "score with --token-columns to have them"
+        lacking = {"No text": no_text, "No tokens": no_tokens}
+        self.notes = [f"{what}: {why}." for what, why in lacking.items() if why is not None]
 
     def example(self, row: dict[str, Any]) -> Example:
         shard, index = _locate(self._table.shards, row["row"])
@@ -127,7 +127,7 @@ class _Reader:
             num_tokens=row["num_tokens"],
             correct=row.get("correct"),
             turns=self._turns(shard, index),
-            tokens=self._tokens(shard, index) if self._has_tokens else None,
+            tokens=self._tokens(shard, index),
         )
 
     def _label(self, shard: Shard, index: int) -> str:
@@ -152,11 +152,13 @@ class _Reader:
             if text is not None
         ]
 
-    def _tokens(self, shard: Shard, index: int) -> list[Token]:
+    def _tokens(self, shard: Shard, index: int) -> list[Token] | None:
+        if self._tokenizer is None:
+            return None
         ids, ranks, logprobs = (
             (_value(shard, index, column.name) or [])[:MAX_TOKENS] for column in TOKEN_COLUMNS
         )
-        texts = token_texts(self._tokenizer, ids) if self._tokenizer else [None] * len(ids)
+        texts = token_texts(self._tokenizer, ids)
         return [
             # −0.0 would print as a surprisal below zero.
             Token(token_id, text, rank, 0.0 - logprob)
@@ -171,19 +173,30 @@ def _said(kind: str, said: str | Sequence[Mapping[str, Any]] | None) -> list[tup
     return [(str(m.get("role", m.get("from"))), m.get("content", m.get("value"))) for m in said]
 
 
-def _trajectory_columns(table: ScoredTable) -> TrajectoryColumns | None:
-    """Where the run found its trajectories, if those columns are still there.
+def _trajectory_columns(table: ScoredTable) -> tuple[TrajectoryColumns | None, str | None]:
+    """The columns in which the run found its trajectories, or None and why they cannot be told.
 
     A file that another program wrote since says nothing of the run: then the usual columns.
     """
     if not table.identities:
-        with suppress(UsageError):
-            return choose_columns(table.schema, TrajectoryColumns(), table.path)
+        try:
+            return choose_columns(table.schema, TrajectoryColumns(), table.path), None
+        except UsageError:
+            usual = ", ".join((*USUAL_MESSAGES, "prompt", *USUAL_RESPONSES, "text"))
+            return None, (
+                "another program has written the file since it was scored, so that it no longer "
+                f"says which columns hold the text, and none of the usual ones ({usual}) holds it"
+            )
+    names: list[str] = []
     for identity in table.identities:
         columns = TrajectoryColumns(**identity.get("columns", {}))
-        if columns.names and set(columns.names) <= set(table.schema.names):
-            return columns
-    return None
+        names = columns.names
+        if names and set(names) <= set(table.schema.names):
+            return columns, None
+    gone = ", ".join(repr(name) for name in names if name not in table.schema.names)
+    if not gone:
+        return None, "the run that scored the file does not say which columns hold the text"
+    return None, f"the columns that the run read are no longer in the file ({gone})"
 
 
 def _locate(shards: Sequence[Shard], row: int) -> tuple[Shard, int]:
@@ -202,12 +215,17 @@ def _value(shard: Shard, index: int, column: str) -> Any:
 def student_tokenizer(
     table: ScoredTable, wanted: str | None
 ) -> tuple["PreTrainedTokenizerBase | None", str | None]:
-    """The student's tokenizer, or None and why tokens are shown as ids."""
+    """The student's tokenizer, or None and why tokens cannot be shown as text."""
     identity = table.identities[0] if table.identities else {}
     model = wanted or identity.get("settings", {}).get("model")
+    if model is None:
+        return None, (
+            "another program has written the file since it was scored, so that it no longer says "
+            "which student's tokens they are; give --tokenizer"
+        )
     # A hub name is not looked up unasked: a report needs no network.
-    if wanted is None and (model is None or not Path(model).is_dir()):
-        return None, "Tokens are shown as ids: give --tokenizer to see their text."
+    if wanted is None and not Path(model).is_dir():
+        return None, f"the student {model} is not a folder that is there; give --tokenizer"
     # transformers takes seconds to import, and only token columns need it.
     from rsr.engine.chat import load_tokenizer
     from rsr.engine.student import tokenizer_sha256
@@ -217,12 +235,12 @@ def student_tokenizer(
     except ValueError as error:
         if wanted:
             raise UsageError(f"--tokenizer: {error}") from error
-        return None, f"Tokens are shown as ids: {error}."
+        return None, str(error)
     scored_with = (identity.get("model") or {}).get("tokenizer_sha256")
     if scored_with not in (None, tokenizer_sha256(tokenizer)):
         if wanted:
             raise UsageError(f"--tokenizer {wanted}: not the tokenizer of the scored run")
-        return None, f"Tokens are shown as ids: the tokenizer in {model} is no longer the run's."
+        return None, f"the tokenizer in {model} is no longer the run's"
     return tokenizer, None
 
 

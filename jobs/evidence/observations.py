@@ -181,7 +181,10 @@ def observe(
 def student_label(table: ScoredTable) -> str:
     """The student as its run's metadata name it, without folders; the path where they do not."""
     models = [identity["settings"].get("model") for identity in table.identities]
-    return PurePath(str(models[0] if models and models[0] else table.path)).name
+    path = PurePath(str(models[0] if models and models[0] else table.path))
+    # In the hub's cache the last folder is a commit: models--ORG--NAME/snapshots/COMMIT.
+    cached = [part for part in path.parts if part.startswith("models--")]
+    return cached[-1].rsplit("--", 1)[-1] if cached else path.name
 
 
 def _confound_columns(schema: pl.Schema, columns: ObservationColumns) -> dict[str, str]:

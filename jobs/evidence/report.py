@@ -24,6 +24,7 @@ from rsr.jobs.evidence.confounds import SHORT_TOKENS
 from rsr.jobs.evidence.examples import Examples, find_examples, rows_by_status
 from rsr.jobs.evidence.metric_table import MetricTable, metric_table, told_agreement
 from rsr.jobs.evidence.observations import DATASET_COLUMNS, Observations
+from rsr.jobs.evidence.report_scatter import EDGE_SHARE, draw_scatter
 from rsr.jobs.evidence.teachers import (
     AGREEMENT,
     CompareOptions,
@@ -46,8 +47,8 @@ from rsr.jobs.storage.atomic import write_text_atomically
 ASSETS = Path(__file__).parent / "assets"
 PERCENTILES = (5, 25, 50, 75, 95)
 
-EDGE_SHARE = 0.005
-"""Share of trajectories at either end whose RSR the scatter plots draw at their edge."""
+CANVAS_FROM = 5_000
+"""Number of points from which on charts are pictures: an element for each would be slow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,21 +115,16 @@ def _render(
     sections: Sequence[Markup],
 ) -> str:
     scored_teachers = [t.teacher for t in comparison.teachers if t.value is not None]
-    points = _points(observations, scored_teachers, options)
-    rsr_range, num_beyond = _rsr_range(points)
-    scales = report_charts.teacher_scales(scored_teachers)
-    scatter: dict[str, Any] = {"rsr_range": rsr_range, "colour": scales, "num_points": len(points)}
+    scatter = draw_scatter(
+        observations, scored_teachers, max_points=options.num_points, seed=options.compare.seed
+    )
     charts = {
         "distributions": report_charts.distribution_chart(
             len(scored_teachers), observations.metric_label, observations.metric.direction
         ),
-        "surprisal": report_charts.scatter_chart(
-            "surprisal", "mean surprisal, nats", logarithmic=False, **scatter
-        ),
-        "length": report_charts.scatter_chart("tokens", "tokens", logarithmic=True, **scatter),
-    }
+    } | scatter.charts()
     data = {
-        report_charts.POINTS: points.to_dicts(),
+        **scatter.data(),
         report_charts.DISTRIBUTIONS: _distributions(observations, comparison),
     }
     if composition is not None:
@@ -139,6 +135,7 @@ def _render(
     )
     return environment.get_template("report.html").render(
         comparison=comparison,
+        student=_student(observations),
         metrics=metrics,
         metric_label=observations.metric_label,
         agreement_of_metrics=told_agreement(metrics.rows),
@@ -150,13 +147,16 @@ def _render(
         identities=observations.table.identities,
         num_rows=observations.table.num_rows,
         num_files=len(observations.table.shards),
-        num_points=len(points),
-        num_beyond=num_beyond,
-        rsr_range=rsr_range,
+        scatter=scatter,
+        edge_share=EDGE_SHARE,
         rank_clip=_rank_clip(observations),
         short_tokens=SHORT_TOKENS,
         agreement=AGREEMENT,
-        page={"charts": charts, "data": data},
+        page={
+            "charts": charts,
+            "data": data,
+            "renderer": "canvas" if len(scatter.points) >= CANVAS_FROM else "svg",
+        },
         style=(ASSETS / "report.css").read_text(encoding="utf-8"),
         script=(ASSETS / "report.js").read_text(encoding="utf-8"),
         vega=_vega_bundle(),
@@ -171,32 +171,6 @@ def _pool(observations: Observations) -> Part:
         num_tokens=int(rows["num_tokens"].cast(pl.Int64).sum()),
         dataset=dataset_of(rows.select(dataset_sums(*DATASET_COLUMNS)).row(0, named=True)),
     )
-
-
-def _points(
-    observations: Observations, teachers: list[str], options: ReportOptions
-) -> pl.DataFrame:
-    """At most `num_points` trajectories, drawn at random, rounded to what a reader can see."""
-    rows = observations.rows
-    drawn = rows.sample(min(options.num_points, len(rows)), seed=options.compare.seed).sort("row")
-    teacher = pl.col("teacher").cast(pl.String)
-    return drawn.select(
-        teacher=teacher,
-        shown=teacher.replace(report_charts.shown_names(teachers)),
-        rsr=pl.col("rsr").round(4),
-        rank=pl.col("mean_rank").round(3),
-        surprisal=pl.col("mean_surprisal_nats").round(4),
-        tokens="num_tokens",
-    )
-
-
-def _rsr_range(points: pl.DataFrame) -> tuple[tuple[float, float], int]:
-    """The RSRs the scatter plots span, and how many of their points lie beyond."""
-    rsr = points["rsr"]
-    low, high = (float(rsr.quantile(q, "nearest") or 0) for q in (EDGE_SHARE, 1 - EDGE_SHARE))
-    if low == high:
-        low, high = low - 0.5, high + 0.5
-    return (low, high), int(((rsr < low) | (rsr > high)).sum())
 
 
 def _distributions(observations: Observations, comparison: Comparison) -> list[dict[str, Any]]:
@@ -262,13 +236,20 @@ def _shares(composition: Composition) -> list[dict[str, Any]]:
     ]
 
 
+def _student(observations: Observations) -> str:
+    """What the page calls the student, also where the files no longer name it."""
+    is_named = bool(observations.table.identities)
+    return observations.student if is_named else f"the student of {observations.student}"
+
+
 def _rank_clip(observations: Observations) -> str:
     """The r_max of the page, as a reader knows it."""
     table = observations.table
     if table.rank_clip is not None:
         return str(STORED_RANK_CLIPS[table.rank_clip] or "none")
-    settings = table.identities[0]["settings"] if table.identities else {}
-    return str(settings.get("rank_clip", DEFAULT_RANK_CLIP) or "none")
+    if not table.identities:
+        return "not said"
+    return str(table.identities[0]["settings"].get("rank_clip", DEFAULT_RANK_CLIP) or "none")
 
 
 def _vega_bundle() -> str:

@@ -3,26 +3,16 @@
 Points drawn in two charts stand in the page once. Widths follow the page.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import altair as alt
 
-from rsr.jobs.evidence.charts import (
-    BLUE,
-    INK,
-    MUTED,
-    ORANGE,
-    TEACHER_COLOURS,
-    TEACHER_SHAPES,
-    styled,
-)
+from rsr.jobs.evidence.charts import BLUE, INK, MUTED, ORANGE, styled
 
-ROW_PX, SCATTER_PX = 44, 360
+ROW_PX = 44
 POINTS, DISTRIBUTIONS, SHARES = "points", "distributions", "shares"
 """Names of the data sets that the page holds."""
 
-OTHERS = "other teachers"
 RSR_FORMAT = ".3f"
 
 
@@ -47,7 +37,7 @@ def distribution_chart(num_teachers: int, metric: str, direction: str) -> dict[s
     median = data.mark_tick(size=18, thickness=2, color="white")
     whisker = data.mark_rule(strokeWidth=3, color=INK)
     point = data.mark_point(shape="diamond", size=100, filled=True, color=ORANGE, opacity=1)
-    return _spec(
+    return sized_spec(
         alt.layer(
             wide.encode(x=x, x2="p95:Q", y=y, tooltip=tooltip),
             middle.encode(x="p25:Q", x2="p75:Q", y=y, tooltip=tooltip),
@@ -56,68 +46,8 @@ def distribution_chart(num_teachers: int, metric: str, direction: str) -> dict[s
             point.encode(x="rsr:Q", y=y, tooltip=tooltip),
         ),
         height=ROW_PX * num_teachers,
+        description=f"{metric} of each teacher's data set and of its trajectories",
     )
-
-
-CROWDED_POINTS = 3_000
-"""Number of marks from which on they have their smallest size and opacity."""
-
-
-def scatter_chart(
-    x_field: str,
-    x_title: str,
-    *,
-    logarithmic: bool,
-    rsr_range: tuple[float, float],
-    colour: Any,
-    num_points: int,
-) -> dict[str, Any]:
-    """RSR of each sampled trajectory against a field of POINTS; beyond the range, at its edge."""
-    low, high = rsr_range
-    scale = alt.Scale(type="log", nice=False) if logarithmic else alt.Scale(zero=False, nice=False)
-    x = alt.X(f"{x_field}:Q", title=x_title, scale=scale)
-    if logarithmic:
-        x = x.axis(tickCount=5, format="~s")
-    y = alt.Y("rsr:Q", title="RSR").scale(domain=[low, high], clamp=True, nice=False)
-    shades, shapes = colour
-    # Few marks are large and dense enough to tell colours apart; many must not become one.
-    crowding = min(1.0, num_points / CROWDED_POINTS)
-    chart = alt.Chart(alt.NamedData(name=POINTS)).mark_point(
-        size=90 - 68 * crowding, filled=True, opacity=0.85 - 0.4 * crowding, strokeWidth=0
-    )
-    return _spec(
-        chart.encode(
-            x=x,
-            y=y,
-            color=alt.Color("shown:N", title=None, scale=shades),
-            shape=alt.Shape("shown:N", title=None, scale=shapes),
-            tooltip=[
-                alt.Tooltip("teacher:N"),
-                alt.Tooltip("rsr:Q", title="RSR", format=RSR_FORMAT),
-                alt.Tooltip("rank:Q", title="mean rank", format=".2f"),
-                alt.Tooltip("surprisal:Q", title="mean surprisal, nats", format=RSR_FORMAT),
-                alt.Tooltip("tokens:Q", title="tokens", format=","),
-            ],
-        ),
-        height=SCATTER_PX,
-    )
-
-
-def teacher_scales(teachers: Sequence[str]) -> tuple[alt.Scale, alt.Scale]:
-    """Colour and shape of each teacher as `shown_names` calls it, the same in all charts."""
-    names = list(dict.fromkeys(shown_names(teachers).values()))
-    colours = [*TEACHER_COLOURS[: len(names)]]
-    shapes = [*TEACHER_SHAPES[: len(names)]]
-    if names and names[-1] == OTHERS:
-        colours[len(names) - 1 :], shapes[len(names) - 1 :] = [MUTED], ["circle"]
-    return alt.Scale(domain=names, range=colours), alt.Scale(domain=names, range=shapes)
-
-
-def shown_names(teachers: Sequence[str]) -> dict[str, str]:
-    """Teacher → its name in a legend; those after the first few share one."""
-    most = len(TEACHER_COLOURS)
-    kept = len(teachers) if len(teachers) <= most else most - 1
-    return {name: name if i < kept else OTHERS for i, name in enumerate(teachers)}
 
 
 def composition_chart(num_teachers: int) -> dict[str, Any]:
@@ -136,7 +66,7 @@ def composition_chart(num_teachers: int) -> dict[str, Any]:
         alt.Tooltip("num:Q", title="trajectories", format=","),
     ]
     marks = data.mark_point(size=130, filled=True, opacity=1)
-    return _spec(
+    return sized_spec(
         alt.layer(
             data.mark_line(color="#c9d3de", strokeWidth=4).encode(x=x, y=y, detail="teacher:N"),
             marks.encode(
@@ -150,13 +80,17 @@ def composition_chart(num_teachers: int) -> dict[str, Any]:
             ),
         ),
         height=ROW_PX * num_teachers,
+        description="Each teacher's share of the pool and of the selection",
     )
 
 
-def _spec(chart: Any, *, height: int) -> dict[str, Any]:
+def sized_spec(chart: Any, *, height: int, description: str) -> dict[str, Any]:
+    """The chart as wide as the page lets it be. description: for who cannot see it."""
     sized = chart.properties(
         width="container",
         height=height,
+        description=description,
+        background="transparent",
         autosize=alt.AutoSizeParams(type="fit-x", contains="padding"),
     )
     spec: dict[str, Any] = styled(sized).to_dict()

@@ -1,13 +1,26 @@
 "use strict";
-// Draws the charts from the data in the page, and shows a token's numbers where it is pointed at.
+// Draws the charts from the data in the page, shows a token's numbers where it is pointed at, and
+// lets the keyboard reach a table that scrolls.
 (() => {
   const page = JSON.parse(document.getElementById("page").textContent);
+  const tooltip = { theme: matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light" };
   const drawn = [...document.querySelectorAll("[data-chart]")].map((element) => {
     const spec = page.charts[element.dataset.chart];
     spec.datasets = page.data;
-    return vegaEmbed(element, spec, { actions: false, renderer: "svg" });
+    return vegaEmbed(element, spec, { actions: false, renderer: page.renderer, tooltip });
   });
   Promise.all(drawn).then(() => { document.documentElement.dataset.ready = "true"; });
+
+  const scrolling = new ResizeObserver((entries) => {
+    for (const { target } of entries) {
+      const isWider = target.scrollWidth > target.clientWidth;
+      for (const [name, value] of [["tabindex", "0"], ["role", "region"], ["aria-label", "Table that scrolls sideways"]]) {
+        if (isWider) target.setAttribute(name, value);
+        else target.removeAttribute(name);
+      }
+    }
+  });
+  for (const element of document.querySelectorAll(".scroll")) scrolling.observe(element);
 
   const tip = document.getElementById("tip");
   let at = null;

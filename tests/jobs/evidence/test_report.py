@@ -2,9 +2,12 @@
 
 import html
 import json
+import random
 import re
 import shutil
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,9 @@ CHROMIUM_ARGUMENTS = [
     "--no-first-run",
     "--disable-quic",
 ]
+
+
+TEACHERS = ("verified-6b", "verified-175b", "tuned-6b", "tuned-175b", "ground-truth")
 
 
 def run(*arguments):
@@ -82,6 +88,12 @@ def scored(tmp_path_factory, write_scored, tokenizer_folder, make_tokenizer) -> 
     )
 
 
+def text_of(page: Path) -> str:
+    """What a reader of the page can read, on one line."""
+    visible = page.read_text().split('<script type="application/json"')[0]
+    return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", visible)).split())
+
+
 @pytest.fixture(scope="module")
 def page(scored) -> Path:
     target = scored.with_name("out.html")
@@ -93,14 +105,14 @@ def page(scored) -> Path:
 
 
 def test_page_says_what_it_shows(page, tokenizer_folder):
-    text = html.unescape(re.sub(r"<[^>]*>", " ", page.read_text()))
-    text = " ".join(text.split())
+    text = text_of(page)
     assert "10 of 24 trajectories, drawn at random" in text
     # Ahead in every problem, so in every draw, too.
     assert "plain suits" in text
     assert "24 ok" in text
     assert str(tokenizer_folder) in text
     assert "The selection beside the pool" in text
+    assert "RSR does not see correctness. Choose correct rows first" in text
 
 
 def test_data_cannot_end_a_script(page):
@@ -137,15 +149,26 @@ def rewrite(source: Path, target: Path, identity: dict[str, Any]) -> None:
     pq.write_table(table, target)
 
 
-def test_tokens_are_ids_where_the_tokenizer_is_gone(tmp_path, scored, tokenizer_folder):
+def test_tokens_are_left_out_where_the_tokenizer_is_gone(tmp_path, scored, tokenizer_folder):
     target = tmp_path / "out.html"
     moved = tmp_path / "moved.parquet"
     rewrite(scored, moved, {"settings": {"model": "org/elsewhere"}})
     assert run("report", moved, target, "--draws", 10).exit_code == 0
-    assert "give --tokenizer to see their text" in target.read_text()
+    reason = "No tokens: the student org/elsewhere is not a folder that is there; give --tokenizer."
+    assert reason in text_of(target)
+    assert "data-i=" not in target.read_text(), "ids alone tell a reader nothing"
     again = run("report", moved, target, "--draws", 10, "--tokenizer", tokenizer_folder)
     assert again.exit_code == 0, again.output
-    assert "give --tokenizer" not in target.read_text()
+    assert "No tokens" not in text_of(target)
+    assert "data-i=" in target.read_text()
+
+
+def test_student_in_the_cache_of_a_hub_has_its_name(tmp_path, scored):
+    moved = tmp_path / "moved.parquet"
+    model = "/cache/models--org--Student-1.7B/snapshots/0123abcd"
+    rewrite(scored, moved, {"settings": {"model": model}})
+    assert run("report", moved, tmp_path / "out.html", "--draws", 10).exit_code == 0
+    assert "suits Student-1.7B best" in text_of(tmp_path / "out.html")
 
 
 def test_another_tokenizer_is_refused(tmp_path, scored, tokenizer_folder):
@@ -174,6 +197,41 @@ def test_refusals_leave_nothing(tmp_path, scored, write_scored):
     assert [p.name for p in tmp_path.iterdir()] == ["none.parquet"]
 
 
+def test_a_file_that_polars_rewrote_shows_the_text_of_its_examples(
+    scored, tmp_path, tokenizer_folder
+):
+    """What joins a column and writes the file again drops the metadata of the run."""
+    rewritten = tmp_path / "rewritten.parquet"
+    pl.read_parquet(scored).write_parquet(rewritten)
+    options = ["--draws", 50, "--tokenizer", tokenizer_folder]
+    result = run("report", rewritten, tmp_path / "out.html", *options)
+    assert result.exit_code == 0, result.output
+    text = text_of(tmp_path / "out.html")
+    assert "Problem 0?" in text
+    assert "No text" not in text
+    assert "No tokens" not in text
+    assert "suits the student of rewritten.parquet best" in text
+    assert "ranks clipped at not said" in text
+
+
+@pytest.mark.parametrize(
+    ("is_rewritten", "reason"),
+    [
+        (True, "No text: another program has written the file since it was scored"),
+        (False, "the columns that the run read are no longer in the file ('messages')"),
+    ],
+)
+def test_why_there_is_no_text_is_said(scored, tmp_path, is_rewritten, reason):
+    renamed = tmp_path / "renamed.parquet"
+    if is_rewritten:
+        pl.read_parquet(scored).rename({"messages": "talk"}).write_parquet(renamed)
+    else:
+        pq.write_table(pq.read_table(scored).drop_columns("messages"), renamed)
+    result = run("report", renamed, tmp_path / "out.html", "--draws", 50)
+    assert result.exit_code == 0, result.output
+    assert reason in text_of(tmp_path / "out.html")
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """Headless Chromium, where there is one."""
@@ -187,16 +245,10 @@ def browser() -> Iterator[Any]:
         browser.close()
 
 
-@pytest.fixture(
-    params=[
-        pytest.param((1200, 900), id="desktop", marks=pytest.mark.slow),
-        pytest.param((390, 844), id="phone", marks=pytest.mark.slow),
-    ]
-)
-def tab(request, browser, page) -> Iterator[Any]:
-    """The page, open, its charts drawn; fails at the end for any complaint or request."""
-    width, height = request.param
-    tab = browser.new_page(viewport={"width": width, "height": height})
+@contextmanager
+def opened(browser: Any, page: Path, width: int, height: int, **options: Any) -> Iterator[Any]:
+    """The page, its charts drawn; fails at the end for any complaint or request."""
+    tab = browser.new_page(viewport={"width": width, "height": height}, **options)
     complaints, requests = [], []
     tab.on("console", lambda m: complaints.append(m.text) if m.type != "log" else None)
     tab.on("pageerror", lambda error: complaints.append(str(error)))
@@ -209,6 +261,17 @@ def tab(request, browser, page) -> Iterator[Any]:
     assert [url for url in requests if not url.startswith(("data:", "blob:"))] == [page.as_uri()]
 
 
+@pytest.fixture(
+    params=[
+        pytest.param((1280, 900), id="desktop", marks=pytest.mark.slow),
+        pytest.param((390, 844), id="phone", marks=pytest.mark.slow),
+    ]
+)
+def tab(request, browser, page) -> Iterator[Any]:
+    with opened(browser, page, *request.param) as tab:
+        yield tab
+
+
 def test_browser_draws_charts_within_the_page(tab):
     assert tab.locator(".chart svg").count() == 4
     assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
@@ -217,6 +280,8 @@ def test_browser_draws_charts_within_the_page(tab):
     points = tab.locator("[data-chart=surprisal] .mark-symbol.role-mark path")
     assert points.count() == 10
     assert tab.title().startswith("RSR report: ")
+    assert tab.locator(".key > span").all_inner_texts() == ["● plain", f"■ {HOSTILE}"]
+    assert tab.locator("[data-chart=surprisal] .mark-group.role-legend").count() == 0
 
 
 def test_hovering_a_point_shows_its_numbers(tab):
@@ -272,12 +337,104 @@ def test_no_column_is_cut_off_on_paper(tab):
         assert box["x"] + box["width"] <= PAPER_WIDTH
 
 
-def test_a_file_that_polars_rewrote_shows_the_text_of_its_examples(scored, tmp_path):
-    """What joins a column and writes the file again drops the metadata of the run."""
-    rewritten = tmp_path / "rewritten.parquet"
-    pl.read_parquet(scored).write_parquet(rewritten)
-    result = run("report", rewritten, tmp_path / "out.html", "--draws", 50)
+def test_headline_does_not_break_inside_of_the_student(tab, tokenizer_folder):
+    student = tab.locator("h1 .name").last
+    assert student.inner_text() == tokenizer_folder.name
+    assert student.evaluate("e => e.getClientRects().length") == 1
+    line_height = student.evaluate("e => parseFloat(getComputedStyle(e).lineHeight)")
+    assert student.bounding_box()["height"] < 1.5 * line_height
+
+
+def test_keyboard_reaches_exactly_the_tables_that_scroll(tab):
+    tables = tab.locator(".scroll").all()
+    for table in tables:
+        scrolls = table.evaluate("e => e.scrollWidth > e.clientWidth")
+        assert (table.get_attribute("tabindex") == "0") == scrolls
+    if tab.viewport_size["width"] == 390:
+        table = tab.locator(".scroll[tabindex]").first
+        table.focus()
+        tab.keyboard.press("ArrowRight")
+        tab.wait_for_function("document.activeElement.scrollLeft > 0")
+
+
+def write_crowded_page(
+    folder: Path, write_scored: Any, number: int, *options: Any, teachers: Any = TEACHERS
+) -> Path:
+    """The page of so many rows of these teachers, a few of them far from all others."""
+    rng = random.Random(0)
+    columns = {
+        "teacher": [teachers[i % len(teachers)] for i in range(number)],
+        "problem_id": [i // len(teachers) for i in range(number)],
+        "messages": [[{"role": "assistant", "content": "six"}]] * number,
+    }
+    path = write_scored(
+        folder / "rows.parquet",
+        [9.0 if i % 400 == 7 else 2 + rng.gammavariate(4, 0.25) for i in range(number)],
+        columns=columns,
+        num_tokens=[round(rng.lognormvariate(4.75, 0.45)) + 1 for _ in range(number)],
+    )
+    result = run("report", path, folder / "out.html", "--draws", 10, *options)
     assert result.exit_code == 0, result.output
-    text = html.unescape(re.sub(r"<[^>]*>", " ", (tmp_path / "out.html").read_text()))
-    assert "held its text are not in this file" not in text
-    assert "Problem 0?" in text
+    return folder / "out.html"
+
+
+@pytest.fixture(scope="module", params=[90, 3_000, 100_000])
+def crowd(request, tmp_path_factory, write_scored) -> tuple[int, Path]:
+    folder = tmp_path_factory.mktemp("crowd")
+    return request.param, write_crowded_page(folder, write_scored, request.param)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1280, 390])
+def test_marks_of_any_number_of_rows_are_whole_and_name_their_teacher(browser, crowd, width):
+    number, page = crowd
+    with opened(browser, page, width, 900) as tab:
+        charts = tab.locator("[data-chart^=surprisal], [data-chart^=tokens]")
+        assert charts.count() == (2 if number == 90 else 10)
+        assert tab.locator(".key").count() == (1 if number == 90 else 0)
+        for chart in charts.all():
+            frame = chart.locator("svg").bounding_box()
+            # Of all marks together.
+            box = chart.locator(".mark-symbol.role-mark").bounding_box()
+            assert frame["x"] <= box["x"]
+            assert box["x"] + box["width"] <= frame["x"] + frame["width"]
+            assert frame["y"] <= box["y"]
+            assert box["y"] + box["height"] <= frame["y"] + frame["height"]
+            # The last is above all others.
+            mark = chart.locator(".mark-symbol.role-mark path").last
+            assert mark.bounding_box()["width"] >= 3
+            tab.mouse.move(1, 1)
+            mark.hover(force=True)
+            tab.locator("#vg-tooltip-element.visible").wait_for()
+            told = tab.locator("#vg-tooltip-element").inner_text()
+            owner = chart.locator("xpath=..").locator("figcaption")
+            expected = owner.inner_text().split()[-1] if owner.count() else told.split()[1]
+            assert expected in TEACHERS
+            assert expected in told
+
+
+@pytest.mark.slow
+def test_very_many_marks_are_drawn_as_a_picture(browser, tmp_path, write_scored):
+    page = write_crowded_page(tmp_path, write_scored, 6_000, "--points", 6_000)
+    with opened(browser, page, 1280, 900) as tab:
+        assert tab.locator(".chart svg").count() == 0
+        assert tab.locator(".panels canvas").count() == 10
+        assert "All 6,000 trajectories." in tab.locator("main").inner_text()
+
+
+def points_by_teacher(page: Path) -> dict[str, dict[str, int]]:
+    """Of each data set of points, how many a teacher has."""
+    (data,) = re.findall(
+        r'<script type="application/json" id="page">(.*?)</script>', page.read_text(), re.S
+    )
+    sets = {name: rows for name, rows in json.loads(data)["data"].items() if "points" in name}
+    return {name: dict(Counter(row["teacher"] for row in rows)) for name, rows in sets.items()}
+
+
+def test_panels_hold_every_point_once_whatever_teachers_are_called(tmp_path, write_scored):
+    many = (HOSTILE, *"abcdefgh")
+    page = write_crowded_page(tmp_path, write_scored, 1_800, teachers=many)
+    panels = list(points_by_teacher(page).values())
+    assert [len(panel) for panel in panels] == [1] * 6 + [3], "the last are other teachers"
+    assert sorted(name for panel in panels for name in panel) == sorted(many)
+    assert {num for panel in panels for num in panel.values()} == {200}
