@@ -14,6 +14,7 @@ from typing import Any
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
+from axe import serious_violations
 from click.testing import CliRunner
 
 from rsr.jobs.cli import main
@@ -355,6 +356,14 @@ def test_keyboard_reaches_exactly_the_tables_that_scroll(tab):
         table.focus()
         tab.keyboard.press("ArrowRight")
         tab.wait_for_function("document.activeElement.scrollLeft > 0")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(("width", "height"), [(1280, 900), (390, 844)])
+def test_axe_finds_no_serious_fault(browser, page, width, height, scheme):
+    with opened(browser, page, width, height, color_scheme=scheme) as tab:
+        assert serious_violations(tab) == []
 
 
 def write_crowded_page(
