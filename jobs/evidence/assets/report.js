@@ -14,7 +14,7 @@
   const scrolling = new ResizeObserver((entries) => {
     for (const { target } of entries) {
       const isWider = target.scrollWidth > target.clientWidth;
-      for (const [name, value] of [["tabindex", "0"], ["role", "region"], ["aria-label", "Table that scrolls sideways"]]) {
+      for (const [name, value] of [["tabindex", "0"], ["role", "group"], ["aria-label", "Table that scrolls sideways"]]) {
         if (isWider) target.setAttribute(name, value);
         else target.removeAttribute(name);
       }
