@@ -29,6 +29,8 @@ class FaultyProxy(ThreadingHTTPServer):
     """
 
     daemon_threads = True
+    # Clients connect many at a time, and one that the kernel turns away has met no fault of ours.
+    request_queue_size = 128
 
     def __init__(self, port: int) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)

@@ -122,7 +122,8 @@ def test_faults_on_the_way_lose_no_answer_and_ask_for_none_twice(vllm_port, tmp_
         answers = [number for body, number in proxy.answered.items() if body]
         assert answers == [1] * num_rows
         # Some faults hit the question of which models there are.
-        assert num_rows < told["num_requests"] + 20 <= num_rows + sum(injected.values())
+        asked = 20 + told["num_requests"]
+        assert num_rows < asked <= num_rows + sum(injected.values()), injected
         rows = pq.read_table(tmp_path / "out" / "rows.parquet")
         assert rows.equals(pq.read_table(tmp_path / "undisturbed" / "rows.parquet"))
         assert json.loads(refine(proxy.url, "out").stdout)["num_requests"] == 0
