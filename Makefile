@@ -41,6 +41,9 @@ demo: setup  ## score a made-up demonstration with a real student
 loop: setup  ## sample, grade, score, select, export, refine and compare the demonstration student's own answers
 	PATH="$(abspath $(BIN)):$$PATH" sh jobs/demo/loop.sh demo/loop
 
+# Tests start this program hundreds of times: keep what Python has compiled of it, wherever they run.
+unexport PYTHONDONTWRITEBYTECODE
+
 # A file's tests share one process, its models and its runs. One GPU holds one model at a time.
 PROCESSES ?= $(if $(filter gpu,$(ACCELERATOR)),1,2)
 PYTEST_BY_FILE := $(BIN)/pytest --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder

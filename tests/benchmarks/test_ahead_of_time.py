@@ -1,5 +1,7 @@
 """What the compiler makes of every tile size in the table, for GPUs that are not here."""
 
+from functools import cache
+
 import pytest
 import torch
 
@@ -8,12 +10,11 @@ from rsr.kernels.logits import LogitTransform
 
 pytest.importorskip("triton")
 
-from rsr.benchmarks.ahead_of_time import (
-    SHARED_MEMORY_BYTES,
-    TENSOR_CORE_INSTRUCTION,
-    Variant,
-    compile_pass,
-)
+from rsr.benchmarks import ahead_of_time
+from rsr.benchmarks.ahead_of_time import SHARED_MEMORY_BYTES, TENSOR_CORE_INSTRUCTION, Variant
+
+# Several kinds of call lead to one kernel, which takes seconds to compile.
+compile_pass = cache(ahead_of_time.compile_pass)
 
 CAPABILITIES = (80, 90, 100)
 # Sizes of a head reach the code only through whether the tiles divide the depth: even for every
