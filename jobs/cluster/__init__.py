@@ -1,6 +1,7 @@
 """Many workers on one job: who runs which unit, and what happens when one of them is lost.
 
 session.py     join a Ray cluster or start one here; how many workers fit, and what each asks
+vitals.py      whether the Ray that a run works on is still there
 token.py       whether the cluster that is joined gets to see Ray's token
 job.py         what a run does to its units: an interface, which scoring implements
 worker.py      the Ray actor: one open job, three steps of a unit that overlap

@@ -4,7 +4,7 @@ folder.py     OUTPUT: where everything stands, and what makes it safe to stop an
 receipts.py   what vouches for a written file
 preflight.py  what must hold before anything is written
 events.py     what happened, as data
-progress.py   what a terminal shows meanwhile
+progress.py   what a terminal shows meanwhile; forecast.py: how far it is within a unit
 status.py     how far a run is
 verify.py     whether all of it is there, and right
 """
