@@ -41,8 +41,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
 
     def cost(item: pytest.Item) -> int:
-        markers = ("gpu", "ray", "vllm", "server")
-        return sum(item.get_closest_marker(marker) is not None for marker in markers)
+        # Tests of a server are long ones, and several to a file.
+        costs = {"gpu": 1, "ray": 1, "vllm": 1, "server": 2}
+        return sum(cost for marker, cost in costs.items() if item.get_closest_marker(marker))
 
     for item in items:
         if SERVERS.intersection(getattr(item, "fixturenames", ())):

@@ -12,7 +12,7 @@ import pytest
 
 from rsr.jobs.demo.problems import demo_problems, write_problems
 
-NUM_PROBLEMS = 6
+NUM_PROBLEMS = 4
 SCRIPT = Path(__file__).parents[3] / "jobs" / "demo" / "loop.sh"
 
 

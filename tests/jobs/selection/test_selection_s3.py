@@ -130,8 +130,8 @@ def test_killed_copy_goes_on(tmp_path, s3, s3_url, corpora):
 
 IS_FULL_SCALE = bool(os.environ.get("RSR_S3_FULL_SCALE"))
 """2,000 small objects and one of 1 GiB, for which the tests' server takes a quarter of an hour;
-otherwise 100 and one of 64 MiB."""
-NUM_SMALL, SMALL_ROWS = 2_000 if IS_FULL_SCALE else 100, 20
+otherwise 48 and one of 64 MiB."""
+NUM_SMALL, SMALL_ROWS = 2_000 if IS_FULL_SCALE else 48, 20
 LARGE_GROUPS, GROUP_ROWS, PAD_BYTES = 16 if IS_FULL_SCALE else 1, 1_024, 64 << 10
 FAULT_SHARE_AT_SCALE = 0.01
 
