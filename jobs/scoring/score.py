@@ -236,9 +236,10 @@ def _prepare(
         manifest = output.begin(_with_unit_limits(wanted, shards, venue, stop))
     elif output.grows_to(wanted):
         wanted = _with_unit_limits(wanted, shards, venue, stop)
-        for shard in shards:
-            keep_first_rows(RunStore.of(folder, wanted.identity), shard)
+        # It may still be refused, and then leaves OUTPUT as it was: nothing is kept before.
         manifest = output.grow(wanted, is_same_input=options.same_input)
+        for shard in shards:
+            keep_first_rows(RunStore.of(folder, manifest.identity), shard)
     else:
         manifest = output.go_on(wanted, is_same_input=options.same_input)
     return _plan_work(student, columns, RunStore.of(folder, manifest.identity), manifest, shards)
