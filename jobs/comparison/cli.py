@@ -160,5 +160,5 @@ def _tell_gate(result: GateResult, as_json: bool) -> None:
     told = ", ".join(f"{count:,} {status}" for status, count in counts.items())
     table.add_row("rows", f"{result.summary.num_rows:,}" + (f"  ({told})" if told else ""))
     table.add_row("refined", f"{counts.get(GateStatus.REFINED, 0):,}; the others are native")
-    table.add_row("result", f"{result.folder.root}/")
+    table.add_row("result", str(result.folder))
     Console().show(table)

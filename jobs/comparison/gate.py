@@ -29,6 +29,7 @@ from rsr.jobs.run.manifest import Identity, InputShard, Json, Manifest
 from rsr.jobs.run.opening import HeldOutput, hold_output
 from rsr.jobs.run.preflight import (
     canonical,
+    check_form,
     check_places,
     refusing_what_cannot_be_reached,
     require_disk_space,
@@ -112,6 +113,7 @@ def run_gate(
     _require_gateable(native, refined)
     with ExitStack() as opened:
         with refusing_what_cannot_be_reached():
+            check_form(options.output, len(refined.table.shards))
             for stream in (native, refined):
                 files = [(shard.path, shard.name) for shard in stream.table.shards]
                 check_places(stream.table.path, files, options.output)

@@ -119,7 +119,7 @@ def _print(result: ExportResult, pushed: str | None) -> None:
     table = fact_table()
     table.add_row("rows", f"{result.num_rows:,} in {result.num_files:,} Parquet files")
     table.add_row("ids", result.ids)
-    table.add_row("result", f"{result.folder.root}/")
+    table.add_row("result", str(result.folder))
     if pushed is not None:
         table.add_row("pushed", pushed)
     Console().show(table)

@@ -31,6 +31,7 @@ from rsr.jobs.run.manifest import Identity, InputShard, Manifest, ManifestError
 from rsr.jobs.run.opening import HeldOutput, hold_output
 from rsr.jobs.run.preflight import (
     canonical,
+    check_form,
     check_places,
     refusing_what_cannot_be_reached,
     require_disk_space,
@@ -114,6 +115,7 @@ def run_export(options: ExportOptions, stop: StopRequest) -> ExportResult:
     with ExitStack() as opened:
         with refusing_what_cannot_be_reached():
             inputs = find_inputs(options.input)
+            check_form(options.output, None)
             check_places(options.input, inputs, options.output)
             output = opened.enter_context(
                 hold_output(options.output, writer="export", overwrite=options.overwrite)

@@ -31,6 +31,7 @@ from rsr.jobs.run.manifest import Identity, InputShard, Manifest, versions_of
 from rsr.jobs.run.opening import HeldOutput, hold_output
 from rsr.jobs.run.preflight import (
     canonical,
+    check_form,
     check_places,
     refusing_what_cannot_be_reached,
     require_disk_space,
@@ -121,6 +122,7 @@ def run_grade(options: GradeOptions, stop: StopRequest) -> GradeResult:
     with ExitStack() as opened:
         with refusing_what_cannot_be_reached():
             inputs = find_inputs(options.input)
+            check_form(options.output, len(inputs))
             check_places(options.input, inputs, options.output)
             output = opened.enter_context(
                 hold_output(options.output, writer="grade", overwrite=options.overwrite)

@@ -173,8 +173,9 @@ def refine(
     order, the oracle's trace in the place of the native one, which is kept as original_response
     beside parent_id and refine_status. A row that the oracle refuses, cuts off or does not answer
     keeps its native trace, and refine_detail says why. Scores and grades of the native traces are
-    left out: grade and score OUTPUT, and rsr compare tells what was gained. Stopped half way, the
-    same command goes on, and asks nothing again that was answered.
+    left out: grade and score OUTPUT, and rsr compare tells what was gained. Where INPUT is one
+    file, OUTPUT may be one too: call it x.parquet. Stopped half way, the same command goes on, and
+    asks nothing again that was answered.
 
     The oracle is a --model, on workers as rsr sample has them, or a server, --endpoint; that of
     `vllm serve` is one.
@@ -271,7 +272,7 @@ def _print(result: RefineResult) -> None:
     table.add_row("tokens", f"{result.summary.num_tokens:,} of the oracle's{speed}")
     if result.num_requests is not None:
         table.add_row("requests", f"{result.num_requests:,} by this start")
-    table.add_row("result", f"{result.folder.root}/")
+    table.add_row("result", str(result.folder))
     Console().show(table)
 
 

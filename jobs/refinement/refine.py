@@ -35,6 +35,7 @@ from rsr.jobs.run.manifest import Identity, InputShard, Manifest, versions_of
 from rsr.jobs.run.opening import HeldOutput, hold_output
 from rsr.jobs.run.preflight import (
     canonical,
+    check_form,
     check_places,
     refusing_what_cannot_be_reached,
     require_disk_space,
@@ -92,6 +93,7 @@ def run_refine(options: RefineOptions, progress: Progress, stop: StopRequest) ->
     with ExitStack() as opened:
         with refusing_what_cannot_be_reached():
             inputs = find_inputs(options.input)
+            check_form(options.output, len(inputs))
             check_places(options.input, inputs, options.output)
             output = opened.enter_context(
                 hold_output(options.output, writer="refine", overwrite=options.overwrite)

@@ -14,14 +14,15 @@
     OUTPUT/.rsr/lock                    held while a run writes
 
 OUTPUT is a local folder or a prefix of an object store; either way every file appears whole under
-its name or not at all. What of it is trusted is `store.py`'s to say.
+its name or not at all. Where it is called `x.parquet` it is one file, the only shard's output, and
+`.x.parquet.rsr/` beside it stands for `.rsr/`. What of it is trusted is `store.py`'s to say.
 """
 
 import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -29,10 +30,12 @@ from pathlib import Path, PurePosixPath
 from rsr.jobs.errors import UsageError
 from rsr.jobs.run.manifest import STATE_FOLDER, Manifest, ManifestError, require_inside
 from rsr.jobs.run.receipts import Receipt
-from rsr.jobs.storage import Storage, is_remote, open_storage
+from rsr.jobs.shards.inputs import is_parquet
+from rsr.jobs.storage import Storage, is_remote, locate, open_storage
 from rsr.jobs.storage.atomic import TEMPORARY_NAME
 from rsr.jobs.storage.hashing import hash_bytes
 from rsr.jobs.storage.locks import HeldError, Holder
+from rsr.jobs.storage.one_file import OneFileStorage
 
 logger = logging.getLogger(__name__)
 
@@ -60,16 +63,34 @@ class EarlierRun:
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
-    """The folder that a run writes. Making one touches nothing.
+    """The folder, or the one file, that a run writes. Making one touches nothing.
 
     root: a local path, or an object store's URL.
     """
 
     root: Path | str
 
+    def __str__(self) -> str:
+        return str(self.root) if self.is_one_file else f"{self.root}/"
+
+    @property
+    def is_one_file(self) -> bool:
+        """Whether OUTPUT is a file: its name says so, and no folder of that name is there."""
+        is_folder = not is_remote(str(self.root)) and Path(self.root).is_dir()
+        return is_parquet(str(self.root)) and not is_folder
+
     @property
     def storage(self) -> Storage:
-        return open_storage(self.root)
+        if not self.is_one_file:
+            return open_storage(self.root)
+        around, name = locate(self.root)
+        return OneFileStorage(around, name, STATE_FOLDER, open_storage(self._beside))
+
+    @property
+    def _beside(self) -> str:
+        """What stands for `STATE_FOLDER` where OUTPUT is one file."""
+        around, slash, name = str(self.root).rpartition("/")
+        return f"{around}{slash}.{name}.rsr"
 
     @property
     def state(self) -> Path:
@@ -79,7 +100,7 @@ class RunFolder:
         machine's own.
         """
         if not is_remote(str(self.root)):
-            return Path(self.root) / STATE_FOLDER
+            return Path(self._beside) if self.is_one_file else Path(self.root) / STATE_FOLDER
         label = hash_bytes(str(self.root).encode())
         return Path(tempfile.gettempdir()) / f"rsr-{label}"
 
@@ -156,7 +177,12 @@ class RunFolder:
     def _damaged_run(self, damage: str) -> EarlierRun | None:
         """What receipts vouch for is a run's, whatever became of its manifest."""
         files = [file.name for file in self.storage.list()]
-        outputs = tuple(name for name in files if self._has_receipt(name))
+        if self.is_one_file:
+            outputs = tuple(self._names_with_receipts(files))
+            # By whatever name a receipt has it.
+            files = [f for f in files if f.startswith(f"{STATE_FOLDER}/") or not outputs]
+        else:
+            outputs = tuple(name for name in files if self._has_receipt(name))
         strangers = [
             name
             for name in files
@@ -165,6 +191,8 @@ class RunFolder:
             and not TEMPORARY_NAME.fullmatch(PurePosixPath(name).name)
         ]
         if strangers:
+            if self.is_one_file:
+                raise UsageError(f"{self.root} is a file that no run of rsr wrote")
             raise UsageError(
                 f"{self.root} is not empty, and no run's receipt names {strangers[0]!r}"
                 + (f" and {len(strangers) - 1:,} more files" if len(strangers) > 1 else "")
@@ -172,6 +200,12 @@ class RunFolder:
             )
         is_run = outputs or MANIFEST in files or any(name.startswith(RECEIPTS) for name in files)
         return EarlierRun(None, outputs, damage) if is_run else None
+
+    def _names_with_receipts(self, files: Sequence[str]) -> list[str]:
+        """Shards of the receipts among `files`."""
+        prefix, suffix = f"{RECEIPTS}/", ".json"
+        names = (f[len(prefix) : -len(suffix)] for f in files if f.startswith(prefix))
+        return [name for name in names if self._has_receipt(name)]
 
     def _has_receipt(self, name: str) -> bool:
         try:
@@ -199,7 +233,7 @@ class RunFolder:
         """Remove the folders at and below `name` that hold nothing; a local OUTPUT has such."""
         if is_remote(str(self.root)):
             return
-        for parent, _, _ in os.walk(Path(self.root) / name, topdown=False):
+        for parent, _, _ in os.walk(self.storage.describe(name), topdown=False):
             with suppress(OSError):
                 os.rmdir(parent)
 

@@ -3,12 +3,14 @@
 Knows folders and disks, and neither models nor what the run is about.
 """
 
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from rsr.jobs.errors import UsageError
+from rsr.jobs.run.folder import RunFolder
 from rsr.jobs.storage import is_remote
 
 
@@ -21,26 +23,46 @@ def refusing_what_cannot_be_reached() -> Iterator[None]:
         raise UsageError(str(error)) from error
 
 
-SUFFIXES_OF_FILES = (".parquet", ".jsonl", ".json", ".csv")
-"""Who calls OUTPUT so expects one file."""
+NOT_WRITTEN_SUFFIXES = (".jsonl", ".json", ".csv")
+"""Who calls OUTPUT so expects a file that no command writes."""
+
+
+def check_form(output: Path | str, num_files: int | None) -> None:
+    """Raises `UsageError` unless OUTPUT can hold what will be written.
+
+    num_files: how many files; None of a command that always writes a folder.
+    """
+    folder = Path(output)
+    as_folder = f"{str(output).removesuffix(folder.suffix)}, say, is a folder"
+    if folder.suffix in NOT_WRITTEN_SUFFIXES and not folder.is_dir():
+        as_file = f"name it {str(output).removesuffix(folder.suffix)}.parquet"
+        raise UsageError(
+            f"OUTPUT {output} has the name of a {folder.suffix} file, and rows are written as "
+            f"Parquet: {f'{as_file}, or ' if num_files == 1 else ''}{as_folder}"
+        )
+    if RunFolder(output).is_one_file:
+        if num_files is None:
+            why = "this command writes a folder of files"
+        elif num_files > 1:
+            why = f"INPUT has {num_files:,} files, each of which becomes one"
+        elif not is_remote(str(output)) and folder.is_symlink():
+            why = f"it is a link; name what it leads to, {os.readlink(folder)}"
+        else:
+            return
+        raise UsageError(f"OUTPUT {output} has the name of one file: {why}; {as_folder}")
+    if not is_remote(str(output)) and folder.exists() and not folder.is_dir():
+        raise UsageError(f"OUTPUT {output} is a file; expected a folder to be created")
 
 
 def check_places(input: str, files: Sequence[tuple[str, str]], output: Path | str) -> None:
-    """Raises `UsageError` unless OUTPUT is a folder apart from INPUT and its `files`.
+    """Raises `UsageError` unless OUTPUT is apart from INPUT and its `files`.
 
     files: path and output name of each.
     """
-    folder = Path(output)
-    if not is_remote(str(output)) and folder.exists() and not folder.is_dir():
-        raise UsageError(f"OUTPUT {output} is a file; expected a folder to be created")
-    if not is_remote(str(output)) and not folder.exists() and folder.suffix in SUFFIXES_OF_FILES:
-        raise UsageError(
-            f"OUTPUT {output} has the name of a file and would be a folder, with one Parquet file "
-            f"for each of INPUT; name it {folder.with_suffix('')}, say"
-        )
     root, source = canonical(output), canonical(input)
     for file, name in files:
-        if f"{root}/{name}" == canonical(file):
+        written = root if RunFolder(output).is_one_file else f"{root}/{name}"
+        if written == canonical(file):
             raise UsageError(f"OUTPUT {output} would overwrite its own input {file}")
     is_folder = all(canonical(file) != source for file, _ in files)
     if is_folder and f"{root}/".startswith(f"{source}/"):

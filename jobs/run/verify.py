@@ -7,7 +7,7 @@ Nothing is changed.
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import Literal, Protocol, cast
 
@@ -231,7 +231,11 @@ def verify_output(
             receipts[shard.name] = receipt
     if not checked.problems:
         checked.problems += checks.wrong_in_run(folder, manifest, receipts)
-    checked.problems += _strangers(folder, manifest)
+    if folder.is_one_file:
+        # The run knows it by the name of the input.
+        checked.problems = [replace(p, file=checked.output) for p in checked.problems]
+    else:
+        checked.problems += _strangers(folder, manifest)
     checked.repair = _repair(folder, manifest, checked.problems)
     return checked
 

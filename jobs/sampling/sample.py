@@ -23,7 +23,12 @@ from rsr.jobs.interrupt import StopRequest
 from rsr.jobs.run.folder import RunFolder
 from rsr.jobs.run.manifest import Identity, InputShard, Manifest, versions_of
 from rsr.jobs.run.opening import HeldOutput, hold_output
-from rsr.jobs.run.preflight import canonical, check_places, refusing_what_cannot_be_reached
+from rsr.jobs.run.preflight import (
+    canonical,
+    check_form,
+    check_places,
+    refusing_what_cannot_be_reached,
+)
 from rsr.jobs.run.probe import local_files
 from rsr.jobs.run.progress import Progress
 from rsr.jobs.run.staging import as_parquet, describe_input
@@ -107,6 +112,8 @@ def run_sample(options: SampleOptions, progress: Progress, stop: StopRequest) ->
     with ExitStack() as opened:
         with refusing_what_cannot_be_reached():
             inputs = find_inputs(options.input)
+            # More answers to each problem, later, would be more files.
+            check_form(options.output, None)
             check_places(options.input, inputs, options.output)
             output = opened.enter_context(
                 hold_output(options.output, writer="sample", overwrite=options.overwrite)

@@ -104,10 +104,10 @@ def score(
 
     INPUT is a Parquet, JSON or JSON-lines file, a folder of them, or a glob; JSON may be
     compressed (.gz, .bz2, .zst). OUTPUT gets one Parquet file for each, under the same name: the
-    same rows in the same order, the input's columns untouched, and the score columns. Stopped half
-    way, the same command goes on. Both may be on an object store: s3://bucket/…, gs://bucket/…,
-    az://container/…; INPUT also on the Hugging Face hub:
-    `hf://datasets/ORG/NAME[@REVISION][/GLOB]`.
+    same rows in the same order, the input's columns untouched, and the score columns. Where INPUT
+    is one file, OUTPUT may be one too: call it x.parquet. Stopped half way, the same command goes
+    on. Both may be on an object store: s3://bucket/…, gs://bucket/…, az://container/…; INPUT also
+    on the Hugging Face hub: `hf://datasets/ORG/NAME[@REVISION][/GLOB]`.
     """
     configure_logging(verbose)
 
@@ -194,7 +194,7 @@ def print_score_result(result: ScoreResult) -> None:
     if result.setbacks:
         told = ", ".join(f"{count:,} {cause}" for cause, count in sorted(result.setbacks.items()))
         table.add_row("setbacks", told)
-    table.add_row("result", f"{result.output}/")
+    table.add_row("result", str(RunFolder(result.output)))
     table.add_row("log", str(result.log))
     Console().show(table)
     if result.failures:

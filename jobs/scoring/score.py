@@ -31,6 +31,7 @@ from rsr.jobs.run.manifest import Identity, InputShard, Manifest, versions_of
 from rsr.jobs.run.opening import HeldOutput, hold_output
 from rsr.jobs.run.preflight import (
     canonical,
+    check_form,
     check_places,
     refusing_what_cannot_be_reached,
     require_disk_space,
@@ -176,6 +177,7 @@ def run_score(options: ScoreOptions, progress: Progress, stop: StopRequest) -> S
     with ExitStack() as opened:
         with refusing_what_cannot_be_reached():
             inputs = find_inputs(options.input)
+            check_form(options.output, len(inputs))
             check_places(options.input, inputs, options.output)
             output = opened.enter_context(
                 hold_output(options.output, writer="score", overwrite=options.overwrite)

@@ -70,7 +70,7 @@ class SelectionResult:
             if value := self.facts.get(name):
                 spec = {float: ".4f", int: ","}.get(type(value), "")
                 table.add_row(label, format(value, spec))
-        table.add_row("result", f"{self.output.root}/")
+        table.add_row("result", str(self.output))
         console.show(table)
         console.print()
         console.print(self.composition.to_table())

@@ -4,6 +4,7 @@ base.py          what every storage offers
 local.py         a folder            bucket.py       s3://, gs://, az://
 hub.py           hf://datasets/…     ranged.py       a remote file, read by ranges
 open.py          from a path or URL to its storage
+one_file.py      one file, and a hidden folder beside it
 walk.py          the files below a folder, by way of links too
 atomic.py        files that appear whole or not at all
 locks.py         one process at a time; object_lock.py: the same on an object store

@@ -68,8 +68,11 @@ class Storage(Protocol):
     def remove_folder(self, folder: str) -> None:
         """Remove every file below `folder`, however deep."""
 
-    def remove_leftovers(self) -> None:
-        """Remove what killed processes left half-written. Only for who holds the folder."""
+    def remove_leftovers(self, *, of: str | None = None) -> None:
+        """Remove what killed processes left half-written. Only for who holds the folder.
+
+        of: the name of a file; what is left of it alone goes.
+        """
 
     def hold(self, name: str) -> AbstractContextManager[None]:
         """Hold the lock `name`; raises `locks.HeldError`, with who, if another process does."""

@@ -127,7 +127,7 @@ class ObjectStorage:
         with suppress(FileNotFoundError):
             self._ask("", lambda: obstore.delete(self._store, keys))
 
-    def remove_leftovers(self) -> None:
+    def remove_leftovers(self, *, of: str | None = None) -> None:
         """None can be seen: parts of an upload that never ended are the bucket's to expire."""
 
     @contextmanager

@@ -97,7 +97,7 @@ class HubStorage:
     def remove_folder(self, folder: str) -> None:
         self._refuse()
 
-    def remove_leftovers(self) -> None:
+    def remove_leftovers(self, *, of: str | None = None) -> None:
         self._refuse()
 
     def hold(self, name: str) -> AbstractContextManager[None]:

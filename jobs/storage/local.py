@@ -1,5 +1,6 @@
 """A folder on a disk."""
 
+import glob
 import os
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
@@ -78,10 +79,16 @@ class LocalStorage:
         if root.is_dir():
             root.rmdir()
 
-    def remove_leftovers(self) -> None:
-        for file in self.list():
-            if TEMPORARY_NAME.fullmatch(PurePosixPath(file.name).name):
-                self.remove(file.name)
+    def remove_leftovers(self, *, of: str | None = None) -> None:
+        if of is None:
+            names = [file.name for file in self.list()]
+        else:
+            # Not by a listing: the file may lie in a folder of everything else.
+            wanted = f".{glob.escape(of)}.*"
+            names = [path.name for path in self.root.glob(wanted)]
+        for name in names:
+            if TEMPORARY_NAME.fullmatch(PurePosixPath(name).name):
+                self.remove(name)
 
     def hold(self, name: str) -> AbstractContextManager[None]:
         return hold_local(self._inside(name))

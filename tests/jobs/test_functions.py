@@ -141,14 +141,14 @@ def test_what_is_wrong_is_refused_in_one_line(scored, tmp_path):
     assert not (tmp_path / "o").exists()
 
 
-def test_an_output_with_the_name_of_a_file_is_refused(scored, tmp_path):
-    """A run that is in such a folder already goes on."""
-    for name in ("best.parquet", "best.jsonl"):
-        with pytest.raises(
-            rsr.jobs.UsageError, match=f"best{name[4:]} has the name of a file.*best,"
-        ):
-            rsr.jobs.filter(scored, tmp_path / name, keep_rows=2)
-        assert not (tmp_path / name).exists()
+def test_an_output_with_the_name_of_a_file_is_that_file(scored, tmp_path):
+    result = rsr.jobs.filter(scored, tmp_path / "one.parquet", keep_rows=2)
+    assert (tmp_path / "one.parquet").is_file()
+    assert result.to_polars().equals(pl.read_parquet(tmp_path / "one.parquet"))
+    assert str(result.output) == str(tmp_path / "one.parquet")
+
+
+def test_a_run_in_a_folder_with_the_name_of_a_file_goes_on(scored, tmp_path):
     rsr.jobs.filter(scored, tmp_path / "best", keep_rows=2)
     (tmp_path / "best").rename(tmp_path / "best.parquet")
     again = rsr.jobs.filter(scored, tmp_path / "best.parquet", keep_rows=2)

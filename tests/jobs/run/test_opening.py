@@ -36,7 +36,7 @@ def snapshot(root: Path) -> dict[str, object]:
         for name in (*folders, *files):
             path = Path(parent) / name
             kind: object = path.read_bytes() if path.is_file() else "folder"
-            if path.name == "lock" and path.parent.name == ".rsr":
+            if path.name == "lock" and path.parent.name.endswith(".rsr"):
                 kind = "lock"
             if path.is_symlink():
                 kind = ("link", os.readlink(path))
@@ -340,7 +340,7 @@ def test_any_tree_stays_but_for_the_outputs_of_runs_that_began(tmp_path_factory,
         there = output.resolve()
         places = (output, *output.parents, there, *there.parents)
         own = {str(p.relative_to(tree)) for p in places if p != tree and p.is_relative_to(tree)}
-        state = os.path.relpath((output / ".rsr").resolve(), tree)
+        state = os.path.relpath(RunFolder(output).state.resolve(), tree)
         gone = {n: v for n, v in before.items() if after.get(n) != v}
         assert all(n.startswith(f"{state}/") for n in gone), gone
         new = {n for n in after.keys() - before.keys() if n not in own}
