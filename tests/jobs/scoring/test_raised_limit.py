@@ -1,6 +1,7 @@
 """A trial with --limit that goes on with more rows, in the same OUTPUT."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -24,7 +25,10 @@ def chat(row: int) -> list[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, tiny_student):
-    """What each start says: 7 rows, 33 rows, too few rows, all rows; and all rows at once."""
+    """What each start says: 7 rows, 33 rows, too few, of a file written again, all; all at once.
+
+    And what OUTPUT holds before and after the one of a file that was written again.
+    """
     root = tmp_path_factory.mktemp("raised")
     (root / "in").mkdir()
     for shard in range(NUM_SHARDS):
@@ -37,14 +41,35 @@ def runs(tmp_path_factory, tiny_student):
         options = ("--model", tiny_student, "--dtype", "float32", "--json", *options)
         return rsr("score", root / "in", root / output, *options)
 
+    def of_a_file_written_again():
+        first = root / "in" / "0.jsonl"
+        text, times = first.read_text(), first.stat()
+        before = contents(root / "out")
+        first.write_text(text.replace("What is 0", "What was 0"))
+        refused = score("out", "--limit", "40")
+        first.write_text(text)
+        os.utime(first, ns=(times.st_atime_ns, times.st_mtime_ns))
+        return before, refused, contents(root / "out")
+
     told = [
         score("out", "--limit", "7"),
         score("out", "--limit", "33"),
         score("out", "--limit", "32"),
+        of_a_file_written_again(),
         score("out"),
         score("whole"),
     ]
     return root, told
+
+
+def contents(folder):
+    """Every file of a run but its lock and logs, by its bytes."""
+    changing = ("lock", "run.log", "events.jsonl")
+    return {
+        path.relative_to(folder): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name not in changing
+    }
 
 
 def scores_of(folder):
@@ -52,7 +77,7 @@ def scores_of(folder):
 
 
 def test_every_row_is_scored_once_and_as_if_at_once(runs):
-    root, (trial, more, fewer, rest, whole) = runs
+    root, (trial, more, fewer, _, rest, whole) = runs
     assert [run.returncode for run in (trial, more, fewer, rest, whole)] == [0, 0, 2, 0, 0], runs
     told = {
         name: json.loads(run.stdout)
@@ -68,7 +93,7 @@ def test_every_row_is_scored_once_and_as_if_at_once(runs):
 
 
 def test_what_was_done_is_said(runs):
-    _, (_, more, fewer, rest, _) = runs
+    _, (_, more, fewer, _, rest, _) = runs
     assert "going on: 7 of 33 rows were done" in more.stderr
     assert "going on: 33 of 60 rows were done" in rest.stderr
     assert "--limit was 33 and is now 32: it can be raised only" in fewer.stderr
@@ -82,3 +107,10 @@ def test_output_is_a_finished_run_of_its_input(runs):
     assert told["is_finished"]
     assert told["num_rows"] == NUM_SHARDS * NUM_ROWS
     assert not list((root / "out" / ".rsr" / "units").rglob("*.scores"))
+
+
+def test_a_refused_one_leaves_output_as_it_was(runs):
+    _, (_, _, _, (before, refused, after), _, _) = runs
+    assert refused.returncode == 2, refused.stderr
+    assert "input shards changed: 0.parquet" in refused.stderr
+    assert before == after
