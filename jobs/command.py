@@ -23,19 +23,16 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import click
 
 from rsr.jobs import terminal
 from rsr.jobs.errors import Interrupted, ShardsFailed, UsageError, first_line
 from rsr.jobs.interrupt import StopRequest
-
-if TYPE_CHECKING:
-    from rsr.jobs.run.calls import Calls
 
 EXIT_FAILURES, EXIT_USAGE = 1, 2
 EXIT_UNEXPECTED, EXIT_OUTPUT, EXIT_INTERRUPTED = 70, 74, 75
@@ -69,19 +66,6 @@ def address_option(what: str) -> Callable[..., Any]:
         help=f"{what} on this Ray cluster: auto, or host:port of its head. "
         "[default: RAY_ADDRESS, else this machine alone]",
     )
-
-
-@contextmanager
-def calls_at(address: str | None, stop: StopRequest) -> Iterator["Calls | None"]:
-    """Calls on the Ray cluster at `address`; None where there is no address."""
-    if not address:
-        yield None
-        return
-    # Ray takes seconds to import, which one machine alone need not spend.
-    from rsr.jobs.cluster.calls import calls_on_cluster
-
-    with calls_on_cluster(address, stop) as calls:
-        yield calls
 
 
 class RankClip(click.ParamType["int | None"]):

@@ -18,16 +18,18 @@ from rsr.engine.catalogue import RSR
 from rsr.engine.config import ScorerConfig
 from rsr.engine.metrics import TrajectoryScore
 from rsr.engine.model_folder import require_model_folder
+from rsr.jobs.cluster.address import calls_at
 from rsr.jobs.errors import Interrupted, UsageError, refusing_values
 from rsr.jobs.evidence.observations import ObservationColumns, observe
 from rsr.jobs.evidence.teachers import CompareOptions, Comparison, compare_teachers
 from rsr.jobs.interrupt import StopRequest
 from rsr.jobs.run.progress import Progress
 from rsr.jobs.scoring.score import ScoreOptions, ScoreResult, run_score
+from rsr.jobs.selection.anywhere import filter_anywhere, select_anywhere
 from rsr.jobs.selection.candidates import Conditions
-from rsr.jobs.selection.filter import FilterOptions, run_filter
+from rsr.jobs.selection.filter import FilterOptions
 from rsr.jobs.selection.result import SelectionResult
-from rsr.jobs.selection.select import Objective, Pick, SelectOptions, run_select
+from rsr.jobs.selection.select import Objective, Pick, SelectOptions
 from rsr.jobs.shards import score_columns
 from rsr.jobs.shards.columns import TrajectoryColumns
 from rsr.jobs.shards.scored import RANK_CLIP_NAMES, USUAL_TEACHER
@@ -106,13 +108,15 @@ def filter(
     teacher_column: str | None = None,
     correct_column: str | None = None,
     allow_mixed_students: bool = False,
+    address: str | None = None,
     overwrite: bool = False,
 ) -> SelectionResult:
     """Write the rows of scored `input` with the lowest RSR to the folder `output`.
 
     The arguments are those of `FilterOptions` and `Conditions`. keep_fraction: a float is taken as
     the decimal fraction that it is printed as. rank_clip: 50, 100, 200, 500 or "none"; None is the
-    run's own. Raises `UsageError`, also if nothing would be kept, and `ShardsFailed`.
+    run's own. address: of a Ray cluster that looks at shards and copies them; None is RAY_ADDRESS,
+    or this machine alone. Raises `UsageError`, also if nothing would be kept, and `ShardsFailed`.
     """
     options = FilterOptions(
         input=str(input),
@@ -132,7 +136,12 @@ def filter(
         allow_mixed_students=allow_mixed_students,
         overwrite=overwrite,
     )
-    return _until_interrupted(lambda stop: run_filter(options, stop))
+
+    def run(stop: StopRequest) -> SelectionResult:
+        with calls_at(address, stop) as calls:
+            return filter_anywhere(options, calls, stop)
+
+    return _until_interrupted(run)
 
 
 def select(
@@ -157,13 +166,14 @@ def select(
     teacher_column: str | None = None,
     correct_column: str | None = None,
     allow_mixed_students: bool = False,
+    address: str | None = None,
     overwrite: bool = False,
 ) -> SelectionResult:
     """Write the best trajectories of each problem of scored `input` to the folder `output`.
 
     The arguments are those of `SelectOptions` and `Conditions`. max_share_per: by column, the
-    largest share of the selected rows that one of its values may have. rank_clip: as `filter` takes
-    it. Raises `UsageError`, also if nothing would be selected, and `ShardsFailed`.
+    largest share of the selected rows that one of its values may have. rank_clip, address: as
+    `filter` takes them. Raises `UsageError`, also if nothing would be selected, and `ShardsFailed`.
     """
     conditions = Conditions(
         where=where, min_tokens=min_tokens, max_tokens=max_tokens, required=tuple(require)
@@ -189,7 +199,12 @@ def select(
         allow_mixed_students=allow_mixed_students,
         overwrite=overwrite,
     )
-    return _until_interrupted(lambda stop: run_select(options, stop))
+
+    def run(stop: StopRequest) -> SelectionResult:
+        with calls_at(address, stop) as calls:
+            return select_anywhere(options, calls, stop)
+
+    return _until_interrupted(run)
 
 
 def teachers(
@@ -205,21 +220,29 @@ def teachers(
     seed: int = 0,
     confounds: Sequence[str] = (),
     allow_mixed_students: bool = False,
+    address: str | None = None,
 ) -> Comparison:
     """The teachers of `scored`, best first, with 95 % intervals and what RSR goes with.
 
     problem_column: None makes every row a problem of its own. sample: compare over this many shared
-    problems. draws: of the bootstrap. rank_clip: as `filter` takes it. Raises `UsageError`.
+    problems. draws: of the bootstrap. rank_clip, address: as `filter` takes them. Raises
+    `UsageError`.
     """
-    observations = observe(
-        str(scored),
-        ObservationColumns(teacher_column, problem_column, tuple(confounds)),
-        rank_clip=_rank_clip(rank_clip),
-        metric=metric,
-        quality_column=quality_column,
-        allow_mixed_students=allow_mixed_students,
-    )
-    return compare_teachers(observations, CompareOptions(draws, sample, seed))
+
+    def run(stop: StopRequest) -> Comparison:
+        with calls_at(address, stop) as calls:
+            observations = observe(
+                str(scored),
+                ObservationColumns(teacher_column, problem_column, tuple(confounds)),
+                rank_clip=_rank_clip(rank_clip),
+                metric=metric,
+                quality_column=quality_column,
+                allow_mixed_students=allow_mixed_students,
+                calls=calls,
+            )
+        return compare_teachers(observations, CompareOptions(draws, sample, seed))
+
+    return _until_interrupted(run)
 
 
 def to_polars(scores: Sequence[TrajectoryScore]) -> pl.DataFrame:

@@ -14,5 +14,6 @@ ray_metrics.py the same events as Ray metrics
 options.py     what a user says of the cluster
 venue.py       the cluster of a run, joined when it is needed
 run.py         one run from a loaded plan to its last shard
+address.py     the calls at an address, or none
 remaining.py   what a run has left to do, and doing it
 """

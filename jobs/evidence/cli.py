@@ -14,9 +14,9 @@ from typing import Any, TypeVar
 import click
 
 from rsr.engine.catalogue import BY_NAME
+from rsr.jobs.cluster.address import calls_at
 from rsr.jobs.command import (
     address_option,
-    calls_at,
     configure_logging,
     guarded,
     json_option,

@@ -7,10 +7,10 @@ from typing import Any, get_args
 
 import click
 
+from rsr.jobs.cluster.address import calls_at
 from rsr.jobs.command import (
     Place,
     address_option,
-    calls_at,
     guarded,
     json_option,
     typed_command,
@@ -18,18 +18,16 @@ from rsr.jobs.command import (
 from rsr.jobs.interrupt import StopRequest
 from rsr.jobs.options import metric_option, rank_clip_option
 from rsr.jobs.run.folder import RunFolder
+from rsr.jobs.selection.anywhere import filter_anywhere, select_anywhere
 from rsr.jobs.selection.candidates import Conditions
-from rsr.jobs.selection.filter import FilterOptions, run_filter
-from rsr.jobs.selection.filter_in_passes import run_filter_in_passes
+from rsr.jobs.selection.filter import FilterOptions
 from rsr.jobs.selection.result import SelectionResult
 from rsr.jobs.selection.select import (
     DEFAULT_QUALITY_WEIGHT,
     Objective,
     Pick,
     SelectOptions,
-    run_select,
 )
-from rsr.jobs.selection.select_in_passes import run_select_in_passes
 from rsr.jobs.selection.selection import SubsetOptions
 from rsr.jobs.shards.scored import USUAL_CORRECT, USUAL_ID, USUAL_TEACHER
 from rsr.jobs.terminal import Console, print_json
@@ -162,9 +160,7 @@ def filter_(address: str | None, as_json: bool, **fields: Any) -> None:
 
     def run(stop: StopRequest) -> SelectionResult:
         with calls_at(address, stop) as calls:
-            if calls is None:
-                return run_filter(options, stop)
-            return run_filter_in_passes(options, calls, stop)
+            return filter_anywhere(options, calls, stop)
 
     _print(guarded(run, log=_log(options)), as_json)
 
@@ -235,9 +231,7 @@ def select(address: str | None, as_json: bool, **fields: Any) -> None:
 
     def run(stop: StopRequest) -> SelectionResult:
         with calls_at(address, stop) as calls:
-            if calls is None:
-                return run_select(options, stop)
-            return run_select_in_passes(options, calls, stop)
+            return select_anywhere(options, calls, stop)
 
     _print(guarded(run, log=_log(options)), as_json)
 

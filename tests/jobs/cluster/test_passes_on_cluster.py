@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+import rsr.jobs
 from rsr.jobs.cli import main
 from rsr.jobs.cluster.calls import CallsLost, calls_on_cluster
 from rsr.jobs.interrupt import StopRequest
@@ -72,6 +73,18 @@ def test_same_files_as_on_one_machine(tmp_path, scored, address, arguments):
     run(command, scored, tmp_path / "many", *options, "--address", address)
     assert written(tmp_path / "many") == written(tmp_path / "one")
     run("verify", tmp_path / "many", "--deep")
+
+
+def test_same_from_python(tmp_path, scored, address):
+    one, many = tmp_path / "one", tmp_path / "many"
+    for output, at in ((one, None), (many, address)):
+        rsr.jobs.filter(scored, output / "f", keep_fraction=0.3, within="teacher", address=at)
+        rsr.jobs.select(scored, output / "s", group_by="problem_id", keep=2, address=at)
+    assert written(many / "f") == written(one / "f")
+    assert written(many / "s") == written(one / "s")
+    assert rsr.jobs.teachers(scored, draws=50, address=address).to_json() == (
+        rsr.jobs.teachers(scored, draws=50).to_json()
+    )
 
 
 def test_same_evidence_as_on_one_machine(tmp_path, scored, address):
