@@ -2,24 +2,20 @@
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 from rsr.engine.config import ScorerConfig
 from rsr.engine.facts import StudentFacts
 from rsr.engine.messages import BadMessagesError
-from rsr.engine.sampling import PromptRequest, SampledText, Sampling
-from rsr.jobs.cluster.student import cause_of_engine_error
+from rsr.engine.sampling import PromptRequest, SampledText
 from rsr.jobs.refinement.commit import commit_refined_shard
 from rsr.jobs.refinement.outcome import Mode, Outcome, RefineStatus, summary_of, to_frame
 from rsr.jobs.refinement.questions import Question, Questions
 from rsr.jobs.refinement.replies import outcome_of_reply
-from rsr.jobs.run.events import Cause
-from rsr.jobs.run.folder import RunFolder
-from rsr.jobs.run.store import RunStore
 from rsr.jobs.sampling.columns import seed_of
-from rsr.jobs.sampling.job import Engine, FirstPrompts, look_at_prompts, open_generator
+from rsr.jobs.sampling.generating import Engine, GeneratingJob
+from rsr.jobs.sampling.job import FirstPrompts, look_at_prompts
 from rsr.jobs.shards.score_columns import Summary
 from rsr.jobs.shards.shard import Shard, Unit
 
@@ -34,44 +30,18 @@ class EncodedQuestion:
     token_ids: list[int]
 
 
-@dataclass(frozen=True, slots=True)
-class RefiningJob:
-    """The `UnitJob` of `rsr refine --model`.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RefiningJob(GeneratingJob):
+    """The `UnitJob` of `rsr refine --model`; its model is the oracle."""
 
-    seed: of the run. store: what is kept, and for which settings. must_see: local paths that every
-    machine must have. open_engine: loads the oracle.
-    """
-
-    oracle: ScorerConfig
-    sampling: Sampling
     questions: Questions
-    seed: int
-    store: RunStore
-    must_see: tuple[Path, ...] = ()
-    open_engine: Callable[[ScorerConfig, Sampling], Engine] = open_generator
-
-    @property
-    def name(self) -> str:
-        return self.oracle.model
 
     @property
     def mode(self) -> Mode:
         return self.questions.prompt.mode
 
-    @property
-    def folder(self) -> RunFolder:
-        return self.store.folder
-
-    @property
-    def max_num_batched_tokens(self) -> int | None:
-        return self.oracle.max_num_batched_tokens
-
     def open(self, max_num_batched_tokens: int | None) -> "RefiningWork":
-        config = replace(self.oracle, max_num_batched_tokens=max_num_batched_tokens)
-        return RefiningWork(self, self.open_engine(config, self.sampling))
-
-    def cause_of(self, error: Exception) -> Cause:
-        return cause_of_engine_error(error)
+        return RefiningWork(self, self.engine(max_num_batched_tokens))
 
 
 class RefiningWork:

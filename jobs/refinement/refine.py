@@ -171,7 +171,7 @@ def _refine_by_workers(
         stop.check()
         plan = _begin(options, read, _subject_of_model(oracle, facts, venue), output)
     job = RefiningJob(
-        oracle=facts.config,
+        config=facts.config,
         sampling=oracle.sampling,
         questions=plan.questions,
         seed=oracle.seed,

@@ -4,20 +4,17 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from rsr.engine.config import ScorerConfig
 from rsr.engine.facts import StudentFacts
 from rsr.engine.messages import BadMessagesError
-from rsr.engine.sampling import PromptRequest, SampledText, Sampling
-from rsr.jobs.cluster.student import cause_of_engine_error, quick_imports
-from rsr.jobs.run.events import Cause
-from rsr.jobs.run.folder import RunFolder
-from rsr.jobs.run.store import RunStore
+from rsr.engine.sampling import PromptRequest
+from rsr.jobs.cluster.student import quick_imports
 from rsr.jobs.sampling.blocks import Block
 from rsr.jobs.sampling.columns import ProblemSamples, seed_of, summary_of, to_frame
 from rsr.jobs.sampling.commit import commit_sampled_shard
+from rsr.jobs.sampling.generating import Engine, GeneratingJob
 from rsr.jobs.sampling.prompts import PromptSource, prompt_hash
 from rsr.jobs.shards.reader import ShardReader, decoded
 from rsr.jobs.shards.score_columns import Summary
@@ -38,61 +35,14 @@ class Problem:
     samples: ProblemSamples
 
 
-class Engine(Protocol):
-    """What a worker needs of `rsr.engine.generation.Generator`."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingJob(GeneratingJob):
+    """The `UnitJob` of `rsr sample`; its model is the student."""
 
-    @property
-    def max_num_batched_tokens(self) -> int | None: ...
-
-    def encode(self, messages: Sequence[dict[str, str]]) -> list[int]: ...
-
-    def sample(self, requests: Sequence[PromptRequest]) -> list[list[SampledText]]: ...
-
-
-def open_generator(config: ScorerConfig, sampling: Sampling) -> Engine:
-    # vLLM takes seconds to import, and the driver never needs it.
-    from rsr.engine.allocator import keep_freed_memory
-    from rsr.engine.generation import Generator
-
-    # This process opens one model and ends with it.
-    keep_freed_memory()
-    return Generator(config, sampling)
-
-
-@dataclass(frozen=True, slots=True)
-class SamplingJob:
-    """The `UnitJob` of `rsr sample`.
-
-    seed: of the run. store: what is kept, and for which settings. must_see: local paths that every
-    machine must have. open_engine: loads the student.
-    """
-
-    student: ScorerConfig
-    sampling: Sampling
     prompts: PromptSource
-    seed: int
-    store: RunStore
-    must_see: tuple[Path, ...] = ()
-    open_engine: Callable[[ScorerConfig, Sampling], Engine] = open_generator
-
-    @property
-    def name(self) -> str:
-        return self.student.model
-
-    @property
-    def folder(self) -> RunFolder:
-        return self.store.folder
-
-    @property
-    def max_num_batched_tokens(self) -> int | None:
-        return self.student.max_num_batched_tokens
 
     def open(self, max_num_batched_tokens: int | None) -> "SamplingWork":
-        config = replace(self.student, max_num_batched_tokens=max_num_batched_tokens)
-        return SamplingWork(self, self.open_engine(config, self.sampling))
-
-    def cause_of(self, error: Exception) -> Cause:
-        return cause_of_engine_error(error)
+        return SamplingWork(self, self.engine(max_num_batched_tokens))
 
 
 class SamplingWork:

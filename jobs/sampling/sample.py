@@ -276,7 +276,7 @@ def _execute(
 ) -> SampleResult:
     read = [shard.path for shard in plan.remaining.unfinished.values()][:1]
     job = SamplingJob(
-        student=plan.student,
+        config=plan.student,
         sampling=options.sampling,
         prompts=plan.prompts,
         seed=options.seed,

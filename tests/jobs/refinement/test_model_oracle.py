@@ -69,7 +69,7 @@ def refining(tmp_path):
     shards = (InputShard.of(shard, str(source)),)
     folder.write_manifest(Manifest(writer="refine", identity=identity, shards=shards))
     job = RefiningJob(
-        oracle=ScorerConfig(model="m"),
+        config=ScorerConfig(model="m"),
         sampling=Sampling(),
         questions=Questions(RefinedColumns(COLUMNS, None, None), load_prompt("minimal")),
         seed=7,

@@ -93,7 +93,7 @@ class SamplingRun:
             )
         )
         self.job = SamplingJob(
-            student=job.pop("student", ScorerConfig(model="m")),
+            config=job.pop("config", ScorerConfig(model="m")),
             sampling=job.pop("sampling", Sampling()),
             prompts=job.pop("prompts", PROBLEM_COLUMN),
             seed=7,
