@@ -1,10 +1,13 @@
-"""The folder a student lies in: what must be there before anything is read from it.
+"""The folder a student lies in: what must be there, and what a model in it is called.
 
 Knows file names alone, and imports nothing that takes time: a wrong path is refused at once.
 """
 
-from pathlib import Path
+import os
+from pathlib import Path, PurePath
 
+NUM_TOLD_PARTS = 2
+"""Parts of a path that tell a model from others: a checkpoint's, and that of its run."""
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.pt", "*.gguf")
 
 
@@ -23,3 +26,17 @@ def require_model_folder(model: str, *, with_weights: bool = True) -> None:
         raise ValueError(
             f"the model folder {folder} has no weights; expected one of {', '.join(WEIGHT_FILES)}"
         )
+
+
+def told_model(model: str) -> str:
+    """What a model is called beside others: its hub name, or the end of its folder's path."""
+    return end_of_path(os.path.abspath(model)) if Path(model).is_dir() else model
+
+
+def end_of_path(path: str) -> str:
+    """The last two parts; of models--ORG--NAME/snapshots/COMMIT, in the hub's cache, ORG/NAME."""
+    parts = PurePath(path).parts
+    cached = [part for part in parts if part.startswith("models--")]
+    if cached:
+        return cached[-1].removeprefix("models--").replace("--", "/")
+    return "/".join(parts[-NUM_TOLD_PARTS:])

@@ -272,7 +272,16 @@ def _told(
     chosen = sorted(shares, key=lambda token: (-weight[token], token))[:NUM_TOKENS_TOLD]
     texts: Sequence[str | None] = [None] * len(chosen)
     if tokenizer is not None:
-        texts = [str(text) for text in tokenizer.convert_ids_to_tokens(chosen)]
+        texts = [_text(token, tokenizer) for token in chosen]
     return [
         TokenShare(token, text, *shares[token]) for token, text in zip(chosen, texts, strict=True)
     ]
+
+
+def _text(token: int, tokenizer: Any) -> str:
+    """What a token writes; the vocabulary's own spelling where that is no whole character."""
+    piece, text = str(tokenizer.convert_ids_to_tokens(token)), str(tokenizer.decode([token]))
+    if not text or "\ufffd" in text:
+        return piece
+    # SentencePiece leaves the space out of what it takes for the start of a text.
+    return f" {text}" if piece.startswith("▁") and not text.startswith(" ") else text

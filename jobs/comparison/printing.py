@@ -74,7 +74,7 @@ def told_difference(estimate: Estimate | DriftValue) -> str:
     """Three digits of it with its sign, and of its interval."""
     if estimate.value is None:
         return "–"
-    bounds = "" if estimate.low is None else f"  {estimate.low:+.3g} to {estimate.high:+.3g}"
+    bounds = "" if estimate.low is None else f" ({estimate.low:+.3g} to {estimate.high:+.3g})"
     return f"{estimate.value:+.3g}{bounds}"
 
 

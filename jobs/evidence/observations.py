@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from rsr.engine.catalogue import BY_NAME, LENGTH, RSR, SURPRISAL, Metric
 from rsr.engine.metrics import DatasetRsr
+from rsr.engine.model_folder import end_of_path
 from rsr.jobs.errors import UsageError, first_line
 from rsr.jobs.run.calls import Calls, CallsWhereSeen, answers_in_order
 from rsr.jobs.run.probe import local_files
@@ -181,10 +182,7 @@ def observe(
 def student_label(table: ScoredTable) -> str:
     """The student as its run's metadata name it, without folders; the path where they do not."""
     models = [identity["settings"].get("model") for identity in table.identities]
-    path = PurePath(str(models[0] if models and models[0] else table.path))
-    # In the hub's cache the last folder is a commit: models--ORG--NAME/snapshots/COMMIT.
-    cached = [part for part in path.parts if part.startswith("models--")]
-    return cached[-1].rsplit("--", 1)[-1] if cached else path.name
+    return PurePath(end_of_path(str(models[0] if models and models[0] else table.path))).name
 
 
 def _confound_columns(schema: pl.Schema, columns: ObservationColumns) -> dict[str, str]:

@@ -39,8 +39,9 @@ def _print_comparison(comparison: Comparison, console: Console) -> None:
     console.print()
     console.say(styled((comparison.student, "bold"), heading))
     console.print(_teacher_table(comparison))
-    console.say(_samples_sentence(comparison))
-    console.say(comparison.metrics_agree)
+    if len(comparison.teachers) > 1:
+        console.say(_samples_sentence(comparison))
+        console.say(comparison.metrics_agree)
     console.say(_correctness_sentence(comparison))
     console.print()
     console.say(f"Spearman of {'RSR' if comparison.metric == RSR else comparison.metric} with")

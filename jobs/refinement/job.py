@@ -88,7 +88,9 @@ class RefiningWork:
 
     def commit(self, shard: Shard) -> Summary:
         job = self._job
-        return commit_refined_shard(job.store, shard, job.questions.columns, job.mode, job.name)
+        return commit_refined_shard(
+            job.store, shard, job.questions.columns, job.mode, job.told_model
+        )
 
     def _encoded(self, asked: Question | Outcome) -> EncodedQuestion | Outcome:
         if isinstance(asked, Outcome):

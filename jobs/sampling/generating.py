@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from rsr.engine.config import ScorerConfig
+from rsr.engine.model_folder import told_model
 from rsr.engine.sampling import PromptRequest, SampledText, Sampling
 from rsr.jobs.cluster.student import cause_of_engine_error
 from rsr.jobs.run.events import Cause
@@ -52,6 +53,11 @@ class GeneratingJob:
     @property
     def name(self) -> str:
         return self.config.model
+
+    @property
+    def told_model(self) -> str:
+        """What the rows call the model."""
+        return told_model(self.config.model)
 
     @property
     def folder(self) -> RunFolder:

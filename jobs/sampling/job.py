@@ -97,7 +97,7 @@ class SamplingWork:
         return self.keep(unit, [ProblemSamples(reason=ENGINE_ERROR, detail=reason)])
 
     def commit(self, shard: Shard) -> Summary:
-        return commit_sampled_shard(self._job.store, shard, self._job.seed, self._job.name)
+        return commit_sampled_shard(self._job.store, shard, self._job.seed, self._job.told_model)
 
     def _encoded(self, row: Row) -> Problem:
         try:
