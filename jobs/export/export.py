@@ -28,18 +28,15 @@ from rsr.jobs.export.sidecars import Card, axolotl_config, dataset_info, readme
 from rsr.jobs.interrupt import StopRequest
 from rsr.jobs.run.folder import COMPOSITION, RunFolder
 from rsr.jobs.run.manifest import Identity, InputShard, Manifest, ManifestError
-from rsr.jobs.run.opening import HeldOutput, hold_output
+from rsr.jobs.run.opening import HeldOutput, open_places
 from rsr.jobs.run.preflight import (
     canonical,
-    check_form,
-    check_places,
     refusing_what_cannot_be_reached,
     require_disk_space,
 )
 from rsr.jobs.run.staging import as_parquet
 from rsr.jobs.run.store import RunStore
 from rsr.jobs.shards.columns import TrajectoryColumns, choose_columns
-from rsr.jobs.shards.inputs import find_inputs
 from rsr.jobs.shards.parquet import file_size_bytes, fingerprint, open_parquet
 from rsr.jobs.shards.score_columns import Summary
 from rsr.jobs.shards.shard import Shard, describe_shard
@@ -114,11 +111,14 @@ def run_export(options: ExportOptions, stop: StopRequest) -> ExportResult:
     """
     with ExitStack() as opened:
         with refusing_what_cannot_be_reached():
-            inputs = find_inputs(options.input)
-            check_form(options.output, None)
-            check_places(options.input, inputs, options.output)
-            output = opened.enter_context(
-                hold_output(options.output, writer="export", overwrite=options.overwrite)
+            inputs, output = opened.enter_context(
+                open_places(
+                    options.input,
+                    options.output,
+                    writer="export",
+                    overwrite=options.overwrite,
+                    is_always_folder=True,
+                )
             )
             source = _source(options, inputs, output, stop)
             found = survey(source, stop)

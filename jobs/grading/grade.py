@@ -28,18 +28,15 @@ from rsr.jobs.grading.grades import Grade
 from rsr.jobs.interrupt import StopRequest
 from rsr.jobs.run.folder import RunFolder
 from rsr.jobs.run.manifest import Identity, InputShard, Manifest, versions_of
-from rsr.jobs.run.opening import HeldOutput, hold_output
+from rsr.jobs.run.opening import HeldOutput, open_places
 from rsr.jobs.run.preflight import (
     canonical,
-    check_form,
-    check_places,
     refusing_what_cannot_be_reached,
     require_disk_space,
 )
 from rsr.jobs.run.staging import as_parquet, describe_input
 from rsr.jobs.run.store import ChangedInputError, RunStore
 from rsr.jobs.shards.columns import TrajectoryColumns, choose_columns, require_columns
-from rsr.jobs.shards.inputs import find_inputs
 from rsr.jobs.shards.parquet import file_size_bytes, open_parquet, row_groups
 from rsr.jobs.shards.reader import ShardReader, TrajectoryReader
 from rsr.jobs.shards.score_columns import Summary
@@ -121,11 +118,13 @@ def run_grade(options: GradeOptions, stop: StopRequest) -> GradeResult:
     """
     with ExitStack() as opened:
         with refusing_what_cannot_be_reached():
-            inputs = find_inputs(options.input)
-            check_form(options.output, len(inputs))
-            check_places(options.input, inputs, options.output)
-            output = opened.enter_context(
-                hold_output(options.output, writer="grade", overwrite=options.overwrite)
+            inputs, output = opened.enter_context(
+                open_places(
+                    options.input,
+                    options.output,
+                    writer="grade",
+                    overwrite=options.overwrite,
+                )
             )
             shards, columns = _describe_input(options, inputs, output, stop)
             log = opened.enter_context(_log(output))

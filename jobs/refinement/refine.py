@@ -32,11 +32,9 @@ from rsr.jobs.refinement.questions import Questions
 from rsr.jobs.refinement.served import ServedRun
 from rsr.jobs.run.folder import RunFolder
 from rsr.jobs.run.manifest import Identity, InputShard, Manifest, versions_of
-from rsr.jobs.run.opening import HeldOutput, hold_output
+from rsr.jobs.run.opening import HeldOutput, open_places
 from rsr.jobs.run.preflight import (
     canonical,
-    check_form,
-    check_places,
     refusing_what_cannot_be_reached,
     require_disk_space,
 )
@@ -47,7 +45,6 @@ from rsr.jobs.run.store import RunStore
 from rsr.jobs.sampling import sample
 from rsr.jobs.sampling.job import first_units
 from rsr.jobs.shards.columns import choose_columns, require_columns
-from rsr.jobs.shards.inputs import find_inputs
 from rsr.jobs.shards.parquet import file_size_bytes, open_parquet, row_groups
 from rsr.jobs.shards.scored import USUAL_ID
 from rsr.jobs.shards.shard import Shard, Unit, cut_units
@@ -92,11 +89,13 @@ def run_refine(options: RefineOptions, progress: Progress, stop: StopRequest) ->
     """
     with ExitStack() as opened:
         with refusing_what_cannot_be_reached():
-            inputs = find_inputs(options.input)
-            check_form(options.output, len(inputs))
-            check_places(options.input, inputs, options.output)
-            output = opened.enter_context(
-                hold_output(options.output, writer="refine", overwrite=options.overwrite)
+            inputs, output = opened.enter_context(
+                open_places(
+                    options.input,
+                    options.output,
+                    writer="refine",
+                    overwrite=options.overwrite,
+                )
             )
             read = _describe_input(options, inputs, output, stop)
         if isinstance(options.oracle, EndpointOptions):

@@ -13,6 +13,8 @@ from pathlib import Path
 from rsr.jobs.errors import UsageError
 from rsr.jobs.run.folder import LOCK, STAGED, EarlierRun, RunFolder
 from rsr.jobs.run.manifest import Manifest
+from rsr.jobs.run.preflight import check_form, check_places
+from rsr.jobs.shards.inputs import find_inputs
 from rsr.jobs.storage import is_remote
 
 
@@ -145,6 +147,22 @@ def hold_output(place: Path | str, *, writer: str, overwrite: bool) -> Iterator[
             # A folder that somebody uses by now is not empty, and stays.
             with suppress(OSError):
                 path.rmdir()
+
+
+@contextmanager
+def open_places(
+    input: str, output: Path | str, *, writer: str, overwrite: bool, is_always_folder: bool = False
+) -> Iterator[tuple[list[tuple[str, str]], HeldOutput]]:
+    """The files behind INPUT, each with its output's name, and OUTPUT as `hold_output` has it.
+
+    is_always_folder: OUTPUT cannot be one file. Raises `UsageError`, with nothing touched, where
+    `find_inputs`, `check_form`, `check_places` and `hold_output` do.
+    """
+    files = find_inputs(input)
+    check_form(output, None if is_always_folder else len(files))
+    check_places(input, files, output)
+    with hold_output(output, writer=writer, overwrite=overwrite) as held:
+        yield files, held
 
 
 def _look(folder: RunFolder, writer: str, overwrite: bool) -> EarlierRun | None:

@@ -22,11 +22,9 @@ from rsr.jobs.errors import UsageError, refusing_values
 from rsr.jobs.interrupt import StopRequest
 from rsr.jobs.run.folder import RunFolder
 from rsr.jobs.run.manifest import Identity, InputShard, Manifest, versions_of
-from rsr.jobs.run.opening import HeldOutput, hold_output
+from rsr.jobs.run.opening import HeldOutput, open_places
 from rsr.jobs.run.preflight import (
     canonical,
-    check_form,
-    check_places,
     refusing_what_cannot_be_reached,
 )
 from rsr.jobs.run.probe import local_files
@@ -38,7 +36,6 @@ from rsr.jobs.sampling.columns import CANDIDATE_SCHEMA
 from rsr.jobs.sampling.job import SamplingJob, first_units, look_at_student
 from rsr.jobs.sampling.prompts import USUAL_PROMPTS, PromptSource
 from rsr.jobs.shards.columns import TrajectoryColumns, require_columns
-from rsr.jobs.shards.inputs import find_inputs
 from rsr.jobs.shards.parquet import open_parquet
 from rsr.jobs.shards.shard import Shard, Unit, cut_units
 
@@ -111,12 +108,15 @@ def run_sample(options: SampleOptions, progress: Progress, stop: StopRequest) ->
         raise UsageError("at --temperature 0 all answers to a problem are one: give -n 1")
     with ExitStack() as opened:
         with refusing_what_cannot_be_reached():
-            inputs = find_inputs(options.input)
             # More answers to each problem, later, would be more files.
-            check_form(options.output, None)
-            check_places(options.input, inputs, options.output)
-            output = opened.enter_context(
-                hold_output(options.output, writer="sample", overwrite=options.overwrite)
+            inputs, output = opened.enter_context(
+                open_places(
+                    options.input,
+                    options.output,
+                    writer="sample",
+                    overwrite=options.overwrite,
+                    is_always_folder=True,
+                )
             )
             venue = Venue(
                 options.cluster,

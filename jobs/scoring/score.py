@@ -28,11 +28,9 @@ from rsr.jobs.errors import ShardsFailed, UsageError, refusing_values
 from rsr.jobs.interrupt import StopRequest
 from rsr.jobs.run.folder import MANIFEST, RunFolder
 from rsr.jobs.run.manifest import Identity, InputShard, Manifest, versions_of
-from rsr.jobs.run.opening import HeldOutput, hold_output
+from rsr.jobs.run.opening import HeldOutput, open_places
 from rsr.jobs.run.preflight import (
     canonical,
-    check_form,
-    check_places,
     refusing_what_cannot_be_reached,
     require_disk_space,
 )
@@ -46,7 +44,6 @@ from rsr.jobs.scoring.commit import keep_first_rows
 from rsr.jobs.scoring.first_rows import first_units, require_scored, told
 from rsr.jobs.scoring.job import ScoringJob, look_at_student
 from rsr.jobs.shards.columns import TrajectoryColumns, choose_columns, warn_of_unused_columns
-from rsr.jobs.shards.inputs import find_inputs
 from rsr.jobs.shards.parquet import (
     RowGroup,
     file_size_bytes,
@@ -176,11 +173,13 @@ def run_score(options: ScoreOptions, progress: Progress, stop: StopRequest) -> S
     """
     with ExitStack() as opened:
         with refusing_what_cannot_be_reached():
-            inputs = find_inputs(options.input)
-            check_form(options.output, len(inputs))
-            check_places(options.input, inputs, options.output)
-            output = opened.enter_context(
-                hold_output(options.output, writer="score", overwrite=options.overwrite)
+            inputs, output = opened.enter_context(
+                open_places(
+                    options.input,
+                    options.output,
+                    writer="score",
+                    overwrite=options.overwrite,
+                )
             )
             venue = Venue(
                 options.cluster,
