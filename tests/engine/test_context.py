@@ -112,6 +112,7 @@ def test_passes_that_contradict_themselves_are_refused(settings):
         ScorerConfig(model="any", **settings)
 
 
+@pytest.mark.slow
 @pytest.mark.vllm
 def test_second_passes_score_what_a_text_of_their_own_would(tiny_student, make_tokenizer):
     """Beside the same texts as trajectories of plain text; one byte is one token."""

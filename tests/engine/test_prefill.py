@@ -33,6 +33,7 @@ def config(student, **settings):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.vllm
 def test_prompt_logprobs_agree_with_the_kernel(tiny_student):
     scores = {}
@@ -111,6 +112,7 @@ def quantise_head(folder, group_size=32):
     return (levels.view_as(groups) * scales[:, None]).view(num_inputs, num_outputs).T
 
 
+@pytest.mark.slow
 @pytest.mark.vllm
 def test_quantised_head_is_scored_by_vllm_with_a_warning(
     save_student, tiny_llama, tmp_path, caplog

@@ -27,6 +27,14 @@ ADDED = r"<think>\n\n</think>\n\n|<\|channel\|>final<\|message\|>"
 the answer goes. Its template adds it, and training puts loss on it."""
 BEFORE = {"Llama-2": " "}
 """Of a token that begins with the response."""
+LARGE = ("Gemma-3", "gpt-oss")
+"""Vocabularies of 200,000 tokens and more, which take seconds to load."""
+
+
+def _cases(cases):
+    """Test cases whose first value is a tokenizer; those of a large one are slow."""
+    slow = pytest.mark.slow
+    return [pytest.param(*c, marks=[slow] if c[0] in LARGE else []) for c in cases]
 
 
 @cache
@@ -54,8 +62,10 @@ def _templates(name):
 @pytest.mark.parametrize(
     ("name", "render"),
     # Verbatim, a response of gpt-oss has to name its channel itself.
-    [(name, "template") for name in PACKAGES]
-    + [(name, "verbatim") for name in PACKAGES if name != "gpt-oss"],
+    _cases(
+        [(name, "template") for name in PACKAGES]
+        + [(name, "verbatim") for name in PACKAGES if name != "gpt-oss"]
+    ),
 )
 def test_scored_characters_are_the_response(name, render):
     for template in _templates(name):
@@ -72,12 +82,14 @@ def test_scored_characters_are_the_response(name, render):
 
 @pytest.mark.parametrize(
     ("name", "reasoning", "end_of_turn"),
-    [
-        ("Qwen3", "content", "<|im_end|>\n"),
-        ("Qwen3", "field", "<|im_end|>\n"),
-        ("Llama-3.1", "content", "<|eot_id|>"),
-        ("Gemma-3", "content", "<end_of_turn>\n"),
-    ],
+    _cases(
+        [
+            ("Qwen3", "content", "<|im_end|>\n"),
+            ("Qwen3", "field", "<|im_end|>\n"),
+            ("Llama-3.1", "content", "<|eot_id|>"),
+            ("Gemma-3", "content", "<end_of_turn>\n"),
+        ]
+    ),
 )
 def test_scored_tokens_of_a_chat_row_are_its_labels(name, reasoning, end_of_turn):
     tokenizer = _tokenizer(name)
@@ -90,7 +102,7 @@ def test_scored_tokens_of_a_chat_row_are_its_labels(name, reasoning, end_of_turn
         assert found == labels[: -len(ending)]
 
 
-@pytest.mark.parametrize("name", ["Qwen3", "R1-Qwen", "Llama-3.1", "Gemma-3"])
+@pytest.mark.parametrize("name", _cases([("Qwen3",), ("R1-Qwen",), ("Llama-3.1",), ("Gemma-3",)]))
 def test_scored_tokens_of_a_verbatim_row_are_the_labels_of_its_text(name):
     tokenizer = _tokenizer(name)
     for template in _templates(name):

@@ -14,7 +14,7 @@ from rsr.jobs.run.events import read_events
 pytestmark = pytest.mark.ray
 
 
-@pytest.mark.parametrize("poison", ["die", "raise"])
+@pytest.mark.parametrize("poison", [pytest.param("die", marks=pytest.mark.slow), "raise"])
 def test_poison_row_is_refused_and_the_rest_is_finished(tmp_path, poison):
     texts = [f"text {i}" for i in range(40)]
     texts[21] = poison
@@ -44,6 +44,7 @@ def test_out_of_memory_shrinks_the_batch_and_goes_on(tmp_path):
     assert report.setbacks["out_of_memory"] >= 1
 
 
+@pytest.mark.slow
 def test_stopped_worker_is_killed_after_the_deadline_and_its_unit_run_again(tmp_path):
     texts = ["text"] * 30 + [f"hang-once {tmp_path / 'hung'}"] + ["text"] * 30
     report, table, events = run_texts(tmp_path, texts, unit_timeout_s=3.0)

@@ -75,6 +75,7 @@ def test_same_files_as_on_one_machine(tmp_path, scored, address, arguments):
     run("verify", tmp_path / "many", "--deep")
 
 
+@pytest.mark.slow
 def test_same_from_python(tmp_path, scored, address):
     one, many = tmp_path / "one", tmp_path / "many"
     for output, at in ((one, None), (many, address)):

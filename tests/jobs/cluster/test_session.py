@@ -235,6 +235,7 @@ def test_ray_that_is_found_and_does_not_answer(source, tmp_path, tiny_student):
     assert len(told.splitlines()) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.vllm
 def test_run_leaves_nothing_beside_its_output(source, tmp_path, tiny_student, temporary):

@@ -53,7 +53,7 @@ def test_page_shows_what_compare_says(streams, tmp_path):
     assert "compared on the 7 problems that all 2 streams have; 1 that not all" in text
     # exp 1 and exp 1.5, the same in every quarter and every draw.
     for name in ("perplexity", "perplexity_q1", "perplexity_q4"):
-        assert f"{name} lower 2.718 4.482 +1.76 +1.76 to +1.76" in text
+        assert f"{name} lower 2.718 4.482 +1.76 (+1.76 to +1.76)" in text
     assert f"Drift of {HOSTILE} from native" in text
     assert "edit share +0.25 +0.25 to +0.25" in text
     assert "perplexity and RSR disagree: native has the lower perplexity" in text

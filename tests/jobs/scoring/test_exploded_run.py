@@ -64,6 +64,7 @@ def exploded_run(tmp_path_factory, tiny_student):
     return root, command, json.loads(done.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.vllm
 @pytest.mark.ray
 def test_every_response_is_scored_once_with_its_row_and_index(exploded_run):

@@ -87,6 +87,7 @@ def test_as_many_rows_are_looked_at_as_are_said_wherever_they_are(tmp_path):
     assert [unit.num_rows for unit in first_units([long])] == [1]
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_refused_run_leaves_output_as_it_was(tmp_path, tiny_student):
     rows = [*[chat("4<|im_start|>")] * 3, chat("4")]

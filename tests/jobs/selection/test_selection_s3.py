@@ -93,6 +93,7 @@ def test_same_rows_as_on_a_disk_through_a_bad_night(tmp_path, s3, s3_url, corpor
         assert run("verify", output, "--deep").stdout.strip().endswith("and as in INPUT")
 
 
+@pytest.mark.slow
 def test_from_a_store_to_a_disk_and_back(tmp_path, s3_url, corpora):
     local, remote = corpora
     options = COMMANDS["select"]
@@ -188,7 +189,7 @@ def test_many_objects_and_a_large_one(tmp_path, s3, s3_url, large_corpora, comma
     run("verify", f"{s3_url}/out")
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", ["filter", pytest.param("select", marks=pytest.mark.slow)])
 def test_store_that_cannot_be_reached_is_one_line(tmp_path, corpora, monkeypatch, command):
     local, _ = corpora
     options = COMMANDS[command]

@@ -173,6 +173,7 @@ def test_store_that_stays_down_is_an_error_that_names_the_file(s3, s3_url, monke
     assert storage.read("kept") == b"as it was"
 
 
+@pytest.mark.slow
 def test_run_on_an_object_store_through_a_bad_night(s3, s3_url, make_run):
     table = pa.table({"text": [f"row {i}" for i in range(23)], "x": list(range(23))})
     run = make_run({"a.parquet": table, "deep/b.parquet": table.slice(3)}, root=f"{s3_url}/out")
