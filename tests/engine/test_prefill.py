@@ -51,6 +51,7 @@ def test_prompt_logprobs_agree_with_the_kernel(tiny_student):
         assert stock.entropy_sum_nats is None
 
 
+@pytest.mark.slow
 @pytest.mark.vllm
 def test_unusual_head_is_scored_by_vllm_with_a_warning(tiny_student, monkeypatch, caplog):
     from vllm.model_executor.models.llama import LlamaForCausalLM

@@ -55,7 +55,7 @@ def test_page_shows_what_compare_says(streams, tmp_path):
     for name in ("perplexity", "perplexity_q1", "perplexity_q4"):
         assert f"{name} lower 2.718 4.482 +1.76 (+1.76 to +1.76)" in text
     assert f"Drift of {HOSTILE} from native" in text
-    assert "edit share +0.25 +0.25 to +0.25" in text
+    assert "edit share +0.25 (+0.25 to +0.25)" in text
     assert "perplexity and RSR disagree: native has the lower perplexity" in text
     assert "Nothing was trained here" in text
     assert "data-chart" not in section

@@ -132,7 +132,9 @@ def test_json_lines_are_staged_on_an_object_store(s3_url):
     assert [i for b in batches for i in b["n"].to_pylist()] == [0, 1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(
+    "fault", [pytest.param(f, marks=[pytest.mark.slow] if f == "timeout" else []) for f in FAULTS]
+)
 def test_fault_is_survived_without_a_lost_or_a_half_file(s3, s3_url, fault):
     storage = open_storage(s3_url)
     # Each silence costs a second.
