@@ -112,13 +112,7 @@ def run_export(options: ExportOptions, stop: StopRequest) -> ExportResult:
     with ExitStack() as opened:
         with refusing_what_cannot_be_reached():
             inputs, output = opened.enter_context(
-                open_places(
-                    options.input,
-                    options.output,
-                    writer="export",
-                    overwrite=options.overwrite,
-                    is_always_folder=True,
-                )
+                open_places(options, writer="export", is_always_folder=True)
             )
             source = _source(options, inputs, output, stop)
             found = survey(source, stop)

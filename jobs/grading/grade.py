@@ -118,14 +118,7 @@ def run_grade(options: GradeOptions, stop: StopRequest) -> GradeResult:
     """
     with ExitStack() as opened:
         with refusing_what_cannot_be_reached():
-            inputs, output = opened.enter_context(
-                open_places(
-                    options.input,
-                    options.output,
-                    writer="grade",
-                    overwrite=options.overwrite,
-                )
-            )
+            inputs, output = opened.enter_context(open_places(options, writer="grade"))
             shards, columns = _describe_input(options, inputs, output, stop)
             log = opened.enter_context(_log(output))
             # A verifier that cannot be had is refused before the run begins.

@@ -89,14 +89,7 @@ def run_refine(options: RefineOptions, progress: Progress, stop: StopRequest) ->
     """
     with ExitStack() as opened:
         with refusing_what_cannot_be_reached():
-            inputs, output = opened.enter_context(
-                open_places(
-                    options.input,
-                    options.output,
-                    writer="refine",
-                    overwrite=options.overwrite,
-                )
-            )
+            inputs, output = opened.enter_context(open_places(options, writer="refine"))
             read = _describe_input(options, inputs, output, stop)
         if isinstance(options.oracle, EndpointOptions):
             return _refine_by_server(options, options.oracle, read, output, stop)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Protocol
 
 from rsr.jobs.errors import UsageError
 from rsr.jobs.run.folder import LOCK, STAGED, EarlierRun, RunFolder
@@ -149,19 +150,32 @@ def hold_output(place: Path | str, *, writer: str, overwrite: bool) -> Iterator[
                 path.rmdir()
 
 
+class PlaceOptions(Protocol):
+    """The options of a run that say where it reads and writes."""
+
+    @property
+    def input(self) -> str: ...
+
+    @property
+    def output(self) -> Path | str: ...
+
+    @property
+    def overwrite(self) -> bool: ...
+
+
 @contextmanager
 def open_places(
-    input: str, output: Path | str, *, writer: str, overwrite: bool, is_always_folder: bool = False
+    options: PlaceOptions, *, writer: str, is_always_folder: bool = False
 ) -> Iterator[tuple[list[tuple[str, str]], HeldOutput]]:
     """The files behind INPUT, each with its output's name, and OUTPUT as `hold_output` has it.
 
     is_always_folder: OUTPUT cannot be one file. Raises `UsageError`, with nothing touched, where
     `find_inputs`, `check_form`, `check_places` and `hold_output` do.
     """
-    files = find_inputs(input)
-    check_form(output, None if is_always_folder else len(files))
-    check_places(input, files, output)
-    with hold_output(output, writer=writer, overwrite=overwrite) as held:
+    files = find_inputs(options.input)
+    check_form(options.output, None if is_always_folder else len(files))
+    check_places(options.input, files, options.output)
+    with hold_output(options.output, writer=writer, overwrite=options.overwrite) as held:
         yield files, held
 
 

@@ -110,13 +110,7 @@ def run_sample(options: SampleOptions, progress: Progress, stop: StopRequest) ->
         with refusing_what_cannot_be_reached():
             # More answers to each problem, later, would be more files.
             inputs, output = opened.enter_context(
-                open_places(
-                    options.input,
-                    options.output,
-                    writer="sample",
-                    overwrite=options.overwrite,
-                    is_always_folder=True,
-                )
+                open_places(options, writer="sample", is_always_folder=True)
             )
             venue = Venue(
                 options.cluster,

@@ -173,14 +173,7 @@ def run_score(options: ScoreOptions, progress: Progress, stop: StopRequest) -> S
     """
     with ExitStack() as opened:
         with refusing_what_cannot_be_reached():
-            inputs, output = opened.enter_context(
-                open_places(
-                    options.input,
-                    options.output,
-                    writer="score",
-                    overwrite=options.overwrite,
-                )
-            )
+            inputs, output = opened.enter_context(open_places(options, writer="score"))
             venue = Venue(
                 options.cluster,
                 opened,
