@@ -29,6 +29,7 @@ from rsr.jobs.run.manifest import Identity, InputShard, Json, Manifest
 from rsr.jobs.run.opening import HeldOutput, hold_output
 from rsr.jobs.run.preflight import (
     canonical,
+    check_columns,
     check_form,
     check_places,
     refusing_what_cannot_be_reached,
@@ -114,6 +115,7 @@ def run_gate(
     with ExitStack() as opened:
         with refusing_what_cannot_be_reached():
             check_form(options.output, len(refined.table.shards))
+            check_columns(options.output, refined.table.schema)
             for stream in (native, refined):
                 files = [(shard.path, shard.name) for shard in stream.table.shards]
                 check_places(stream.table.path, files, options.output)

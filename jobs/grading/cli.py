@@ -69,9 +69,9 @@ def grade(output: Path | str, problem_column: str | None, as_json: bool, **asked
 
     OUTPUT gets one Parquet file for each of INPUT, under the same name: the same rows in the same
     order, every column as it was, and grade_status, grade_extracted, grade_detail and correct.
-    Where INPUT is one file, OUTPUT may be one too: call it x.parquet. Only what stands after the
-    reasoning counts; a response that was cut off is truncated, whatever stands in it. Stopped half
-    way, the same command goes on.
+    Where INPUT is one file, OUTPUT may be one too: call it x.parquet or x.jsonl. Only what stands
+    after the reasoning counts; a response that was cut off is truncated, whatever stands in it.
+    Stopped half way, the same command goes on.
     """
 
     def run(stop: StopRequest) -> tuple[GradeResult, PassRates | None]:

@@ -174,8 +174,8 @@ def refine(
     beside parent_id and refine_status. A row that the oracle refuses, cuts off or does not answer
     keeps its native trace, and refine_detail says why. Scores and grades of the native traces are
     left out: grade and score OUTPUT, and rsr compare tells what was gained. Where INPUT is one
-    file, OUTPUT may be one too: call it x.parquet. Stopped half way, the same command goes on, and
-    asks nothing again that was answered.
+    file, OUTPUT may be one too: call it x.parquet or x.jsonl. Stopped half way, the same command
+    goes on, and asks nothing again that was answered.
 
     The oracle is a --model, on workers as rsr sample has them, or a server, --endpoint; that of
     `vllm serve` is one.

@@ -15,7 +15,9 @@
 
 OUTPUT is a local folder or a prefix of an object store; either way every file appears whole under
 its name or not at all. Where it is called `x.parquet` it is one file, the only shard's output, and
-`.x.parquet.rsr/` beside it stands for `.rsr/`. What of it is trusted is `store.py`'s to say.
+`.x.parquet.rsr/` beside it stands for `.rsr/`. Where it is called `x.jsonl` that file has the rows
+of the only shard's output, `.x.jsonl.rsr/rows.parquet`, as JSON lines (`lines_file.py`). What of
+all this is trusted is `store.py`'s to say.
 """
 
 import logging
@@ -31,11 +33,12 @@ from rsr.jobs.errors import UsageError
 from rsr.jobs.run.manifest import STATE_FOLDER, Manifest, ManifestError, require_inside
 from rsr.jobs.run.receipts import Receipt
 from rsr.jobs.shards.inputs import is_parquet
+from rsr.jobs.shards.lines_file import LinesFile, is_lines
 from rsr.jobs.storage import Storage, is_remote, locate, open_storage
 from rsr.jobs.storage.atomic import TEMPORARY_NAME
 from rsr.jobs.storage.hashing import hash_bytes
 from rsr.jobs.storage.locks import HeldError, Holder
-from rsr.jobs.storage.one_file import OneFileStorage
+from rsr.jobs.storage.one_file import OneFileStorage, folder_beside
 
 logger = logging.getLogger(__name__)
 
@@ -76,21 +79,27 @@ class RunFolder:
     @property
     def is_one_file(self) -> bool:
         """Whether OUTPUT is a file: its name says so, and no folder of that name is there."""
-        is_folder = not is_remote(str(self.root)) and Path(self.root).is_dir()
-        return is_parquet(str(self.root)) and not is_folder
+        place = str(self.root)
+        is_folder = not is_remote(place) and Path(place).is_dir()
+        return (is_parquet(place) or is_lines(place)) and not is_folder
+
+    @property
+    def lines(self) -> LinesFile | None:
+        """OUTPUT itself where it is one file of JSON lines; `storage` has its rows as Parquet."""
+        return LinesFile(str(self.root)) if self.is_one_file and is_lines(str(self.root)) else None
 
     @property
     def storage(self) -> Storage:
         if not self.is_one_file:
             return open_storage(self.root)
-        around, name = locate(self.root)
-        return OneFileStorage(around, name, STATE_FOLDER, open_storage(self._beside))
+        around, name = locate(self.root if self.lines is None else self.lines.rows_path)
+        beside = open_storage(self._beside)
+        return OneFileStorage(str(self.root), around, name, STATE_FOLDER, beside)
 
     @property
     def _beside(self) -> str:
         """What stands for `STATE_FOLDER` where OUTPUT is one file."""
-        around, slash, name = str(self.root).rpartition("/")
-        return f"{around}{slash}.{name}.rsr"
+        return folder_beside(str(self.root))
 
     @property
     def state(self) -> Path:
@@ -181,6 +190,8 @@ class RunFolder:
             outputs = tuple(self._names_with_receipts(files))
             # By whatever name a receipt has it.
             files = [f for f in files if f.startswith(f"{STATE_FOLDER}/") or not outputs]
+            if self.lines is not None and not outputs and self.lines.exists():
+                files.append(str(self.root))
         else:
             outputs = tuple(name for name in files if self._has_receipt(name))
         strangers = [
@@ -219,6 +230,8 @@ class RunFolder:
 
         keep_staged: names of staged files that the next run reads.
         """
+        if self.lines is not None:
+            self.lines.remove()
         for name in run.outputs:
             self.storage.remove(name)
         for part in PARTS_OF_A_RUN:
@@ -228,6 +241,12 @@ class RunFolder:
                 self.storage.remove(file.name)
         for name in (COMPOSITION, MANIFEST):
             self.storage.remove(name)
+
+    def remove_leftovers(self) -> None:
+        """Remove what writers that died have left half-written."""
+        self.storage.remove_leftovers()
+        if self.lines is not None:
+            self.lines.remove_leftovers()
 
     def remove_empty_folders(self, name: str) -> None:
         """Remove the folders at and below `name` that hold nothing; a local OUTPUT has such."""

@@ -14,8 +14,9 @@ from typing import Protocol
 from rsr.jobs.errors import UsageError
 from rsr.jobs.run.folder import LOCK, STAGED, EarlierRun, RunFolder
 from rsr.jobs.run.manifest import Manifest
-from rsr.jobs.run.preflight import check_form, check_places
-from rsr.jobs.shards.inputs import find_inputs
+from rsr.jobs.run.preflight import check_columns, check_form, check_places
+from rsr.jobs.shards.inputs import find_inputs, is_parquet
+from rsr.jobs.shards.parquet import open_parquet
 from rsr.jobs.storage import is_remote
 
 
@@ -132,7 +133,7 @@ def hold_output(place: Path | str, *, writer: str, overwrite: bool) -> Iterator[
             # Whoever held it until now may have begun a run.
             held = HeldOutput(folder, _look(folder, writer, overwrite), overwrite)
             try:
-                folder.storage.remove_leftovers()
+                folder.remove_leftovers()
                 yield held
             except BaseException:
                 if not held.has_begun:
@@ -175,6 +176,10 @@ def open_places(
     files = find_inputs(options.input)
     check_form(options.output, None if is_always_folder else len(files))
     check_places(options.input, files, options.output)
+    if RunFolder(options.output).lines is not None:
+        for file in (file for file, _ in files if is_parquet(file)):
+            with open_parquet(file) as opened:
+                check_columns(options.output, opened.schema_arrow)
     with hold_output(options.output, writer=writer, overwrite=options.overwrite) as held:
         yield files, held
 

@@ -9,8 +9,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import pyarrow as pa
+
 from rsr.jobs.errors import UsageError
 from rsr.jobs.run.folder import RunFolder
+from rsr.jobs.shards.lines_file import require_json_types
 from rsr.jobs.storage import is_remote
 
 
@@ -23,7 +26,7 @@ def refusing_what_cannot_be_reached() -> Iterator[None]:
         raise UsageError(str(error)) from error
 
 
-NOT_WRITTEN_SUFFIXES = (".jsonl", ".json", ".csv")
+NOT_WRITTEN_SUFFIXES = (".json", ".csv")
 """Who calls OUTPUT so expects a file that no command writes."""
 
 
@@ -35,10 +38,11 @@ def check_form(output: Path | str, num_files: int | None) -> None:
     folder = Path(output)
     as_folder = f"{str(output).removesuffix(folder.suffix)}, say, is a folder"
     if folder.suffix in NOT_WRITTEN_SUFFIXES and not folder.is_dir():
-        as_file = f"name it {str(output).removesuffix(folder.suffix)}.parquet"
+        stem = str(output).removesuffix(folder.suffix)
+        as_file = f"name it {stem}.parquet or {stem}.jsonl"
         raise UsageError(
             f"OUTPUT {output} has the name of a {folder.suffix} file, and rows are written as "
-            f"Parquet: {f'{as_file}, or ' if num_files == 1 else ''}{as_folder}"
+            f"Parquet or JSON lines: {f'{as_file}, or ' if num_files == 1 else ''}{as_folder}"
         )
     if RunFolder(output).is_one_file:
         if num_files is None:
@@ -54,15 +58,23 @@ def check_form(output: Path | str, num_files: int | None) -> None:
         raise UsageError(f"OUTPUT {output} is a file; expected a folder to be created")
 
 
+def check_columns(output: Path | str, schema: pa.Schema) -> None:
+    """Raises `UsageError` unless OUTPUT can hold these columns of INPUT."""
+    if RunFolder(output).lines is not None:
+        require_json_types(schema, str(output))
+
+
 def check_places(input: str, files: Sequence[tuple[str, str]], output: Path | str) -> None:
     """Raises `UsageError` unless OUTPUT is apart from INPUT and its `files`.
 
     files: path and output name of each.
     """
     root, source = canonical(output), canonical(input)
+    folder = RunFolder(output)
+    rows = None if folder.lines is None else canonical(folder.lines.rows_path)
     for file, name in files:
-        written = root if RunFolder(output).is_one_file else f"{root}/{name}"
-        if written == canonical(file):
+        written = root if folder.is_one_file else f"{root}/{name}"
+        if canonical(file) in (written, rows):
             raise UsageError(f"OUTPUT {output} would overwrite its own input {file}")
     is_folder = all(canonical(file) != source for file, _ in files)
     if is_folder and f"{root}/".startswith(f"{source}/"):

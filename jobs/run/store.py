@@ -128,6 +128,8 @@ class RunStore:
         found = self.folder.storage.find(shard.name)
         if found is None or found.num_bytes != receipt.content_bytes:
             return None
+        if self.folder.lines is not None and not self.folder.lines.is_whole():
+            return None
         if found.version == receipt.version or self.has_content(found, receipt):
             return receipt
         return None
@@ -169,6 +171,8 @@ class RunStore:
         found = storage.find(shard.name)
         if found is None:
             raise FileNotFoundError(f"{storage.describe(shard.name)} was removed as it was written")
+        if self.folder.lines is not None:
+            self.folder.lines.write()
         now = time.time()
         receipt = Receipt(
             start=0,

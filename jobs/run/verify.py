@@ -272,6 +272,8 @@ def _output_problems(
         yield Problem(name, what, "remove")
     elif not RunStore.of(folder, manifest.identity).has_content(found, receipt):
         yield Problem(name, "its bytes are not those its receipt vouches for", "remove")
+    elif folder.lines is not None and not folder.lines.is_whole(by_content=True):
+        yield Problem(name, "its lines are not those that were written", "rerun")
     else:
         # What follows is as the run wrote it: a mistake there is the run's, not the disk's.
         for what in checks.wrong_in_table(folder, manifest, shard, receipt):

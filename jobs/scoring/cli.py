@@ -105,9 +105,10 @@ def score(
     INPUT is a Parquet, JSON or JSON-lines file, a folder of them, or a glob; JSON may be
     compressed (.gz, .bz2, .zst). OUTPUT gets one Parquet file for each, under the same name: the
     same rows in the same order, the input's columns untouched, and the score columns. Where INPUT
-    is one file, OUTPUT may be one too: call it x.parquet. Stopped half way, the same command goes
-    on. Both may be on an object store: s3://bucket/…, gs://bucket/…, az://container/…; INPUT also
-    on the Hugging Face hub: `hf://datasets/ORG/NAME[@REVISION][/GLOB]`.
+    is one file, OUTPUT may be one too: call it x.parquet or x.jsonl. Stopped half way, the same
+    command goes on. Both may be on an object store: s3://bucket/…, gs://bucket/…,
+    az://container/…; INPUT also on the Hugging Face hub:
+    `hf://datasets/ORG/NAME[@REVISION][/GLOB]`.
     """
     configure_logging(verbose)
 

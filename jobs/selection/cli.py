@@ -154,7 +154,7 @@ def filter_(address: str | None, as_json: bool, **fields: Any) -> None:
     fulfil --where, --min-tokens and --max-tokens; of their ranking by RSR, or by --metric, every
     limit keeps the front, and the shortest holds. OUTPUT gets one file for each of SCORED, with the
     kept rows in their order and every column as it was; where SCORED is one file, OUTPUT may be one
-    too: call it x.parquet. Stopped half way, the same command goes on.
+    too: call it x.parquet or x.jsonl. Stopped half way, the same command goes on.
     """
     options = filter_options(**fields)
 
@@ -224,8 +224,8 @@ def select(address: str | None, as_json: bool, **fields: Any) -> None:
     SCORED is a file, folder or glob as rsr score writes it; a problem's rows may be anywhere in it.
     The best have the lowest RSR, the best --metric, or the best mix of it and --quality-column.
     OUTPUT gets one file for each of SCORED, with the selected rows in their order and every column
-    as it was; where SCORED is one file, OUTPUT may be one too: call it x.parquet. Stopped half way,
-    the same command goes on.
+    as it was; where SCORED is one file, OUTPUT may be one too: call it x.parquet or x.jsonl.
+    Stopped half way, the same command goes on.
     """
     options = select_options(**fields)
 

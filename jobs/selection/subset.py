@@ -27,6 +27,7 @@ from rsr.jobs.run.manifest import Identity, InputShard, JsonObject, Manifest
 from rsr.jobs.run.opening import hold_output
 from rsr.jobs.run.preflight import (
     canonical,
+    check_columns,
     check_form,
     check_places,
     refusing_what_cannot_be_reached,
@@ -123,6 +124,7 @@ def opened_subset(
     with ExitStack() as opened:
         with refusing_what_cannot_be_reached():
             check_form(output, len(table.shards))
+            check_columns(output, table.schema)
             check_places(table.path, [(s.path, s.name) for s in table.shards], output)
             held = opened.enter_context(hold_output(output, writer=writer, overwrite=overwrite))
             if not held.is_new:

@@ -24,11 +24,13 @@ from rsr.jobs.shards import score_columns
 from rsr.jobs.shards.columns import TrajectoryColumns, require_columns
 from rsr.jobs.shards.inputs import find_inputs
 from rsr.jobs.shards.json_file import is_json
+from rsr.jobs.shards.lines_file import holds_scores, scored_rows_of
 from rsr.jobs.shards.parquet import open_parquet
 from rsr.jobs.shards.shard import Shard, describe_shard
 from rsr.jobs.shards.writer import METADATA_KEY
 from rsr.jobs.storage import is_remote
 from rsr.jobs.storage.concurrency import in_parallel
+from rsr.jobs.storage.one_file import folder_beside
 
 SCORED_STATUSES = [status.value for status in Status if status.is_scored]
 
@@ -171,7 +173,7 @@ def open_scored(
     columns, files of different schemas, a column that is missing, files scored by different
     students (unless `allow_mixed_students`) or at different r_max (unless `rank_clip` says one).
     """
-    inputs = find_inputs(path)
+    inputs = [(scored_rows_of(file), name) for file, name in find_inputs(path)]
     shards: list[Shard] = []
     schema: pa.Schema | None = None
     identities: list[dict[str, Any]] = []
@@ -200,7 +202,7 @@ def open_scored(
 
 def _look_at(file: str, name: str) -> tuple[pa.Schema, Shard]:
     if is_json(file):
-        raise _never_scored(file)
+        raise _left_alone(file) if holds_scores(file) else _never_scored(file)
     with open_parquet(file) as parquet:
         schema = parquet.schema_arrow
     _require_score_columns(schema, file)
@@ -211,6 +213,13 @@ def _never_scored(file: str) -> UsageError:
     return UsageError(
         f"{file} was never scored: it has no rsr columns; score it first: "
         f"rsr score {file} OUTPUT --model STUDENT"
+    )
+
+
+def _left_alone(file: str) -> UsageError:
+    return UsageError(
+        f"{file} is a copy of scored rows as JSON lines, which have no exact types; name the "
+        f"Parquet file in the folder {folder_beside('NAME')} beside the file NAME that rsr wrote"
     )
 
 

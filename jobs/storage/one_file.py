@@ -12,20 +12,30 @@ from rsr.jobs.storage.local import LocalStorage
 from rsr.jobs.storage.locks import Holder
 
 
+def folder_beside(path: str) -> str:
+    """The hidden folder that belongs to a file, a path or a URL."""
+    around, slash, name = path.rpartition("/")
+    return f"{around}{slash}.{name}.rsr"
+
+
 @dataclass(frozen=True, slots=True)
 class OneFileStorage:
     """The file `file_name` of the storage `around`, by whatever name it is asked for.
 
-    beside: where names below `folder` lead, without that prefix; the only other files.
+    title: what it is called for people. beside: where names below `folder` lead, without that
+    prefix; the only other files.
     """
 
     read_ahead_bytes: ClassVar[int] = LocalStorage.read_ahead_bytes
+    title: str
     around: Storage
     file_name: str
     folder: str
     beside: Storage
 
     def describe(self, name: str = "") -> str:
+        if not name:
+            return self.title
         storage, there = self._place(name)
         return storage.describe(there)
 
