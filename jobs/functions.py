@@ -108,6 +108,7 @@ def filter(
     teacher_column: str | None = None,
     correct_column: str | None = None,
     allow_mixed_students: bool = False,
+    rows_per_file: int | None = None,
     address: str | None = None,
     overwrite: bool = False,
 ) -> SelectionResult:
@@ -134,6 +135,7 @@ def filter(
         teacher_column=teacher_column,
         correct_column=correct_column,
         allow_mixed_students=allow_mixed_students,
+        rows_per_file=rows_per_file,
         overwrite=overwrite,
     )
 
@@ -166,6 +168,7 @@ def select(
     teacher_column: str | None = None,
     correct_column: str | None = None,
     allow_mixed_students: bool = False,
+    rows_per_file: int | None = None,
     address: str | None = None,
     overwrite: bool = False,
 ) -> SelectionResult:
@@ -197,6 +200,7 @@ def select(
         teacher_column=teacher_column,
         correct_column=correct_column,
         allow_mixed_students=allow_mixed_students,
+        rows_per_file=rows_per_file,
         overwrite=overwrite,
     )
 

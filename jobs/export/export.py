@@ -39,10 +39,10 @@ from rsr.jobs.run.store import RunStore
 from rsr.jobs.shards.columns import TrajectoryColumns, choose_columns
 from rsr.jobs.shards.parquet import file_size_bytes, fingerprint, open_parquet
 from rsr.jobs.shards.score_columns import Summary
-from rsr.jobs.shards.shard import Shard, describe_shard
+from rsr.jobs.shards.shard import Shard, describe_shard, digest_of
 from rsr.jobs.shards.writer import GRADE_METADATA_KEY, METADATA_KEY
 from rsr.jobs.storage.concurrency import in_parallel
-from rsr.jobs.storage.hashing import HashingFile, hash_bytes
+from rsr.jobs.storage.hashing import HashingFile
 from rsr.jobs.terminal import shell_command
 
 DEFAULT_SHARD_ROWS = 100_000
@@ -154,12 +154,6 @@ def open_source(
     return Source(shards, columns, choose_ids(shards, schema, id_column), FORMATS[form])
 
 
-def digest_of(source: Source) -> str:
-    """A digest of everything that the export reads: another input has another."""
-    told = [f"{shard.name} {shard.fingerprint}" for shard in source.shards]
-    return hash_bytes("\n".join(told).encode())
-
-
 def data_name(number: int, num_files: int) -> str:
     return f"data/train-{number:05d}-of-{num_files:05d}.parquet"
 
@@ -181,7 +175,7 @@ def _begin(
     options: ExportOptions, output: HeldOutput, plan: Plan, names: list[str]
 ) -> tuple[RunStore, list[Shard]]:
     """The run, new or gone on with, and its files as the shards that it will write."""
-    digest = digest_of(plan.source)
+    digest = digest_of(plan.source.shards)
     path = canonical(options.input)
     rows = {data_name(n, plan.num_files): len(plan.positions_of(n)) for n in range(plan.num_files)}
     shards = [Shard(path, name, rows.get(name, 0), 0, digest) for name in names]

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rsr.jobs.export.export import data_name, digest_of, open_source
+from rsr.jobs.export.export import data_name, open_source
 from rsr.jobs.export.files import data_table
 from rsr.jobs.export.plan import Plan, survey
 from rsr.jobs.interrupt import StopRequest
@@ -14,6 +14,7 @@ from rsr.jobs.run.verify import Problem
 from rsr.jobs.shards.columns import TrajectoryColumns
 from rsr.jobs.shards.inputs import find_inputs
 from rsr.jobs.shards.parquet import open_parquet
+from rsr.jobs.shards.shard import digest_of
 from rsr.jobs.shards.staging import needs_staging
 
 
@@ -31,7 +32,11 @@ class ExportChecks:
             yield f"has {there:,} rows; expected {shard.num_rows:,}"
 
     def source_of(
-        self, shard: InputShard, place: str | None, _files: Mapping[str, str]
+        self,
+        manifest: Manifest,
+        shard: InputShard,
+        place: str | None,
+        files: Mapping[str, str],
     ) -> str | None:
         return shard.source if place is None else place
 
@@ -60,7 +65,7 @@ class ExportChecks:
         rows = open_source(
             files, columns, str(settings["format"]), None if named is None else str(named)
         )
-        if digest_of(rows) != shard.fingerprint:
+        if digest_of(rows.shards) != shard.fingerprint:
             yield "its input has changed since the run began"
             return
         stop = StopRequest()

@@ -150,10 +150,7 @@ class RunStore:
 
         Raises `ChangedInputError` if the input is another by now.
         """
-        if fingerprint(shard.path) != shard.fingerprint:
-            raise ChangedInputError(
-                f"{shard.path} has changed since the run began; what is finished is of other rows"
-            )
+        require_unchanged(shard)
         return self.publish_derived(shard, write, first_finished_s=first_finished_s)
 
     def publish_derived(
@@ -214,6 +211,14 @@ class RunStore:
         if receipt is None or not receipt.is_for(unit.shard, unit.start, unit.stop, self.digest):
             return None
         return (receipt, content) if hash_bytes(content) == receipt.content_blake2b else None
+
+
+def require_unchanged(shard: Shard) -> None:
+    """Raises `ChangedInputError` if the shard's file is not the one that the run began with."""
+    if fingerprint(shard.path) != shard.fingerprint:
+        raise ChangedInputError(
+            f"{shard.path} has changed since the run began; what is finished is of other rows"
+        )
 
 
 def stored_receipt(folder: RunFolder, shard_name: str) -> Receipt | None:

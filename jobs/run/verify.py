@@ -84,7 +84,11 @@ class ShardChecks(Protocol):
         """What is wrong with an output whose bytes are as its receipt says."""
 
     def source_of(
-        self, shard: InputShard, place: str | None, files: Mapping[str, str]
+        self,
+        manifest: Manifest,
+        shard: InputShard,
+        place: str | None,
+        files: Mapping[str, str],
     ) -> str | None:
         """What a shard was made of, None if it is not there.
 
@@ -114,7 +118,11 @@ class ChecksByFile:
     """The part of `ShardChecks` that is the same where each file of INPUT becomes one of OUTPUT."""
 
     def source_of(
-        self, shard: InputShard, place: str | None, files: Mapping[str, str]
+        self,
+        manifest: Manifest,
+        shard: InputShard,
+        place: str | None,
+        files: Mapping[str, str],
     ) -> str | None:
         return shard.source if place is None else files.get(shard.name)
 
@@ -290,7 +298,7 @@ def _input_problems(
 ) -> Iterator[Problem]:
     """Where an output differs from its input. place, files: as `ShardChecks.source_of` has them."""
     name = shard.name
-    source = checks.source_of(shard, place, files)
+    source = checks.source_of(manifest, shard, place, files)
     if source is None:
         yield Problem(name, "--input holds no file for it")
         return

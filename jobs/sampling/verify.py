@@ -69,7 +69,11 @@ class SamplingChecks(ChecksOfAddedColumns):
             )
 
     def source_of(
-        self, shard: InputShard, place: str | None, files: Mapping[str, str]
+        self,
+        manifest: Manifest,
+        shard: InputShard,
+        place: str | None,
+        files: Mapping[str, str],
     ) -> str | None:
         if place is None:
             return shard.source

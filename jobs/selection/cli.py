@@ -112,6 +112,13 @@ def _common_options(command: Callable[..., Any]) -> Callable[..., Any]:
             is_flag=True,
             help="Accept files that different students scored, whose RSR does not compare.",
         ),
+        click.option(
+            "--rows-per-file",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="Write files of N rows each, in the order of SCORED, for a trainer. [default: the "
+            "files of SCORED]",
+        ),
         click.option("--overwrite", is_flag=True, help="Discard the earlier run in OUTPUT."),
         json_option,
     ]
@@ -153,8 +160,8 @@ def filter_(address: str | None, as_json: bool, **fields: Any) -> None:
     SCORED is a file, folder or glob as rsr score writes it. Candidates are its scored rows that
     fulfil --where, --min-tokens and --max-tokens; of their ranking by RSR, or by --metric, every
     limit keeps the front, and the shortest holds. OUTPUT gets one file for each of SCORED, with the
-    kept rows in their order and every column as it was; where SCORED is one file, OUTPUT may be one
-    too: call it x.parquet or x.jsonl. Stopped half way, the same command goes on.
+    kept rows in their order and every column as it was; it may be one file: call it x.parquet or
+    x.jsonl. Stopped half way, the same command goes on.
     """
     options = filter_options(**fields)
 
@@ -224,8 +231,8 @@ def select(address: str | None, as_json: bool, **fields: Any) -> None:
     SCORED is a file, folder or glob as rsr score writes it; a problem's rows may be anywhere in it.
     The best have the lowest RSR, the best --metric, or the best mix of it and --quality-column.
     OUTPUT gets one file for each of SCORED, with the selected rows in their order and every column
-    as it was; where SCORED is one file, OUTPUT may be one too: call it x.parquet or x.jsonl.
-    Stopped half way, the same command goes on.
+    as it was; it may be one file: call it x.parquet or x.jsonl. Stopped half way, the same command
+    goes on.
     """
     options = select_options(**fields)
 

@@ -16,10 +16,10 @@ from rsr.engine.catalogue import RSR
 from rsr.jobs.errors import UsageError
 from rsr.jobs.interrupt import StopRequest
 from rsr.jobs.selection.candidates import Candidates, id_reader, read_candidates
+from rsr.jobs.selection.layout import Mask
 from rsr.jobs.selection.ranking import Rows, keep_best, share_of
 from rsr.jobs.selection.result import SelectionResult
 from rsr.jobs.selection.selection import Facts, OpenedInput, SubsetOptions, run_selection
-from rsr.jobs.selection.subset import Mask
 from rsr.jobs.shards.measures import metric_named
 
 

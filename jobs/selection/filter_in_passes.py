@@ -7,7 +7,7 @@ The rows are those of `filter.run_filter`, byte for byte. Knows nothing of Ray: 
 how a function is called on every shard.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -27,10 +27,11 @@ from rsr.jobs.selection.composition import (
     parts_of_shard,
 )
 from rsr.jobs.selection.filter import FilterOptions, require_something_to_do, told_limits
+from rsr.jobs.selection.layout import OutputFile
 from rsr.jobs.selection.passes import (
     Decision,
     common_facts,
-    copy_shard,
+    copy_file,
     for_any_machine,
     require_exact_groups,
     require_own_row,
@@ -38,7 +39,6 @@ from rsr.jobs.selection.passes import (
 )
 from rsr.jobs.selection.result import SelectionResult
 from rsr.jobs.selection.selection import Facts, OpenedInput
-from rsr.jobs.shards.parquet import file_size_bytes
 from rsr.jobs.shards.shard import Shard
 
 
@@ -70,25 +70,23 @@ def _decide(options: FilterOptions, opened: OpenedInput, narrow: Narrow, calls: 
     limits = Limits(options.keep_fraction, options.keep_rows, options.token_budget)
     found, counts = find_boundaries(narrow, limits, options.max_rsr, calls)
     require_some(table, counts.num_scored, counts.num_candidates, 0, counts.num_unmeasured)
-    num_bytes, num_kept, worst = 0.0, 0, -np.inf
+    num_kept, worst = [], -np.inf
     pool: Parts = {}
     look = partial(_look_at_kept, narrow, found, opened.by)
-    looked = zip(table.shards, answers_in_order(calls, look, table.shards), strict=True)
-    for shard, (kept_here, worst_here, parts) in looked:
-        num_bytes += file_size_bytes(shard.path) * kept_here / max(1, shard.num_rows)
-        num_kept += kept_here
+    for kept_here, worst_here, parts in answers_in_order(calls, look, table.shards):
+        num_kept.append(kept_here)
         worst = max(worst, worst_here)
         merge_parts(pool, parts)
-    if not num_kept:
+    if not any(num_kept):
         raise UsageError(
             f"none of the {counts.num_candidates:,} rows of {table.path} that fulfil the "
             f"conditions stays within {told_limits(options)}: there is nothing to write"
         )
 
-    def copy(store: RunStore, calls: Calls) -> Iterator[str | None]:
-        return (line for _, line in calls(partial(_copy, narrow, found, store), table.shards))
+    def copy(store: RunStore, calls: Calls, files: Sequence[OutputFile]) -> Iterator[str | None]:
+        return (line for _, line in calls(partial(_copy, narrow, found, store), files))
 
-    return Decision(num_bytes, _facts(options, opened, counts, worst), pool, copy)
+    return Decision(num_kept, _facts(options, opened, counts, worst), pool, copy)
 
 
 def _narrow(options: FilterOptions, opened: OpenedInput) -> Narrow:
@@ -119,8 +117,8 @@ def _look_at_kept(
     return len(kept), float(kept.max(initial=-np.inf)), parts_of_shard(narrow.table, by, shard)
 
 
-def _copy(narrow: Narrow, boundaries: Boundaries, store: RunStore, shard: Shard) -> str | None:
-    return copy_shard(store, shard, lambda: boundaries.mask(shard, narrow.read(shard)))
+def _copy(narrow: Narrow, boundaries: Boundaries, store: RunStore, file: OutputFile) -> str | None:
+    return copy_file(store, file, lambda shard: boundaries.mask(shard, narrow.read(shard)))
 
 
 def _facts(options: FilterOptions, opened: OpenedInput, counts: Counts, worst: float) -> Facts:

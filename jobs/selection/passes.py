@@ -8,14 +8,12 @@ rows are chosen, nor of where calls are made.
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-import numpy as np
 import polars as pl
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from rsr.engine.catalogue import RSR
 from rsr.jobs.errors import ShardsFailed, UsageError, first_line
@@ -27,10 +25,11 @@ from rsr.jobs.run.preflight import canonical
 from rsr.jobs.run.probe import probe_of
 from rsr.jobs.run.store import ChangedInputError, RunStore
 from rsr.jobs.selection.composition import Composition, Parts, parts_by_calls
+from rsr.jobs.selection.layout import Mask, OutputFile
 from rsr.jobs.selection.own_row import is_of_own_row
 from rsr.jobs.selection.result import SelectionResult
 from rsr.jobs.selection.selection import Facts, OpenedInput, SubsetOptions
-from rsr.jobs.selection.subset import commit_rows, opened_subset
+from rsr.jobs.selection.subset import commit_file, opened_subset
 from rsr.jobs.shards.scored import ScoredTable, open_scored
 from rsr.jobs.shards.shard import Shard
 from rsr.jobs.storage import is_remote
@@ -42,14 +41,14 @@ Options = TypeVar("Options", bound=SubsetOptions)
 class Decision:
     """What a command has decided before it copies.
 
-    num_bytes: about what will be written. facts: of the result, before it is measured. pool: what
-    INPUT is made of. copy: yields, of every shard, a line on why it could not be copied, or None.
+    num_kept: rows of each shard. facts: of the result, before it is measured. pool: what INPUT is
+    made of. copy: yields, of every file, a line on why it could not be written, or None.
     """
 
-    num_bytes: float
+    num_kept: Sequence[int]
     facts: Facts
     pool: Parts
-    copy: Callable[[RunStore, Calls], Iterator[str | None]]
+    copy: Callable[[RunStore, Calls, Sequence[OutputFile]], Iterator[str | None]]
 
 
 def for_any_machine(options: Options) -> Options:
@@ -75,24 +74,16 @@ def run_by_calls(
     """
     decisions: list[Decision] = []
 
-    def expected_bytes() -> float:
+    def num_kept() -> Sequence[int]:
         decisions.append(decide())
-        return decisions[0].num_bytes
+        return decisions[0].num_kept
 
+    place = options.place(writer, settings)
     with (
-        opened_subset(
-            opened.table,
-            options.output,
-            expected_bytes,
-            stop,
-            writer=writer,
-            command=options.command,
-            settings=settings,
-            overwrite=options.overwrite,
-        ) as store,
+        opened_subset(opened.table, place, num_kept, stop) as (store, files),
         probe_of(store.folder) as probe,
     ):
-        copied = decisions[0].copy(store, CallsWhereSeen(probe, calls))
+        copied = decisions[0].copy(store, CallsWhereSeen(probe, calls), files)
         if failures := [failure for failure in copied if failure is not None]:
             raise ShardsFailed("\n".join(sorted(failures)))
     selected = open_scored(
@@ -110,18 +101,16 @@ def run_by_calls(
     return result
 
 
-def copy_shard(
-    store: RunStore, shard: Shard, kept_rows: Callable[[], NDArray[np.bool_]]
-) -> str | None:
-    """Write a shard's output unless it is there; a line about what files can do to a copy.
+def copy_file(store: RunStore, file: OutputFile, rows_of: Callable[[Shard], Mask]) -> str | None:
+    """Write a file of OUTPUT unless it is there; a line about what files can do to a copy.
 
-    kept_rows: (num_rows,) mask, asked for where it is needed.
+    rows_of: (num_rows,) mask of the kept rows of a shard, asked for where it is needed.
     """
     try:
-        if store.read_receipt(shard) is None:
-            commit_rows(store, shard, kept_rows(), StopRequest())
+        if store.read_receipt(file.shard) is None:
+            commit_file(store, file, rows_of, StopRequest())
     except (OSError, pa.ArrowException, pl.exceptions.PolarsError, ChangedInputError) as error:
-        return f"{shard.name}: {first_line(error)}"
+        return f"{file.shard.name}: {first_line(error)}"
     return None
 
 

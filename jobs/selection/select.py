@@ -24,12 +24,12 @@ from rsr.jobs.selection.candidates import (
     id_reader,
     read_candidates,
 )
+from rsr.jobs.selection.layout import Mask
 from rsr.jobs.selection.objectives import correct_first, of_best_kind, pareto_front, weighted
 from rsr.jobs.selection.quotas import Quota, admit
 from rsr.jobs.selection.ranking import ReadIds, Rows, keep_best, ranked
 from rsr.jobs.selection.result import SelectionResult
 from rsr.jobs.selection.selection import Facts, OpenedInput, SubsetOptions, run_selection
-from rsr.jobs.selection.subset import Mask
 from rsr.jobs.shards.measures import metric_named
 from rsr.jobs.shards.scored import USUAL_CORRECT, ScoredTable
 

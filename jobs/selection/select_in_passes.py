@@ -38,11 +38,12 @@ from rsr.jobs.selection.composition import (
     merge_parts,
     parts_of_shard,
 )
+from rsr.jobs.selection.layout import Mask, OutputFile
 from rsr.jobs.selection.objectives import pareto_front
 from rsr.jobs.selection.passes import (
     Decision,
     common_facts,
-    copy_shard,
+    copy_file,
     for_any_machine,
     require_exact_groups,
     require_own_row,
@@ -64,7 +65,6 @@ from rsr.jobs.selection.select import (
     rows_to_rank,
 )
 from rsr.jobs.selection.selection import Facts, OpenedInput
-from rsr.jobs.shards.parquet import file_size_bytes
 from rsr.jobs.shards.scored import ScoredTable
 from rsr.jobs.shards.shard import Shard
 
@@ -121,6 +121,19 @@ class Bundle:
         """What a user is told of a call that is lost."""
         more = f" and {len(self.shards) - 1} more" if len(self.shards) > 1 else ""
         return f"{self.shards[0][0].path}{more}"
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """A file to be written, and the number in INPUT of the first row of each of its shards."""
+
+    file: OutputFile
+    first_rows: Mapping[str, int]
+
+    @property
+    def path(self) -> str:
+        """What a user is told of a call that is lost."""
+        return self.file.path
 
 
 @dataclass(slots=True)
@@ -229,20 +242,23 @@ def _decide(plan: Plan, opened: OpenedInput, calls: Calls) -> Decision:
         chosen[number] = kept
         total.add(here)
     facts = _facts(plan, opened, gathered, groups, total)
-    num_bytes = sum(
-        file_size_bytes(shard.path) * int(kept) / max(1, shard.num_rows)
-        for shard, kept in zip(plan.table.shards, total.num_rows_by_shard, strict=True)
-    )
 
-    def copy(store: RunStore, calls: Calls) -> Iterator[str | None]:
-        items: list[tuple[Shard, int]] = []
+    def copy(store: RunStore, calls: Calls, files: Sequence[OutputFile]) -> Iterator[str | None]:
+        places = {
+            shard.name: (first, number)
+            for number, bundle in enumerate(bundles)
+            for shard, first in bundle.shards
+        }
+        items: list[Copy] = []
         given: list[Sequence[Piece]] = []
-        for bundle, positions in zip(bundles, zip(*chosen, strict=True), strict=True):
-            items += bundle.shards
-            given += [positions] * len(bundle.shards)
+        for file in files:
+            here = {piece.shard.name: places[piece.shard.name] for piece in file.slices}
+            items.append(Copy(file, {name: first for name, (first, _) in here.items()}))
+            numbers = dict.fromkeys(number for _, number in here.values())
+            given.append([kept[number] for number in numbers for kept in chosen])
         return (line for _, line, _ in calls.scatter(partial(_copy, store), items, given, 0))
 
-    return Decision(num_bytes, facts, pool, copy)
+    return Decision(total.num_rows_by_shard.tolist(), facts, pool, copy)
 
 
 def _bundles(table: ScoredTable) -> list[Bundle]:
@@ -456,17 +472,18 @@ def _in_order(plan: Plan, rows: pl.DataFrame, ranking: Rows) -> pl.DataFrame:
     return rows.select(carried)[order].with_columns(**{k: pl.Series(v) for k, v in columns.items()})
 
 
-def _copy(store: RunStore, item: tuple[Shard, int], *chosen: NDArray[np.int64]) -> tuple[Any]:
-    shard, first_row = item
+def _copy(store: RunStore, item: Copy, *chosen: NDArray[np.int64]) -> tuple[Any]:
+    """chosen: ascending positions of the kept rows of the file's shards, and of others."""
 
-    def kept_rows() -> NDArray[np.bool_]:
+    def rows_of(shard: Shard) -> Mask:
+        first_row = item.first_rows[shard.name]
         mask = np.zeros(shard.num_rows, bool)
         for positions in chosen:
             low, high = np.searchsorted(positions, [first_row, first_row + shard.num_rows])
             mask[positions[low:high] - first_row] = True
         return mask
 
-    return (copy_shard(store, shard, kept_rows),)
+    return (copy_file(store, item.file, rows_of),)
 
 
 def _facts(

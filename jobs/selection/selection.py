@@ -20,8 +20,9 @@ from rsr.jobs.run.manifest import JsonObject
 from rsr.jobs.run.preflight import refusing_what_cannot_be_reached
 from rsr.jobs.selection.candidates import Candidates, Conditions, choose_id_column
 from rsr.jobs.selection.composition import Composition, DescribingColumns, Part, parts_of
+from rsr.jobs.selection.layout import Mask
 from rsr.jobs.selection.result import SelectionResult
-from rsr.jobs.selection.subset import Mask, write_subset
+from rsr.jobs.selection.subset import SubsetPlace, write_subset
 from rsr.jobs.shards.measures import Measure, measure, metric_named
 from rsr.jobs.shards.scored import ScoredTable, open_scored
 
@@ -35,8 +36,9 @@ class SubsetOptions:
     conditions: of rows that may be chosen. metric: what ranks them, by its name in the
     catalogue. quality_column: higher is better, for what takes one. id_column: orders rows of equal
     score; None is `id` where there is one. rank_clip: a name of `STORED_RANK_CLIPS`; None is the
-    run's own r_max. teacher_column, correct_column: what the result is described by. overwrite:
-    discard an earlier subset in OUTPUT. command: what was typed.
+    run's own r_max. teacher_column, correct_column: what the result is described by. rows_per_file:
+    of OUTPUT; None is the files of INPUT. overwrite: discard an earlier subset in OUTPUT. command:
+    what was typed.
     """
 
     input: str
@@ -49,8 +51,20 @@ class SubsetOptions:
     teacher_column: str | None = None
     correct_column: str | None = None
     allow_mixed_students: bool = False
+    rows_per_file: int | None = None
     overwrite: bool = False
     command: tuple[str, ...] = ()
+
+    def place(self, writer: str, settings: JsonObject) -> SubsetPlace:
+        """Where the rows go. writer: the `rsr` command; settings: all that decide which rows."""
+        return SubsetPlace(
+            output=self.output,
+            writer=writer,
+            settings=settings,
+            command=self.command,
+            rows_per_file=self.rows_per_file,
+            overwrite=self.overwrite,
+        )
 
     @property
     def common_settings(self) -> dict[str, Any]:
@@ -134,16 +148,7 @@ def run_selection(
             counted.append(aside.submit(lambda: count() | _common_facts(candidates, keep, metric)))
             return keep
 
-        folder = write_subset(
-            table,
-            options.output,
-            read_and_choose,
-            stop,
-            writer=writer,
-            command=options.command,
-            settings=settings,
-            overwrite=options.overwrite,
-        )
+        folder = write_subset(table, options.place(writer, settings), read_and_choose, stop)
         selected = open_scored(
             str(options.output), rank_clip=table.rank_clip, allow_mixed_students=True
         )

@@ -173,7 +173,7 @@ def open_scored(
     columns, files of different schemas, a column that is missing, files scored by different
     students (unless `allow_mixed_students`) or at different r_max (unless `rank_clip` says one).
     """
-    inputs = [(scored_rows_of(file), name) for file, name in find_inputs(path)]
+    inputs = scored_files(path)
     shards: list[Shard] = []
     schema: pa.Schema | None = None
     identities: list[dict[str, Any]] = []
@@ -198,6 +198,11 @@ def open_scored(
     if rank_clip is None:
         _require_one_rank_clip(table)
     return table
+
+
+def scored_files(path: str) -> list[tuple[str, str]]:
+    """`find_inputs`, with the Parquet file of rows that were written as JSON lines."""
+    return [(scored_rows_of(file), name) for file, name in find_inputs(path)]
 
 
 def _look_at(file: str, name: str) -> tuple[pa.Schema, Shard]:

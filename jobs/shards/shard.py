@@ -8,6 +8,7 @@ from math import ceil
 from rsr.jobs.shards.columns import TrajectoryColumns
 from rsr.jobs.shards.parquet import RowGroup, file_state, open_parquet, row_groups
 from rsr.jobs.storage import locate
+from rsr.jobs.storage.hashing import hash_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +82,11 @@ def describe_shard(path: str, name: str, columns: TrajectoryColumns, max_rows: i
     share = num_rows / max(1, metadata.num_rows)
     state = file_state(path)
     return Shard(path, name, num_rows, int(num_bytes * share), state.fingerprint, state.version)
+
+
+def digest_of(shards: Sequence[Shard]) -> str:
+    """A digest of several inputs together: others have another."""
+    return hash_bytes("\n".join(f"{shard.name} {shard.fingerprint}" for shard in shards).encode())
 
 
 def was_written_again(shard: Shard) -> bool:

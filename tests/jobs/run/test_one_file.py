@@ -149,10 +149,16 @@ def test_what_cannot_be_one_file_is_refused_with_a_name_to_take(scored, tmp_path
     monkeypatch.chdir(tmp_path)
     (scored.parent / "more.parquet").write_bytes(scored.read_bytes())
     for command, told in [
-        (("filter", scored.parent, "best.parquet", "--keep-rows", "2"), "INPUT has 2 files"),
+        (
+            ("filter", scored, "best.parquet", "--keep-rows", "2", "--rows-per-file", "1"),
+            "a folder",
+        ),
         (("filter", scored, "best.json", "--keep-rows", "2"), "name it best.parquet or best.jsonl"),
-        (("filter", scored.parent, "best.jsonl", "--keep-rows", "2"), "INPUT has 2 files"),
-        (("filter", scored.parent, "best.csv", "--keep-rows", "2"), "JSON lines: best, say"),
+        (("score", scored.parent, "best.jsonl", "--model", "none"), "INPUT has 2 files"),
+        (
+            ("filter", scored.parent, "best.csv", "--keep-rows", "2"),
+            "or JSON lines: name it best.parquet",
+        ),
         (("export", scored, "best.parquet", "--format", "messages"), "writes a folder of files"),
         (("sample", scored, "best.parquet", "--model", "none"), "writes a folder of files"),
         (("score", scored.parent, "best.parquet", "--model", "none"), "INPUT has 2 files"),
