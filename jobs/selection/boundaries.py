@@ -7,16 +7,18 @@ can be looked at one by one, in the order of score, id, shard and row. Knows not
 calls says how a function is called on every shard.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
+from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from rsr.jobs.errors import UsageError, first_line
-from rsr.jobs.run.calls import Calls
+from rsr.jobs.run.calls import Calls, answers_in_order
 from rsr.jobs.selection.ranking import share_of
 from rsr.jobs.shards.scored import ScoredTable
 from rsr.jobs.shards.shard import Shard
@@ -128,10 +130,44 @@ class Counts:
     num_groups: int
 
 
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """What the last look at a shard found.
+
+    at_limit: its rows in the bins at the limits: group, word, row, score, num_tokens, and the id
+    where ids order rows. num_below: its rows that are kept whatever comes of those. worst: the
+    largest score of these, -inf without any. beside: what the caller has looked at meanwhile.
+    """
+
+    at_limit: pl.DataFrame
+    num_below: int
+    worst: float
+    beside: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What the boundaries keep. num_rows: of each shard. worst: the largest score of them all.
+
+    beside: what the caller has looked at meanwhile, of each shard.
+    """
+
+    num_rows: list[int]
+    worst: float
+    beside: list[Any]
+
+
 def find_boundaries(
-    narrow: Narrow, limits: Limits, max_score: float | None, calls: Calls
-) -> tuple[Boundaries, Counts]:
-    """Passes over every shard until each group's boundary is known."""
+    narrow: Narrow,
+    limits: Limits,
+    max_score: float | None,
+    calls: Calls,
+    beside: Callable[[Shard], Any],
+) -> tuple[Boundaries, Counts, Kept]:
+    """Passes over every shard until each group's boundary is known.
+
+    beside: called for every shard, where its rows are looked at for the last time.
+    """
     shards = narrow.table.shards
     shift = WORD_BITS - BITS_PER_PASS
     answers = [a for _, a in calls(partial(_count_all, narrow), shards)]
@@ -162,8 +198,11 @@ def find_boundaries(
     if cuts["num_rows"].sum() > MAX_CONTESTED_ROWS:
         raise _too_many_ties(narrow, cuts)
     below = pl.concat([*decided, _below(cuts, shift)])
-    winners = _winners(narrow, cuts, shift, calls) if cuts.height else {}
-    return Boundaries(below, winners, max_score), counts
+    sure = Boundaries(below, {}, max_score)
+    look = partial(_look, narrow, sure, cuts.select("group", "bin"), shift, beside)
+    looked = answers_in_order(calls, look, shards)
+    winners = _winners(narrow, cuts, [one.at_limit for one in looked])
+    return replace(sure, winners=winners), counts, _kept(narrow, looked, winners, max_score)
 
 
 def _is_decided() -> pl.Expr:
@@ -242,15 +281,16 @@ def first_bins_over(bins: pl.DataFrame, room: pl.DataFrame) -> pl.DataFrame:
 
 
 def _winners(
-    narrow: Narrow, contested: pl.DataFrame, shift: int, calls: Calls
+    narrow: Narrow, contested: pl.DataFrame, found: list[pl.DataFrame]
 ) -> dict[str, NDArray[np.int64]]:
-    within = contested.select("group", "bin")
-    found = dict(calls(partial(_at_limit, narrow, within, shift), narrow.table.shards))
+    """The rows at the limits that are kept, by the shard's name. found: of each shard."""
     parts = [
-        found[shard].with_columns(shard=pl.lit(number, pl.Int64))
-        for number, shard in enumerate(narrow.table.shards)
-        if found[shard].height
+        rows.with_columns(shard=pl.lit(number, pl.Int64))
+        for number, rows in enumerate(found)
+        if rows.height
     ]
+    if not parts:
+        return {}
     keys = ["word", *(["id"] if narrow.id_column is not None else []), "shard", "row"]
     room = contested.select("group", "room_rows", "room_tokens")
     ranked = pl.concat(parts).sort("group", *keys, nulls_last=True)
@@ -263,12 +303,38 @@ def _winners(
     return {names[number[0]]: rows["row"].to_numpy() for number, rows in kept.group_by("shard")}
 
 
-def _at_limit(narrow: Narrow, within: pl.DataFrame, shift: int, shard: Shard) -> pl.DataFrame:
-    """The rows of a shard in the bins at the limits, with ids where ids order rows."""
-    rows = narrow.read(shard).with_columns(row=pl.int_range(pl.len(), dtype=pl.Int64))
-    found = _inside(rows.filter("takes_part"), within, shift)
-    found = found.select("group", "word", "row", "num_tokens")
-    if narrow.id_column is None or not found.height:
-        return found
-    ids = narrow.table.of(shard).read_at(narrow.id_column, found["row"].to_numpy())
-    return found.with_columns(id=ids)
+def _kept(
+    narrow: Narrow,
+    looked: list[Looked],
+    winners: dict[str, NDArray[np.int64]],
+    max_score: float | None,
+) -> Kept:
+    num_rows, worst = [], -np.inf
+    for shard, one in zip(narrow.table.shards, looked, strict=True):
+        own = winners.get(shard.name, np.zeros(0, np.int64))
+        scores = one.at_limit.filter(pl.col("row").is_in(own))["score"].to_numpy()
+        if max_score is not None:
+            scores = scores[scores <= max_score]
+        num_rows.append(one.num_below + len(scores))
+        worst = max(worst, one.worst, float(scores.max(initial=-np.inf)))
+    return Kept(num_rows, worst, [one.beside for one in looked])
+
+
+def _look(
+    narrow: Narrow,
+    sure: Boundaries,
+    within: pl.DataFrame,
+    shift: int,
+    beside: Callable[[Shard], Any],
+    shard: Shard,
+) -> Looked:
+    """sure: without the rows at the limits, which are those `within` these bins."""
+    rows = narrow.read(shard)
+    below = rows["score"].to_numpy()[sure.mask(shard, rows)]
+    numbered = rows.with_columns(row=pl.int_range(pl.len(), dtype=pl.Int64))
+    found = _inside(numbered.filter("takes_part"), within, shift)
+    found = found.select("group", "word", "row", "score", "num_tokens")
+    if narrow.id_column is not None and found.height:
+        ids = narrow.table.of(shard).read_at(narrow.id_column, found["row"].to_numpy())
+        found = found.with_columns(id=ids)
+    return Looked(found, len(below), float(below.max(initial=-np.inf)), beside(shard))

@@ -1,6 +1,6 @@
 """`rsr filter` by passes over shards, each shard looked at and copied wherever there is a core.
 
-    count, refine, look at the limits, decide, copy, describe
+    count, refine, look at the limits, copy, describe
 
 The driver holds a few words a group and the rows at the limits, never an array of INPUT's length.
 The rows are those of `filter.run_filter`, byte for byte. Knows nothing of Ray: whoever calls says
@@ -10,18 +10,16 @@ how a function is called on every shard.
 from collections.abc import Iterator, Sequence
 from functools import partial
 
-import numpy as np
 import polars as pl
 
 from rsr.jobs.errors import UsageError
 from rsr.jobs.interrupt import StopRequest
-from rsr.jobs.run.calls import Calls, CallsWhereSeen, answers_in_order
+from rsr.jobs.run.calls import Calls, CallsWhereSeen
 from rsr.jobs.run.probe import local_files
 from rsr.jobs.run.store import RunStore
 from rsr.jobs.selection.boundaries import Boundaries, Counts, Limits, Narrow, find_boundaries
 from rsr.jobs.selection.candidates import groupable, require_some
 from rsr.jobs.selection.composition import (
-    DescribingColumns,
     Parts,
     merge_parts,
     parts_of_shard,
@@ -39,7 +37,6 @@ from rsr.jobs.selection.passes import (
 )
 from rsr.jobs.selection.result import SelectionResult
 from rsr.jobs.selection.selection import Facts, OpenedInput
-from rsr.jobs.shards.shard import Shard
 
 
 def run_filter_in_passes(
@@ -68,16 +65,13 @@ def run_filter_in_passes(
 def _decide(options: FilterOptions, opened: OpenedInput, narrow: Narrow, calls: Calls) -> Decision:
     table = opened.table
     limits = Limits(options.keep_fraction, options.keep_rows, options.token_budget)
-    found, counts = find_boundaries(narrow, limits, options.max_rsr, calls)
+    describe = partial(parts_of_shard, table, opened.by)
+    found, counts, kept = find_boundaries(narrow, limits, options.max_rsr, calls, describe)
     require_some(table, counts.num_scored, counts.num_candidates, 0, counts.num_unmeasured)
-    num_kept, worst = [], -np.inf
     pool: Parts = {}
-    look = partial(_look_at_kept, narrow, found, opened.by)
-    for kept_here, worst_here, parts in answers_in_order(calls, look, table.shards):
-        num_kept.append(kept_here)
-        worst = max(worst, worst_here)
+    for parts in kept.beside:
         merge_parts(pool, parts)
-    if not any(num_kept):
+    if not any(kept.num_rows):
         raise UsageError(
             f"none of the {counts.num_candidates:,} rows of {table.path} that fulfil the "
             f"conditions stays within {told_limits(options)}: there is nothing to write"
@@ -86,7 +80,7 @@ def _decide(options: FilterOptions, opened: OpenedInput, narrow: Narrow, calls: 
     def copy(store: RunStore, calls: Calls, files: Sequence[OutputFile]) -> Iterator[str | None]:
         return (line for _, line in calls(partial(_copy, narrow, found, store), files))
 
-    return Decision(num_kept, _facts(options, opened, counts, worst), pool, copy)
+    return Decision(kept.num_rows, _facts(options, opened, counts, kept.worst), pool, copy)
 
 
 def _narrow(options: FilterOptions, opened: OpenedInput) -> Narrow:
@@ -105,16 +99,6 @@ def _narrow(options: FilterOptions, opened: OpenedInput) -> Narrow:
         group=group,
         id_column=opened.id_column,
     )
-
-
-def _look_at_kept(
-    narrow: Narrow, boundaries: Boundaries, by: DescribingColumns, shard: Shard
-) -> tuple[int, float, Parts]:
-    """How many rows of a shard are kept, the worst of their scores, and what its pool holds."""
-    rows = narrow.read(shard)
-    keep = boundaries.mask(shard, rows)
-    kept = rows["score"].to_numpy()[keep]
-    return len(kept), float(kept.max(initial=-np.inf)), parts_of_shard(narrow.table, by, shard)
 
 
 def _copy(narrow: Narrow, boundaries: Boundaries, store: RunStore, file: OutputFile) -> str | None:

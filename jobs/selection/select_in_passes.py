@@ -372,7 +372,8 @@ def _gather_shard(
         rows = rows.with_columns(id=ids.cast(pl.String) if ids.dtype == pl.Categorical else ids)
     rows = rows.filter(_can_be_chosen(plan, rows))
     keys = exchange.keys_of(narrow)
-    others = narrow.group_by(keys).agg(pl.col("has_candidate").any())
+    # A group with a judged row has one that can be chosen: the others have none of either.
+    others = narrow.filter(~pl.col("is_judged")).group_by(keys).agg(pl.col("has_candidate").any())
     return counts, rows, others.join(rows.select(keys), on=keys, how="anti")
 
 
