@@ -126,6 +126,7 @@ def hold_output(place: Path | str, *, writer: str, overwrite: bool) -> Iterator[
     folder = RunFolder(place)
     _look(folder, writer, overwrite)
     lock_was_there = folder.storage.find(LOCK) is not None
+    had_events = folder.events_path.exists()
     created = _create_folders(folder)
     try:
         with folder.lock():
@@ -139,6 +140,8 @@ def hold_output(place: Path | str, *, writer: str, overwrite: bool) -> Iterator[
                     held.take_back()
                     if not lock_was_there and not is_remote(str(place)):
                         folder.storage.remove(LOCK)
+                    if not had_events:
+                        folder.events_path.unlink(missing_ok=True)
                 raise
             finally:
                 if held.has_begun:

@@ -16,7 +16,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from rsr.jobs.errors import UsageError, first_line
-from rsr.jobs.run.calls import Calls
+from rsr.jobs.run.passes import Passes
 from rsr.jobs.selection.ranking import share_of
 from rsr.jobs.shards.scored import ScoredTable
 from rsr.jobs.shards.shard import Shard
@@ -129,12 +129,13 @@ class Counts:
 
 
 def find_boundaries(
-    narrow: Narrow, limits: Limits, max_score: float | None, calls: Calls
+    narrow: Narrow, limits: Limits, max_score: float | None, passes: Passes
 ) -> tuple[Boundaries, Counts]:
     """Passes over every shard until each group's boundary is known."""
     shards = narrow.table.shards
     shift = WORD_BITS - BITS_PER_PASS
-    answers = [a for _, a in calls(partial(_count_all, narrow), shards)]
+    counted = passes.begin("count", len(shards))(partial(_count_all, narrow), shards)
+    answers = [a for _, a in counted]
     bins = merged_bins([a[0] for a in answers])
     per_group = bins.group_by("group").agg(pl.col("num_rows").sum(), pl.col("num_tokens").sum())
     counts = Counts(
@@ -155,14 +156,15 @@ def find_boundaries(
         if not shift or cuts["num_rows"].sum() <= REFINED_ABOVE_ROWS:
             break
         within = cuts.select("group", "bin")
-        answered = calls(partial(_count_within, narrow, within, shift), shards)
+        count = partial(_count_within, narrow, within, shift)
+        answered = passes.begin("refine", len(shards))(count, shards)
         bins = merged_bins([a for _, a in answered])
         cuts = first_bins_over(bins, cuts.select("group", "room_rows", "room_tokens"))
         shift -= BITS_PER_PASS
     if cuts["num_rows"].sum() > MAX_CONTESTED_ROWS:
         raise _too_many_ties(narrow, cuts)
     below = pl.concat([*decided, _below(cuts, shift)])
-    winners = _winners(narrow, cuts, shift, calls) if cuts.height else {}
+    winners = _winners(narrow, cuts, shift, passes) if cuts.height else {}
     return Boundaries(below, winners, max_score), counts
 
 
@@ -242,13 +244,15 @@ def first_bins_over(bins: pl.DataFrame, room: pl.DataFrame) -> pl.DataFrame:
 
 
 def _winners(
-    narrow: Narrow, contested: pl.DataFrame, shift: int, calls: Calls
+    narrow: Narrow, contested: pl.DataFrame, shift: int, passes: Passes
 ) -> dict[str, NDArray[np.int64]]:
     within = contested.select("group", "bin")
-    found = dict(calls(partial(_at_limit, narrow, within, shift), narrow.table.shards))
+    shards = narrow.table.shards
+    look = partial(_at_limit, narrow, within, shift)
+    found = dict(passes.begin("limits", len(shards))(look, shards))
     parts = [
         found[shard].with_columns(shard=pl.lit(number, pl.Int64))
-        for number, shard in enumerate(narrow.table.shards)
+        for number, shard in enumerate(shards)
         if found[shard].height
     ]
     keys = ["word", *(["id"] if narrow.id_column is not None else []), "shard", "row"]
@@ -259,7 +263,7 @@ def _winners(
         pl.col("num_tokens").cum_sum().over("group") <= pl.col("room_tokens")
     ).fill_null(True)
     kept = ranked.filter(fits)
-    names = [shard.name for shard in narrow.table.shards]
+    names = [shard.name for shard in shards]
     return {names[number[0]]: rows["row"].to_numpy() for number, rows in kept.group_by("shard")}
 
 

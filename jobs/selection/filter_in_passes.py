@@ -16,6 +16,8 @@ import polars as pl
 from rsr.jobs.errors import UsageError
 from rsr.jobs.interrupt import StopRequest
 from rsr.jobs.run.calls import Calls, CallsWhereSeen, answers_in_order
+from rsr.jobs.run.folder import RunFolder
+from rsr.jobs.run.passes import Passes
 from rsr.jobs.run.probe import local_files
 from rsr.jobs.run.store import RunStore
 from rsr.jobs.selection.boundaries import Boundaries, Counts, Limits, Narrow, find_boundaries
@@ -54,25 +56,29 @@ def run_filter_in_passes(
     opened = OpenedInput.of(options, [options.within])
     narrow = _narrow(options, opened)
     seeing = CallsWhereSeen(local_files(opened.table.shards[0].path), calls)
+    passes = Passes(RunFolder(options.output), seeing)
     return run_by_calls(
         opened,
         options,
-        lambda: _decide(options, opened, narrow, seeing),
-        seeing,
+        lambda: _decide(options, opened, narrow, passes),
+        passes,
         stop,
         writer="filter",
         settings=options.settings,
     )
 
 
-def _decide(options: FilterOptions, opened: OpenedInput, narrow: Narrow, calls: Calls) -> Decision:
+def _decide(
+    options: FilterOptions, opened: OpenedInput, narrow: Narrow, passes: Passes
+) -> Decision:
     table = opened.table
     limits = Limits(options.keep_fraction, options.keep_rows, options.token_budget)
-    found, counts = find_boundaries(narrow, limits, options.max_rsr, calls)
+    found, counts = find_boundaries(narrow, limits, options.max_rsr, passes)
     require_some(table, counts.num_scored, counts.num_candidates, 0, counts.num_unmeasured)
     num_bytes, num_kept, worst = 0.0, 0, -np.inf
     pool: Parts = {}
     look = partial(_look_at_kept, narrow, found, opened.by)
+    calls = passes.begin("decide", len(table.shards))
     looked = zip(table.shards, answers_in_order(calls, look, table.shards), strict=True)
     for shard, (kept_here, worst_here, parts) in looked:
         num_bytes += file_size_bytes(shard.path) * kept_here / max(1, shard.num_rows)
