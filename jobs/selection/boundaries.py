@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from rsr.jobs.errors import UsageError, first_line
+from rsr.jobs.errors import UsageError
 from rsr.jobs.run.passes import Passes
 from rsr.jobs.selection.ranking import share_of
 from rsr.jobs.shards.scored import ScoredTable
@@ -54,10 +54,7 @@ class Narrow:
             group=group,
             num_tokens=pl.col("rsr_num_tokens").cast(pl.Int64),
         )
-        try:
-            frame = rows.collect(engine="streaming")
-        except pl.exceptions.PolarsError as error:
-            raise UsageError(f"{shard.path} cannot be read: {first_line(error)}") from error
+        frame = self.table.of(shard).collect(rows)
         scores = frame["score"].to_numpy()
         return frame.with_columns(
             word=pl.Series(sortable(scores), dtype=pl.UInt64),

@@ -127,11 +127,12 @@ def opened_subset(
             held = opened.enter_context(hold_output(output, writer=writer, overwrite=overwrite))
             if not held.is_new:
                 held.go_on(wanted)
-            expected_bytes = decide()
-            stop.check()
-            if held.is_new:
-                if not is_remote(str(output)):
-                    require_disk_space(output, expected_bytes)
+        # Until all is read, hours may go by: a store that fails meanwhile is no wrong usage.
+        expected_bytes = decide()
+        stop.check()
+        if held.is_new:
+            with refusing_what_cannot_be_reached():
+                require_disk_space(output, expected_bytes)
                 held.begin(wanted)
         yield RunStore.of(held.folder, wanted.identity)
 

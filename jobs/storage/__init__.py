@@ -13,6 +13,14 @@ concurrency.py   many files at once
 """
 
 from rsr.jobs.storage.base import Storage, StorageError, StoredFile
-from rsr.jobs.storage.open import is_remote, locate, open_storage
+from rsr.jobs.storage.open import is_in_bucket, is_remote, locate, open_storage
 
-__all__ = ["Storage", "StorageError", "StoredFile", "is_remote", "locate", "open_storage"]
+__all__ = [
+    "Storage",
+    "StorageError",
+    "StoredFile",
+    "is_in_bucket",
+    "is_remote",
+    "locate",
+    "open_storage",
+]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import pyarrow as pa
 
@@ -36,6 +36,11 @@ RETRY_FOR = timedelta(minutes=3)
 PAUSES_S = (0.2, 1.0, 5.0)
 """How often and how long obstore tries a request again, and the pauses between our own tries;
 longer outages are the dispatcher's."""
+
+
+def polars_options() -> dict[str, Any]:
+    """Options with which Polars asks a bucket as often and for as long as obstore does."""
+    return {"max_retries": MAX_RETRIES, "retry_timeout_ms": int(RETRY_FOR.total_seconds() * 1000)}
 
 
 @dataclass(frozen=True, slots=True)
