@@ -1,6 +1,6 @@
 """How long a soak is and where it happens.
 
-The short version runs with the suite; `make soak` injects 120 faults and keeps the report.
+The short version runs with the suite; `make soak` injects 320 faults and keeps the report.
 RSR_SOAK_FAULTS (over all commands), RSR_SOAK_SEED and RSR_SOAK_REPORT (a file to write it to) say
 otherwise.
 """
@@ -61,9 +61,9 @@ def telling() -> Callable[[Night], AbstractContextManager[None]]:
         finally:
             night.close()
             night.report.seconds = round(time.monotonic() - started, 1)
-            print(json.dumps({night.command: vars(night.report)}, indent=2))
+            print(json.dumps({night.name: vars(night.report)}, indent=2))
             print(night.log.read_text(errors="replace")[-LAST_WORDS_CHARS:])
         if file := os.environ.get("RSR_SOAK_REPORT"):
-            night.report.keep(Path(file), night.command)
+            night.report.keep(Path(file), night.name)
 
     return tell
