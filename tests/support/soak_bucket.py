@@ -1,6 +1,7 @@
 """Nights of a command whose SCORED and OUTPUT are in a bucket that has bad nights of its own."""
 
 import shutil
+import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,13 @@ class BucketPassesNight(PassesNight):
         return [name for name in names if folder or not name.startswith(".rsr/")]
 
     # The night
+
+    def check_round(self) -> None:
+        super().check_round()
+        # A log of what went wrong may lie there: it is told to the user.
+        folders = Path(tempfile.gettempdir()).glob("rsr-*/")
+        left = set(folders) - {self.events_path.parent}
+        assert not left, f"killed processes have left temporary files: {left}"
 
     def discard(self) -> None:
         self.lift_faults()

@@ -264,6 +264,28 @@ def test_lock_of_the_dead_is_taken_over_by_one(s3_url, short_lock):
     assert (len(winners), len(losers)) == (1, 3)
 
 
+WRITE = """
+import sys, time
+from rsr.jobs.storage import open_storage
+with open_storage(sys.argv[1]).writing("x") as temporary:
+    temporary.write_bytes(b"half of it")
+    print("writing", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_process_that_is_killed_while_it_writes_leaves_no_temporary_file(s3_url, tmp_path):
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    command = [sys.executable, "-c", WRITE, s3_url]
+    environment = os.environ | {"TMPDIR": str(temporary)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as process:
+        assert process.stdout.readline() == b"writing\n"
+        process.kill()
+    assert list(temporary.iterdir()) == []
+    assert open_storage(s3_url).find("x") is None
+
+
 HOLD = """
 import sys, time
 from rsr.jobs.storage import open_storage
