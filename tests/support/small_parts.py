@@ -9,7 +9,7 @@ import sys
 from rsr.jobs.cli import main
 from rsr.jobs.selection import admission, boundaries, select_in_passes
 
-BUNDLE_ROWS, PART_ROWS = 12_000, 24_000
+BUNDLE_ROWS, PART_ROWS = 8_000, 12_000
 REFINED_ABOVE_ROWS = 200
 
 if __name__ == "__main__":

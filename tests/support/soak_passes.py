@@ -73,6 +73,10 @@ class PassesNight(Night):
         # The cluster of this process asks for no token, and takes a driver that shows one for dead.
         return super().environment() | {"RAY_AUTH_MODE": "disabled"}
 
+    def _note_exit(self, code: int, sent: int | None = None) -> None:
+        super()._note_exit(code, sent)
+        assert "discovered a bug in Ray" not in self.last_words(), self.last_words()
+
     @property
     def events_path(self) -> Path:
         return self.output / ".rsr" / "events.jsonl"
@@ -211,7 +215,9 @@ class PassesNight(Night):
         self.driver.send_signal(number)
         self.driver.send_signal(signal.SIGCONT)
         code = self.wait_for_driver(90, sent=number)
-        expected = (-number,) if number == signal.SIGKILL else (STOPPED, DONE, FAILED)
+        # A bucket or a disk that fails may end the run first, or it may end by itself.
+        others = (DONE, FAILED) if self.lasting else (DONE,)
+        expected = (-number,) if number == signal.SIGKILL else (STOPPED, *others)
         assert code in expected, f"{number.name} ended the driver with {code}:\n{self.last_words()}"
         is_done = name is not None and code in (-number, STOPPED)
         if is_done:
