@@ -33,7 +33,7 @@ class PassesNight(Night):
 
     program = SMALL_PARTS
     fault_pause_s = (0.0, 0.2)
-    max_burst = 3
+    max_burst = 6
 
     def __init__(
         self,
@@ -114,10 +114,10 @@ class PassesNight(Night):
         stops = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
         return [
             Fault("worker SIGKILL", self.kill_worker, 12),
-            Fault("driver SIGKILL", lambda: self.end_in_pass(signal.SIGKILL), 7),
+            Fault("driver SIGKILL", lambda: self.end_in_pass(signal.SIGKILL), 6),
             Fault("node killed", self.kill_node, 8),
             Fault("worker SIGSTOP", self.stop_worker, 6),
-            *(Fault(f"driver {n.name}", lambda n=n: self.end_in_pass(n), 3) for n in stops),
+            *(Fault(f"driver {n.name}", lambda n=n: self.end_in_pass(n), 2) for n in stops),
         ]
 
     def in_pass(self, fault: str, inject: Callable[[], bool], passes: Sequence[str] = ()) -> bool:
@@ -217,9 +217,10 @@ class PassesNight(Night):
         code = self.wait_for_driver(90, sent=number)
         # A bucket or a disk that fails may end the run first, or it may end by itself.
         others = (DONE, FAILED) if self.lasting else (DONE,)
-        expected = (-number,) if number == signal.SIGKILL else (STOPPED, *others)
-        assert code in expected, f"{number.name} ended the driver with {code}:\n{self.last_words()}"
-        is_done = name is not None and code in (-number, STOPPED)
+        wanted = -number if number == signal.SIGKILL else STOPPED
+        told = f"{number.name} ended the driver with {code}:\n{self.last_words()}"
+        assert code in (wanted, *others), told
+        is_done = name is not None and code == wanted
         if is_done:
             self.count_in_pass(name, fault)
         return is_done
