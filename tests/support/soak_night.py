@@ -103,6 +103,8 @@ class Night:
     """Faults in a row before the run is left alone until it has finished something more."""
     progress_patience_s = 10.0
     """Until a fault is injected although it has not."""
+    ending_patience_s = 90.0
+    """For a command that is refused or told to stop."""
 
     def __init__(
         self, source: Path, quiet: Path, disk: SmallDisk, log: Path, report: Report
@@ -208,7 +210,7 @@ class Night:
     def end_driver(self, number: signal.Signals) -> int:
         assert self.driver is not None
         self.driver.send_signal(number)
-        return self.wait_for_driver(90, sent=number)
+        return self.wait_for_driver(self.ending_patience_s, sent=number)
 
     def _note_exit(self, code: int, sent: int | None = None) -> None:
         if self._is_exit_noted:
@@ -284,7 +286,7 @@ class Night:
         self.plant_others()
         self.driver.send_signal(signal.SIGINT)
         self.driver.send_signal(signal.SIGCONT)
-        code = self.wait_for_driver(90)
+        code = self.wait_for_driver(self.ending_patience_s)
         if is_new and self.manifest.exists():
             return False  # it had begun by then
         assert code == STOPPED, f"Ctrl-C ended the driver with {code}:\n{self.last_words()}"
@@ -320,7 +322,7 @@ class Night:
             if not is_refused:
                 second.send_signal(signal.SIGINT)
             second.send_signal(signal.SIGCONT)
-            code = second.wait(timeout=90)
+            code = second.wait(timeout=self.ending_patience_s)
         if not was_paused or (self.second / ".rsr" / "manifest.json").exists():
             shutil.rmtree(self.second, ignore_errors=True)
             return False  # it had begun by then

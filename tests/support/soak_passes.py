@@ -34,6 +34,7 @@ class PassesNight(Night):
     program = SMALL_PARTS
     fault_pause_s = (0.0, 0.2)
     max_burst = 6
+    ending_patience_s = 240.0
 
     def __init__(
         self,
@@ -214,7 +215,7 @@ class PassesNight(Night):
         name = self.current_pass()
         self.driver.send_signal(number)
         self.driver.send_signal(signal.SIGCONT)
-        code = self.wait_for_driver(90, sent=number)
+        code = self.wait_for_driver(self.ending_patience_s, sent=number)
         # A bucket or a disk that fails may end the run first, or it may end by itself.
         others = (DONE, FAILED) if self.lasting else (DONE,)
         wanted = -number if number == signal.SIGKILL else STOPPED

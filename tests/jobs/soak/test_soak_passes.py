@@ -29,7 +29,7 @@ OPTIONS = {
 }
 REFUSED_OPTIONS = {
     "filter": ["--max-rsr", "-1"],
-    "select": ["--group-by", "problem", "--max-share-per", "teacher=0.1"],
+    "select": ["--group-by", "problem", "--min-tokens", "1000"],
 }
 """Found out when the scores have been read: nothing would be kept."""
 
