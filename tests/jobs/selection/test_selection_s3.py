@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import numpy as np
@@ -14,8 +15,13 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 from faulty_proxy import FAULTS
+from pickled_calls import PickledCalls
 
 from rsr.jobs.cli import main
+from rsr.jobs.errors import UsageError
+from rsr.jobs.interrupt import StopRequest
+from rsr.jobs.selection.filter import FilterOptions
+from rsr.jobs.selection.filter_in_passes import run_filter_in_passes
 from rsr.jobs.shards.scored import open_scored
 from rsr.jobs.storage import StorageError, open_storage
 from rsr.jobs.storage.bucket import open_bucket
@@ -111,6 +117,17 @@ def test_store_that_fails_while_it_is_read_is_an_error_of_the_place(s3, corpora,
                     read()
     open_bucket.cache_clear()
     assert table.collect(table.scan.select("rsr")).height == NUM_SHARDS * NUM_ROWS
+
+
+def test_run_that_passes_refuse_leaves_nothing_anywhere(s3_url, corpora, tmp_path, monkeypatch):
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    options = FilterOptions(input=corpora[1], output=f"{s3_url}/out", max_rsr=-1.0)
+    with pytest.raises(UsageError, match="there is nothing to write"):
+        run_filter_in_passes(options, PickledCalls(), StopRequest())
+    assert open_storage(f"{s3_url}/out").list() == []
+    assert list(temporary.iterdir()) == []
 
 
 @pytest.mark.slow
