@@ -70,8 +70,8 @@ gpu:  ## prove the GPU path on this machine's card in ten minutes; writes benchm
 fuzz: setup  ## look for input that breaks reading, for some minutes
 	RSR_FUZZ_CASES=20000 $(BIN)/pytest --timeout 3600 tests/jobs/shards/test_fuzz.py
 
-soak: setup  ## 120 random faults while score, filter and select run; keeps the report
-	RSR_SOAK_FAULTS=120 RSR_SOAK_REPORT=benchmarks/results/soak.json $(BIN)/pytest -s tests/jobs/soak
+soak: setup  ## 320 random faults while score, filter and select run; keeps the report
+	RSR_SOAK_FAULTS=320 RSR_SOAK_REPORT=benchmarks/results/soak.json $(BIN)/pytest -s tests/jobs/soak
 
 lint: setup  ## ruff, codespell, and mypy over the package
 	$(BIN)/ruff check .

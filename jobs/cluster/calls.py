@@ -94,7 +94,9 @@ class ClusterCalls:
     ) -> Iterator[tuple[int, Any, list[ray.ObjectRef]]]:
         """Number of each item, with the value of the first reference of its call, and the others.
 
-        start: makes the call of that number.
+        start: makes the call of that number. Calls that are left running when an error ends the
+        run end with the session: Ray ends the driver's process where it cancels a call whose
+        answer comes in the same moment ("Tried to complete task that was not pending").
         """
         waiting = iter(range(len(items)))
         running: dict[ray.ObjectRef, tuple[int, list[ray.ObjectRef]]] = {}
@@ -120,11 +122,7 @@ class ClusterCalls:
                         ) from error
                     yield number, answer, others
         except RayEndedError as error:
-            running.clear()
             raise CallsLost(str(error)) from error
-        finally:
-            for reference in running:
-                ray.cancel(reference, force=True)
 
     def _room(self) -> int:
         """How many calls the cluster is given at a time."""

@@ -89,6 +89,20 @@ class RunStarted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PassStarted:
+    """The event of a pass of `rsr filter` or `rsr select` on a cluster that is about to begin.
+
+    name: as docs/selection.md has it. num_calls: over shards, bundles of them or parts. host, pid:
+    the driver.
+    """
+
+    name: str
+    num_calls: int
+    host: str
+    pid: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerStarted:
     """The event of a worker that has loaded its model.
 
@@ -205,6 +219,7 @@ class RunEnded:
 
 Event = (
     RunStarted
+    | PassStarted
     | WorkerStarted
     | WorkerLost
     | NoWorkerReady

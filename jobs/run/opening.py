@@ -127,6 +127,7 @@ def hold_output(place: Path | str, *, writer: str, overwrite: bool) -> Iterator[
     folder = RunFolder(place)
     _look(folder, writer, overwrite)
     lock_was_there = folder.storage.find(LOCK) is not None
+    had_events = folder.events_path.exists()
     created = _create_folders(folder)
     try:
         with folder.lock():
@@ -140,6 +141,8 @@ def hold_output(place: Path | str, *, writer: str, overwrite: bool) -> Iterator[
                     held.take_back()
                     if not lock_was_there and not is_remote(str(place)):
                         folder.storage.remove(LOCK)
+                    if not had_events:
+                        _remove_events(folder)
                 raise
             finally:
                 if held.has_begun:
@@ -192,6 +195,15 @@ def _look(folder: RunFolder, writer: str, overwrite: bool) -> EarlierRun | None:
             "Discard that run with --overwrite, or choose another OUTPUT"
         )
     return earlier
+
+
+def _remove_events(folder: RunFolder) -> None:
+    """Remove the events of a run that never began; of a remote OUTPUT, with the folder for them."""
+    # What cannot be removed must not hide why the run did not begin.
+    with suppress(OSError):
+        folder.events_path.unlink(missing_ok=True)
+        if is_remote(str(folder.root)):
+            folder.state.rmdir()
 
 
 def _create_folders(folder: RunFolder) -> list[Path]:

@@ -19,7 +19,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from rsr.jobs.errors import UsageError
-from rsr.jobs.run.calls import Calls, Piece
+from rsr.jobs.run.calls import Piece
+from rsr.jobs.run.passes import Passes
 from rsr.jobs.selection import exchange
 from rsr.jobs.selection.boundaries import (
     BITS_PER_PASS,
@@ -139,19 +140,19 @@ def admit_by_passes(
     max_shares: Sequence[Fraction],
     room: int,
     parts: Sequence[Sequence[Piece]],
-    calls: Calls,
+    passes: Passes,
 ) -> Admission | None:
     """The admission of `quotas.admit` over the rows of all parts; None if it admits no row.
 
     names: the quotas' columns. parts: the piece of each part. Raises `UsageError` where more rows
     of one score stand at a cut than the caller orders.
     """
-    passes = _Passes(names, room, parts, calls)
+    over_parts = _OverParts(names, room, parts, passes)
     num_selected = None
     while True:
         admission = Admission({name: {} for name in names})
         while True:
-            bins = passes.count(admission)
+            bins = over_parts.count(admission)
             num_admitted = int(bins[names[0]]["num_rows"].sum())
             if num_selected is None:
                 num_selected = num_admitted
@@ -159,7 +160,7 @@ def admit_by_passes(
                 name: int(share * num_selected)
                 for name, share in zip(names, max_shares, strict=True)
             }
-            cuts = passes.first_cuts(admission, bins, caps)
+            cuts = over_parts.first_cuts(admission, bins, caps)
             if not cuts:
                 break
             for name, value, cut in cuts:
@@ -175,13 +176,13 @@ def admit_by_passes(
 
 
 @dataclass(frozen=True, slots=True)
-class _Passes:
+class _OverParts:
     """Passes over the parts under an admission."""
 
     names: Sequence[str]
     room: int
     parts: Sequence[Sequence[Piece]]
-    calls: Calls
+    passes: Passes
 
     def count(self, admission: Admission) -> dict[str, pl.DataFrame]:
         """By quota: rows admitted of each value, by the leading bits of their score."""
@@ -274,7 +275,8 @@ class _Passes:
     def _answers(self, function: Any) -> list[Any]:
         numbers = range(len(self.parts))
         answers: list[Any] = [None] * len(numbers)
-        for number, answer, _ in self.calls.scatter(function, numbers, self.parts, 0):
+        calls = self.passes.begin("admit", len(numbers))
+        for number, answer, _ in calls.scatter(function, numbers, self.parts, 0):
             answers[number] = answer
         return answers
 

@@ -17,8 +17,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from rsr.jobs.errors import UsageError, first_line
-from rsr.jobs.run.calls import Calls, answers_in_order
+from rsr.jobs.errors import UsageError
+from rsr.jobs.run.calls import answers_in_order
+from rsr.jobs.run.passes import Passes
 from rsr.jobs.selection.ranking import share_of
 from rsr.jobs.shards.scored import ScoredTable
 from rsr.jobs.shards.shard import Shard
@@ -56,10 +57,7 @@ class Narrow:
             group=group,
             num_tokens=pl.col("rsr_num_tokens").cast(pl.Int64),
         )
-        try:
-            frame = rows.collect(engine="streaming")
-        except pl.exceptions.PolarsError as error:
-            raise UsageError(f"{shard.path} cannot be read: {first_line(error)}") from error
+        frame = self.table.of(shard).collect(rows)
         scores = frame["score"].to_numpy()
         return frame.with_columns(
             word=pl.Series(sortable(scores), dtype=pl.UInt64),
@@ -161,7 +159,7 @@ def find_boundaries(
     narrow: Narrow,
     limits: Limits,
     max_score: float | None,
-    calls: Calls,
+    passes: Passes,
     beside: Callable[[Shard], Any],
 ) -> tuple[Boundaries, Counts, Kept]:
     """Passes over every shard until each group's boundary is known.
@@ -170,7 +168,8 @@ def find_boundaries(
     """
     shards = narrow.table.shards
     shift = WORD_BITS - BITS_PER_PASS
-    answers = [a for _, a in calls(partial(_count_all, narrow), shards)]
+    counted = passes.begin("count", len(shards))(partial(_count_all, narrow), shards)
+    answers = [a for _, a in counted]
     bins = merged_bins([a[0] for a in answers])
     per_group = bins.group_by("group").agg(pl.col("num_rows").sum(), pl.col("num_tokens").sum())
     counts = Counts(
@@ -191,7 +190,8 @@ def find_boundaries(
         if not shift or cuts["num_rows"].sum() <= REFINED_ABOVE_ROWS:
             break
         within = cuts.select("group", "bin")
-        answered = calls(partial(_count_within, narrow, within, shift), shards)
+        count = partial(_count_within, narrow, within, shift)
+        answered = passes.begin("refine", len(shards))(count, shards)
         bins = merged_bins([a for _, a in answered])
         cuts = first_bins_over(bins, cuts.select("group", "room_rows", "room_tokens"))
         shift -= BITS_PER_PASS
@@ -200,7 +200,7 @@ def find_boundaries(
     below = pl.concat([*decided, _below(cuts, shift)])
     sure = Boundaries(below, {}, max_score)
     look = partial(_look, narrow, sure, cuts.select("group", "bin"), shift, beside)
-    looked = answers_in_order(calls, look, shards)
+    looked = answers_in_order(passes.begin("limits", len(shards)), look, shards)
     winners = _winners(narrow, cuts, [one.at_limit for one in looked])
     return replace(sure, winners=winners), counts, _kept(narrow, looked, winners, max_score)
 

@@ -191,11 +191,8 @@ def candidate_columns(
 
 
 def collect_columns(table: ScoredTable, wanted: Mapping[str, pl.Expr]) -> pl.DataFrame:
-    """Every row in order; raises `UsageError` if a file cannot be read."""
-    try:
-        return table.scan.select(**wanted).collect(engine="streaming")
-    except pl.exceptions.PolarsError as error:
-        raise UsageError(f"{table.path} cannot be read: {first_line(error)}") from error
+    """Every row in order; raises what `ScoredTable.collect` raises."""
+    return table.collect(table.scan.select(**wanted))
 
 
 def require_some(

@@ -204,7 +204,7 @@ def parts_of(table: ScoredTable, by: DescribingColumns) -> Parts:
             rsr_sum=row["rsr_sum"],
             dataset=dataset_of(row),
         )
-        for row in sums.collect(engine="streaming").iter_rows(named=True)
+        for row in table.collect(sums).iter_rows(named=True)
     }
 
 

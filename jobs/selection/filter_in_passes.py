@@ -15,6 +15,8 @@ import polars as pl
 from rsr.jobs.errors import UsageError
 from rsr.jobs.interrupt import StopRequest
 from rsr.jobs.run.calls import Calls, CallsWhereSeen
+from rsr.jobs.run.folder import RunFolder
+from rsr.jobs.run.passes import Passes
 from rsr.jobs.run.probe import local_files
 from rsr.jobs.run.store import RunStore
 from rsr.jobs.selection.boundaries import Boundaries, Counts, Limits, Narrow, find_boundaries
@@ -51,22 +53,25 @@ def run_filter_in_passes(
     opened = OpenedInput.of(options, [options.within])
     narrow = _narrow(options, opened)
     seeing = CallsWhereSeen(local_files(opened.table.shards[0].path), calls)
+    passes = Passes(RunFolder(options.output), seeing)
     return run_by_calls(
         opened,
         options,
-        lambda: _decide(options, opened, narrow, seeing),
-        seeing,
+        lambda: _decide(options, opened, narrow, passes),
+        passes,
         stop,
         writer="filter",
         settings=options.settings,
     )
 
 
-def _decide(options: FilterOptions, opened: OpenedInput, narrow: Narrow, calls: Calls) -> Decision:
+def _decide(
+    options: FilterOptions, opened: OpenedInput, narrow: Narrow, passes: Passes
+) -> Decision:
     table = opened.table
     limits = Limits(options.keep_fraction, options.keep_rows, options.token_budget)
     describe = partial(parts_of_shard, table, opened.by)
-    found, counts, kept = find_boundaries(narrow, limits, options.max_rsr, calls, describe)
+    found, counts, kept = find_boundaries(narrow, limits, options.max_rsr, passes, describe)
     require_some(table, counts.num_scored, counts.num_candidates, 0, counts.num_unmeasured)
     pool: Parts = {}
     for parts in kept.beside:

@@ -19,8 +19,9 @@ from rsr.engine.catalogue import RSR
 from rsr.jobs.errors import ShardsFailed, UsageError, first_line
 from rsr.jobs.interrupt import StopRequest
 from rsr.jobs.run.calls import Calls, CallsWhereSeen
-from rsr.jobs.run.folder import COMPOSITION
+from rsr.jobs.run.folder import COMPOSITION, RunFolder
 from rsr.jobs.run.manifest import JsonObject
+from rsr.jobs.run.passes import Passes
 from rsr.jobs.run.preflight import canonical
 from rsr.jobs.run.probe import probe_of
 from rsr.jobs.run.store import ChangedInputError, RunStore
@@ -62,7 +63,7 @@ def run_by_calls(
     opened: OpenedInput,
     options: SubsetOptions,
     decide: Callable[[], Decision],
-    calls: Calls,
+    passes: Passes,
     stop: StopRequest,
     *,
     writer: str,
@@ -83,21 +84,30 @@ def run_by_calls(
         opened_subset(opened.table, place, num_kept, stop) as (store, files),
         probe_of(store.folder) as probe,
     ):
-        copied = decisions[0].copy(store, CallsWhereSeen(probe, calls), files)
+        seeing = passes.by(CallsWhereSeen(probe, passes.calls))
+        copied = decisions[0].copy(store, seeing.begin("copy", len(files)), files)
         if failures := [failure for failure in copied if failure is not None]:
             raise ShardsFailed("\n".join(sorted(failures)))
+        return _describe(opened, decisions[0], store.folder, passes)
+
+
+def _describe(
+    opened: OpenedInput, decision: Decision, folder: RunFolder, passes: Passes
+) -> SelectionResult:
+    """What was written beside its pool, measured on the files and kept with them."""
     selected = open_scored(
-        str(options.output), rank_clip=opened.table.rank_clip, allow_mixed_students=True
+        str(folder.root), rank_clip=opened.table.rank_clip, allow_mixed_students=True
     )
+    calls = passes.begin("describe", len(selected.shards))
     composition = Composition(
-        opened.by.teacher, parts_by_calls(selected, opened.by, calls), decisions[0].pool
+        opened.by.teacher, parts_by_calls(selected, opened.by, calls), decision.pool
     )
     total = composition.selected_total
-    facts = {"num_rows": opened.table.num_rows} | decisions[0].facts
+    facts = {"num_rows": opened.table.num_rows} | decision.facts
     facts |= {"num_kept": total.num_rows, "num_tokens": total.num_tokens}
-    result = SelectionResult(store.folder, facts, composition)
+    result = SelectionResult(folder, facts, composition)
     text = json.dumps(result.to_json(), indent=2, default=str) + "\n"
-    store.folder.storage.write(COMPOSITION, text.encode())
+    folder.storage.write(COMPOSITION, text.encode())
     return result
 
 

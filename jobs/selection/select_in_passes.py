@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 from rsr.jobs.errors import UsageError
 from rsr.jobs.interrupt import StopRequest
 from rsr.jobs.run.calls import Calls, CallsWhereSeen, Piece
+from rsr.jobs.run.folder import RunFolder
+from rsr.jobs.run.passes import Passes
 from rsr.jobs.run.probe import local_files
 from rsr.jobs.run.store import RunStore
 from rsr.jobs.selection import exchange
@@ -195,20 +197,21 @@ def run_select_in_passes(
         exchange.hashes_of_this_machine(),
     )
     seeing = CallsWhereSeen(local_files(table.shards[0].path), calls)
+    passes = Passes(RunFolder(options.output), seeing)
     return run_by_calls(
         opened,
         options,
-        lambda: _decide(plan, opened, seeing),
-        seeing,
+        lambda: _decide(plan, opened, passes),
+        passes,
         stop,
         writer="select",
         settings=options.settings,
     )
 
 
-def _decide(plan: Plan, opened: OpenedInput, calls: Calls) -> Decision:
+def _decide(plan: Plan, opened: OpenedInput, passes: Passes) -> Decision:
     bundles = _bundles(plan.table)
-    gathered, pieces, pool = _gather(plan, bundles, calls)
+    gathered, pieces, pool = _gather(plan, bundles, passes.begin("gather", len(bundles)))
     require_some(
         plan.table,
         gathered.num_scored,
@@ -222,6 +225,7 @@ def _decide(plan: Plan, opened: OpenedInput, calls: Calls) -> Decision:
     groups = Groups()
     parts: list[list[Piece]] = [[] for _ in range(plan.num_parts)]
     rank = partial(rank_part, plan)
+    calls = passes.begin("rank", plan.num_parts)
     for number, here, made in calls.scatter(rank, range(plan.num_parts), pieces, 1):
         parts[number] = made
         groups.add(here)
@@ -230,7 +234,7 @@ def _decide(plan: Plan, opened: OpenedInput, calls: Calls) -> Decision:
     admission = None
     if plan.options.max_shares:
         shares = [share for _, share in plan.options.max_shares]
-        admission = admit_by_passes(plan.quotas, shares, room, parts, calls)
+        admission = admit_by_passes(plan.quotas, shares, room, parts, passes)
         if admission is None:
             raise nothing_admitted(plan.options)
     ends = np.cumsum([shard.num_rows for shard in plan.table.shards])
@@ -238,6 +242,7 @@ def _decide(plan: Plan, opened: OpenedInput, calls: Calls) -> Decision:
     choose = partial(chosen_of_part, room, admission, plan.options.keep, ends, firsts)
     chosen: list[list[Piece]] = [[] for _ in range(plan.num_parts)]
     total = Chosen(np.zeros(len(ends), np.int64))
+    calls = passes.begin("choose", plan.num_parts)
     for number, here, kept in calls.scatter(choose, range(plan.num_parts), parts, len(bundles)):
         chosen[number] = kept
         total.add(here)

@@ -139,12 +139,14 @@ def opened_subset(
             )
             if files is not None and not held.is_new:
                 held.go_on(_manifest(table, place, rows_per_file, files))
-            num_kept = decide()
-            stop.check()
-            if rows_per_file is not None:
-                files = files_of_rows(table, num_kept, rows_per_file, canonical(table.path))
-            assert files is not None
-            wanted = _manifest(table, place, rows_per_file, files)
+        # Until all is read, hours may go by: a store that fails meanwhile is no wrong usage.
+        num_kept = decide()
+        stop.check()
+        if rows_per_file is not None:
+            files = files_of_rows(table, num_kept, rows_per_file, canonical(table.path))
+        assert files is not None
+        wanted = _manifest(table, place, rows_per_file, files)
+        with refusing_what_cannot_be_reached():
             if held.is_new:
                 require_disk_space(output, _expected_bytes(table, num_kept))
                 held.begin(wanted)

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rsr.jobs.errors import UsageError, first_line
-from rsr.jobs.storage import Storage, StoredFile, locate
+from rsr.jobs.storage import Storage, StorageError, StoredFile, locate
 from rsr.jobs.storage.hashing import hash_bytes
 
 END_BYTES = 64 << 10
@@ -27,7 +27,8 @@ SIGNATURE_BYTES = 28
 
 
 def open_parquet(path: str | Path, read_dictionary: Sequence[str] = ()) -> pq.ParquetFile:
-    """Raises `UsageError` if the file is not Parquet, is encrypted, or its footer makes no sense.
+    """Raises `UsageError` if the file is not Parquet, is encrypted, or its footer makes no sense;
+    `StorageError` if an object store fails.
 
     read_dictionary: columns of strings to read as Arrow dictionaries.
     """
@@ -44,6 +45,8 @@ def open_parquet(path: str | Path, read_dictionary: Sequence[str] = ()) -> pq.Pa
         # Read here, where what is wrong with it has a name; kept by pyarrow from then on.
         _ = file.schema_arrow
         is_signed = _footer_is_signed(opened, file.metadata)
+    except StorageError:
+        raise
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = first_line(error)
         raise UsageError(f"{path} cannot be read as Parquet: {reason}") from error

@@ -8,7 +8,8 @@ Column names and types are `score_columns.py`'s. Knows no question and writes no
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -28,7 +29,8 @@ from rsr.jobs.shards.lines_file import holds_scores, scored_rows_of
 from rsr.jobs.shards.parquet import open_parquet
 from rsr.jobs.shards.shard import Shard, describe_shard
 from rsr.jobs.shards.writer import METADATA_KEY
-from rsr.jobs.storage import is_remote
+from rsr.jobs.storage import StorageError, is_in_bucket, is_remote
+from rsr.jobs.storage.bucket import polars_options
 from rsr.jobs.storage.concurrency import in_parallel
 from rsr.jobs.storage.one_file import folder_beside
 
@@ -91,11 +93,26 @@ class ScoredTable:
         For looking, not for copying: Polars normalises some Arrow types.
         """
         return pl.scan_parquet(
-            [shard.path for shard in self.shards], glob=False, hive_partitioning=False
+            [shard.path for shard in self.shards],
+            glob=False,
+            hive_partitioning=False,
+            storage_options=polars_options() if is_in_bucket(self.shards[0].path) else None,
         )
 
+    def collect(self, rows: pl.LazyFrame) -> pl.DataFrame:
+        """Rows that were made of `scan`.
+
+        Raises `UsageError` if a file cannot be read, `StorageError` if an object store fails.
+        """
+        place = self.shards[0].path if len(self.shards) == 1 else self.path
+        with _telling_what_cannot_be_read(place):
+            return rows.collect(engine="streaming")
+
     def read_at(self, column: str, positions: NDArray[np.int64]) -> pl.Series:
-        """Values of a column at ascending row numbers of the whole table, and only their groups."""
+        """Values of a column at ascending row numbers of the whole table, and only their groups.
+
+        Raises what `collect` raises.
+        """
         parts: list[pl.Series] = []
         first = 0
         for shard in self.shards:
@@ -103,7 +120,7 @@ class ScoredTable:
             first += shard.num_rows
             if not len(here):
                 continue
-            with open_parquet(shard.path) as file:
+            with open_parquet(shard.path) as file, _telling_what_cannot_be_read(shard.path):
                 start = 0
                 for group in range(file.metadata.num_row_groups):
                     stop = start + file.metadata.row_group(group).num_rows
@@ -150,6 +167,19 @@ class ScoredTable:
     def require(self, columns: Sequence[str]) -> None:
         """Raises `UsageError` unless all these columns are there, each once."""
         require_columns(self.schema, columns, self.path)
+
+
+@contextmanager
+def _telling_what_cannot_be_read(place: str) -> Iterator[None]:
+    try:
+        yield
+    except StorageError:
+        raise
+    except (pl.exceptions.PolarsError, pa.ArrowException, OSError) as error:
+        # Of a store that fails Polars makes an error without a number.
+        if isinstance(error, OSError) and error.errno is None and is_remote(place):
+            raise StorageError(f"{place}: {first_line(error)}") from error
+        raise UsageError(f"{place} cannot be read: {first_line(error)}") from error
 
 
 def _between(positions: NDArray[np.int64], start: int, stop: int) -> NDArray[np.int64]:

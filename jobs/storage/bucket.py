@@ -5,21 +5,21 @@ pyarrow's and fsspec's file systems lack), and 500s, timeouts and dropped connec
 """
 
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
-from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, ClassVar, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import pyarrow as pa
 
 from rsr.jobs.errors import UsageError
 from rsr.jobs.storage.base import StorageError, StoredFile
 from rsr.jobs.storage.locks import Holder
+from rsr.jobs.storage.nameless import nameless_file
 from rsr.jobs.storage.ranged import RangedFile
 
 if TYPE_CHECKING:
@@ -36,6 +36,11 @@ RETRY_FOR = timedelta(minutes=3)
 PAUSES_S = (0.2, 1.0, 5.0)
 """How often and how long obstore tries a request again, and the pauses between our own tries;
 longer outages are the dispatcher's."""
+
+
+def polars_options() -> dict[str, Any]:
+    """Options with which Polars asks a bucket as often and for as long as obstore does."""
+    return {"max_retries": MAX_RETRIES, "retry_timeout_ms": int(RETRY_FOR.total_seconds() * 1000)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +106,7 @@ class ObjectStorage:
     def writing(self, name: str) -> Iterator[Path]:
         # The bytes wait on a local disk until they are complete: a file too large for memory
         # can then be sent again from the start of any part.
-        with tempfile.TemporaryDirectory(prefix="rsr-") as folder:
-            temporary = Path(folder) / PurePosixPath(name).name
+        with nameless_file() as temporary:
             yield temporary
             self._put(name, temporary)
 

@@ -22,22 +22,45 @@ OPEN_TRIES = 10
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """Who holds a lock. started_s: Unix time."""
+    """Who holds a lock. started_s: Unix time.
+
+    processes: tells which processes `pid` is one of, as `_processes_here` does; empty if unknown.
+    """
 
     pid: int
     host: str
     started_s: float
+    processes: str = ""
 
     @classmethod
     def this_process(cls) -> "Holder":
-        return cls(os.getpid(), socket.gethostname(), time.time())
+        return cls(os.getpid(), socket.gethostname(), time.time(), _processes_here())
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether it was a process beside this one and has ended; False where nobody can tell."""
+        is_beside = self.host == socket.gethostname() and self.processes == _processes_here()
+        if not (is_beside and self.processes):
+            return False
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            pass
+        return False
 
     @classmethod
     def parse(cls, text: str) -> "Holder":
         """A lock's content; what cannot be read is still somebody."""
         try:
             values = json.loads(text)
-            return cls(int(values["pid"]), str(values["host"]), float(values["started_s"]))
+            return cls(
+                int(values["pid"]),
+                str(values["host"]),
+                float(values["started_s"]),
+                str(values.get("processes", "")),
+            )
         except (ValueError, KeyError, TypeError):
             return cls(0, "unknown", 0.0)
 
@@ -47,6 +70,17 @@ class Holder:
     def __str__(self) -> str:
         started = time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(self.started_s))
         return f"process {self.pid} on {self.host} since {started}"
+
+
+def _processes_here() -> str:
+    """A name for the processes that share their ids with this one: the kernel's start, and the
+    container within it. Empty where the system does not say.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:
+        return ""
 
 
 class HeldError(Exception):

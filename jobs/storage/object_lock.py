@@ -1,9 +1,9 @@
 """A lock on an object store: an object that only one process can have put.
 
 Taken by a put that fails if the object is there (If-None-Match), renewed while held, removed at
-the end. A holder that died leaves it behind, so one that was not renewed for `EXPIRY_S` may be
-taken over, by a put that fails if the object has changed since (If-Match): of several that try,
-one succeeds.
+the end. A holder that died leaves it behind. One that was not renewed for `EXPIRY_S`, or that was a
+process of this machine which has ended, may be taken over, by a put that fails if the object has
+changed since (If-Match): of several that try, one succeeds.
 
 Weaker than a local lock in one way: age is judged by this machine's clock against the store's. If
 they differ by minutes, or a holder could not reach the store for as long, two runs can
@@ -55,13 +55,14 @@ def hold_object(store: "ObjectStore", key: str) -> Iterator[None]:
 
 
 def find_object_holder(store: "ObjectStore", key: str) -> Holder | None:
-    """Who holds the object, if somebody does and renewed it lately."""
+    """Who holds the object, if somebody does, renewed it lately and is not known to be dead."""
     try:
         found = obstore.get(store, key)
     except FileNotFoundError:
         return None
     age_s = time.time() - found.meta["last_modified"].timestamp()
-    return Holder.parse(bytes(found.bytes()).decode()) if age_s < EXPIRY_S else None
+    holder = Holder.parse(bytes(found.bytes()).decode())
+    return holder if age_s < EXPIRY_S and not holder.is_dead else None
 
 
 def _take(store: "ObjectStore", key: str, content: bytes) -> "UpdateVersion":
@@ -78,9 +79,10 @@ def _take(store: "ObjectStore", key: str, content: bytes) -> "UpdateVersion":
         if theirs == content:
             return _version(found.meta)
         age_s = time.time() - found.meta["last_modified"].timestamp()
-        if age_s < EXPIRY_S:
-            raise HeldError(Holder.parse(theirs.decode())) from None
-        logger.warning("taking over from %s, silent for %.0f s", theirs.decode(), age_s)
+        holder = Holder.parse(theirs.decode())
+        if age_s < EXPIRY_S and not holder.is_dead:
+            raise HeldError(holder) from None
+        logger.warning("taking over from %s, silent for %.0f s", holder, age_s)
         try:
             return _version(obstore.put(store, key, content, mode=_version(found.meta)))
         except PreconditionError:

@@ -15,6 +15,10 @@ def is_remote(path: str) -> bool:
     return "://" in path
 
 
+def is_in_bucket(path: str) -> bool:
+    return path.partition("://")[0] in REMOTE_SCHEMES and is_remote(path)
+
+
 def open_storage(root: str | Path) -> Storage:
     """Raises `UsageError` if `root` is a URL that no object store has."""
     if not is_remote(str(root)):

@@ -32,13 +32,19 @@ GROWS_WITHOUT_A_RUN = ("lock", "run.log", "events.jsonl")
 
 @dataclass
 class Report:
-    """What a night did. setbacks: worker losses by cause, as the run's own events tell them."""
+    """What a night did. setbacks: worker losses by cause, as the run's own events tell them.
+
+    faults_by_pass: of a command that passes over shards, by the pass that it was in.
+    bucket_requests: that failed, by how.
+    """
 
     seed: int
     num_rows: int
     num_nodes: int = 1
     seconds: float = 0.0
     faults: Counter[str] = field(default_factory=Counter)
+    faults_by_pass: dict[str, Counter[str]] = field(default_factory=dict)
+    bucket_requests: Counter[str] = field(default_factory=Counter)
     left_out: dict[str, str] = field(default_factory=dict)
     num_rounds: int = 0
     driver_starts: int = 0
@@ -48,16 +54,17 @@ class Report:
     rows_duplicated: int = 0
     rows_engine_error: int = 0
     rows_with_other_bits: int = 0
+    files_with_other_bytes: int = 0
     max_relative_difference: float = 0.0
     files_of_others_touched: int = 0
 
-    def keep(self, file: Path, command: str) -> None:
-        """Put this report into a file that holds one for each command."""
+    def keep(self, file: Path, night: str) -> None:
+        """Put this report into a file that holds one for each night."""
         reports = json.loads(file.read_text()) if file.exists() else {}
         # A report of the form that knew one command only is not kept.
         reports = {name: value for name, value in reports.items() if isinstance(value, dict)}
         reports = {name: value for name, value in reports.items() if "faults" in value}
-        reports[command] = vars(self)
+        reports[night] = vars(self)
         file.write_text(json.dumps(reports, indent=2) + "\n")
 
 
@@ -87,6 +94,8 @@ class Night:
     """
 
     command: str
+    program = RSR
+    """What is started with the command's name."""
     lasting_s = 4.0
     """How long a full disk or a locked OUTPUT stays so."""
     fault_pause_s = (0.1, 1.5)
@@ -94,6 +103,8 @@ class Night:
     """Faults in a row before the run is left alone until it has finished something more."""
     progress_patience_s = 10.0
     """Until a fault is injected although it has not."""
+    ending_patience_s = 90.0
+    """For a command that is refused or told to stop."""
 
     def __init__(
         self, source: Path, quiet: Path, disk: SmallDisk, log: Path, report: Report
@@ -115,6 +126,11 @@ class Night:
         self._is_exit_noted = True
 
     # What a subclass says
+
+    @property
+    def name(self) -> str:
+        """What the report is kept under."""
+        return self.command
 
     def arguments(self, output: Path) -> list[str]:
         """The command that writes the run, without its name."""
@@ -171,7 +187,7 @@ class Night:
         self.report.driver_starts += 1
 
     def _start(self, arguments: list[str]) -> subprocess.Popen[bytes]:
-        command = [*RSR, self.command, *arguments]
+        command = [*self.program, self.command, *arguments]
         with self.log.open("ab") as log:
             return subprocess.Popen(
                 command, stdout=log, stderr=log, env=self.environment(), preexec_fn=heed_hangups
@@ -194,7 +210,7 @@ class Night:
     def end_driver(self, number: signal.Signals) -> int:
         assert self.driver is not None
         self.driver.send_signal(number)
-        return self.wait_for_driver(90, sent=number)
+        return self.wait_for_driver(self.ending_patience_s, sent=number)
 
     def _note_exit(self, code: int, sent: int | None = None) -> None:
         if self._is_exit_noted:
@@ -262,7 +278,7 @@ class Night:
         self.be_without_driver()
         if self.dice.random() < 0.5:
             self.discard()
-        is_new = not self.manifest.exists()
+        is_new, was_there = not self.manifest.exists(), self.output.exists()
         self.start_driver()
         assert self.driver is not None
         if not self._pause_in_preparation(self.driver, self.output):
@@ -270,12 +286,14 @@ class Night:
         self.plant_others()
         self.driver.send_signal(signal.SIGINT)
         self.driver.send_signal(signal.SIGCONT)
-        code = self.wait_for_driver(90)
+        code = self.wait_for_driver(self.ending_patience_s)
         if is_new and self.manifest.exists():
             return False  # it had begun by then
         assert code == STOPPED, f"Ctrl-C ended the driver with {code}:\n{self.last_words()}"
-        if is_new:
-            assert not self.output.exists(), "a run that never began left OUTPUT behind"
+        # What a killed driver has left of a run that never began is not this one's to remove.
+        assert not is_new or was_there or not self.output.exists(), (
+            "a run that never began left OUTPUT behind"
+        )
         self.count_touched()
         return True
 
@@ -304,7 +322,7 @@ class Night:
             if not is_refused:
                 second.send_signal(signal.SIGINT)
             second.send_signal(signal.SIGCONT)
-            code = second.wait(timeout=90)
+            code = second.wait(timeout=self.ending_patience_s)
         if not was_paused or (self.second / ".rsr" / "manifest.json").exists():
             shutil.rmtree(self.second, ignore_errors=True)
             return False  # it had begun by then
@@ -544,13 +562,16 @@ class Night:
         command = [*RSR, "verify", str(self.output), "--deep"]
         verify = subprocess.run(command, capture_output=True, text=True, timeout=180)
         assert verify.returncode == DONE, verify.stdout + verify.stderr
-        expected, found = read_rows(self.quiet), read_rows(self.output)
+        expected, found = read_rows(self.quiet), self.read_output()
         ids = Counter(found["id"].to_list())
         self.report.rows_lost += len(set(expected["id"]) - set(ids))
         self.report.rows_duplicated += sum(count - 1 for count in ids.values())
         assert found["id"].to_list() == expected["id"].to_list()
         self.report.rows_with_other_bits += num_different(expected, found)
         self.count_touched()
+
+    def read_output(self) -> pl.DataFrame:
+        return read_rows(self.output)
 
     def _wait_for_progress(self) -> None:
         """Until something was finished since the last time."""

@@ -1,16 +1,22 @@
 """Commands that pass over shards, on a Ray cluster of two cores: as on one machine."""
 
 import os
+import signal
+import threading
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from click.testing import CliRunner
 
 import rsr.jobs
 from rsr.jobs.cli import main
 from rsr.jobs.cluster.calls import CallsLost, calls_on_cluster
+from rsr.jobs.errors import Interrupted
 from rsr.jobs.interrupt import StopRequest
 
 pytestmark = pytest.mark.ray
@@ -104,3 +110,34 @@ def test_a_call_that_takes_its_worker_with_it_ends_the_run(address):
     ):
         # As a shard does that takes more memory than there is.
         list(calls(os._exit, [7]))
+
+
+def test_calls_end_with_a_run_that_is_told_to_stop(address):
+    stop = StopRequest()
+    ends = threading.Event()
+
+    def tell_when_busy() -> None:
+        while not (busy_workers() or ends.wait(0.1)):
+            pass
+        os.kill(os.getpid(), signal.SIGINT)
+
+    teller = threading.Thread(target=tell_when_busy)
+    teller.start()
+    with stop.listening(), pytest.raises(Interrupted), calls_on_cluster(address, stop) as calls:
+        list(calls(time.sleep, [600, 601]))
+    ends.set()
+    teller.join()
+    deadline = time.monotonic() + 30
+    while busy_workers() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert busy_workers() == []
+
+
+def busy_workers() -> list[int]:
+    """Processes below this one that are in a call."""
+    busy = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if process.cmdline()[:1] and process.cmdline()[0].startswith("ray::_apply"):
+                busy.append(process.pid)
+    return busy

@@ -16,6 +16,7 @@ from pickled_calls import PickledCalls
 
 from rsr.jobs.errors import Interrupted, UsageError
 from rsr.jobs.interrupt import StopRequest
+from rsr.jobs.run.events import read_events
 from rsr.jobs.selection import boundaries
 from rsr.jobs.selection.candidates import Conditions
 from rsr.jobs.selection.filter import FilterOptions, run_filter
@@ -149,6 +150,19 @@ OF_OTHER_ROWS = [
     "COUNT(DISTINCT t) > 1",
     "ROUND(AVG(f), 1) > f",
 ]
+
+
+def test_events_name_the_passes_in_their_order(tmp_path, write_scored, monkeypatch):
+    monkeypatch.setattr(boundaries, "REFINED_ABOVE_ROWS", 3)
+    for number in range(3):
+        # Of each score many rows: no bin is so fine that it holds one.
+        write_scored(tmp_path / "in" / f"{number}.parquet", [1.0, 1.5, 2.0] * 10)
+    options = FilterOptions(input=str(tmp_path / "in"), output=tmp_path / "out", keep_rows=40)
+    run_filter_in_passes(options, PickledCalls(), StopRequest())
+    events = list(read_events(tmp_path / "out" / ".rsr" / "events.jsonl"))
+    names = [event["name"] for event in events]
+    assert names == ["count", *["refine"] * 3, "limits", "copy", "describe"]
+    assert {event["num_calls"] for event in events} == {3}
 
 
 @pytest.mark.parametrize("text", OF_OWN_ROW)

@@ -15,6 +15,7 @@ from pickled_calls import PickledCalls
 
 from rsr.jobs.errors import UsageError
 from rsr.jobs.interrupt import StopRequest
+from rsr.jobs.run.events import read_events
 from rsr.jobs.selection import admission, select_in_passes
 from rsr.jobs.selection.candidates import Conditions
 from rsr.jobs.selection.select import SelectOptions, run_select
@@ -189,6 +190,19 @@ def scored(tmp_path, write_scored):
         }
         write_scored(tmp_path / "in" / f"{number}.parquet", 1 + rng.random(60), columns=columns)
     return tmp_path / "in"
+
+
+def test_events_name_the_passes_in_their_order(tmp_path, scored):
+    options = SelectOptions(
+        input=str(scored),
+        output=tmp_path / "out",
+        group_by="problem",
+        max_shares=(("teacher", Fraction(3, 4)),),
+    )
+    run_select_in_passes(options, PickledCalls(), StopRequest())
+    events = read_events(tmp_path / "out" / ".rsr" / "events.jsonl")
+    names = [event["name"] for event in events if event["event"] == "pass_started"]
+    assert list(dict.fromkeys(names)) == ["gather", "rank", "admit", "choose", "copy", "describe"]
 
 
 @pytest.mark.parametrize(

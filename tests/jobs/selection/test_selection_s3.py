@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import numpy as np
@@ -14,9 +15,16 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 from faulty_proxy import FAULTS
+from pickled_calls import PickledCalls
 
 from rsr.jobs.cli import main
-from rsr.jobs.storage import open_storage
+from rsr.jobs.errors import UsageError
+from rsr.jobs.interrupt import StopRequest
+from rsr.jobs.selection.filter import FilterOptions
+from rsr.jobs.selection.filter_in_passes import run_filter_in_passes
+from rsr.jobs.shards.scored import open_scored
+from rsr.jobs.storage import StorageError, open_storage
+from rsr.jobs.storage.bucket import open_bucket
 
 NUM_SHARDS, NUM_ROWS = 6, 300
 
@@ -91,6 +99,35 @@ def test_same_rows_as_on_a_disk_through_a_bad_night(tmp_path, s3, s3_url, corpor
         assert status["is_finished"]
         assert status["num_rows_written"] == told["num_kept"]
         assert run("verify", output, "--deep").stdout.strip().endswith("and as in INPUT")
+
+
+def test_store_that_fails_while_it_is_read_is_an_error_of_the_place(s3, corpora, monkeypatch):
+    """And none of usage, which nobody would try again; nor one that nobody expects."""
+    table = open_scored(corpora[1])
+    with monkeypatch.context() as patch:
+        patch.setattr("rsr.jobs.storage.bucket.MAX_RETRIES", 1)
+        patch.setattr("rsr.jobs.storage.bucket.PAUSES_S", (0.1,))
+        open_bucket.cache_clear()
+        with s3.faults(1.0, "500"):
+            for read in (
+                lambda: table.collect(table.scan.select("rsr")),
+                lambda: table.read_at("id", np.zeros(1, np.int64)),
+            ):
+                with pytest.raises(StorageError, match=r"s3://bucket/.*500"):
+                    read()
+    open_bucket.cache_clear()
+    assert table.collect(table.scan.select("rsr")).height == NUM_SHARDS * NUM_ROWS
+
+
+def test_run_that_passes_refuse_leaves_nothing_anywhere(s3_url, corpora, tmp_path, monkeypatch):
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    options = FilterOptions(input=corpora[1], output=f"{s3_url}/out", max_rsr=-1.0)
+    with pytest.raises(UsageError, match="there is nothing to write"):
+        run_filter_in_passes(options, PickledCalls(), StopRequest())
+    assert open_storage(f"{s3_url}/out").list() == []
+    assert list(temporary.iterdir()) == []
 
 
 @pytest.mark.slow

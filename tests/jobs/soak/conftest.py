@@ -1,7 +1,7 @@
 """How long a soak is and where it happens.
 
-The short version runs with the suite; `make soak` injects 120 faults and keeps the report.
-RSR_SOAK_FAULTS (over all commands), RSR_SOAK_SEED and RSR_SOAK_REPORT (a file to write it to) say
+The short version runs with the suite; `make soak` injects 320 faults and keeps the report.
+RSR_SOAK_FAULTS (over all nights), RSR_SOAK_SEED and RSR_SOAK_REPORT (a file to write it to) say
 otherwise.
 """
 
@@ -23,7 +23,7 @@ LAST_WORDS_CHARS = 5000
 
 @dataclass(frozen=True)
 class Length:
-    """How many faults a soak injects. all_faults: over all commands; None is a short one each."""
+    """How many faults a soak injects. all_faults: over all nights; None is a short one each."""
 
     all_faults: int | None
     seed: int
@@ -33,7 +33,7 @@ class Length:
         return self.all_faults is not None
 
     def num_faults(self, share: float, short: int) -> int:
-        """Of a command that has this share of all."""
+        """Of a night that has this share of all."""
         return short if self.all_faults is None else round(share * self.all_faults)
 
 
@@ -61,9 +61,9 @@ def telling() -> Callable[[Night], AbstractContextManager[None]]:
         finally:
             night.close()
             night.report.seconds = round(time.monotonic() - started, 1)
-            print(json.dumps({night.command: vars(night.report)}, indent=2))
+            print(json.dumps({night.name: vars(night.report)}, indent=2))
             print(night.log.read_text(errors="replace")[-LAST_WORDS_CHARS:])
         if file := os.environ.get("RSR_SOAK_REPORT"):
-            night.report.keep(Path(file), night.command)
+            night.report.keep(Path(file), night.name)
 
     return tell

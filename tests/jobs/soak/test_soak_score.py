@@ -12,6 +12,7 @@ from pathlib import Path
 import polars as pl
 import psutil
 import pytest
+from soak_cluster import SoakCluster
 from soak_disk import SmallDisk
 from soak_night import RSR, Fault, Night, Report, read_rows
 
@@ -34,7 +35,7 @@ MOST_SECONDS = 1500
 MAX_RELATIVE_DIFFERENCE = 1e-5
 """Of a unit that was halved: another batch, other last bits. Whole units must be equal."""
 
-SHARE = 0.5
+SHARE = 60 / 320
 """Of all faults of a long soak."""
 SHORT_FAULTS = 8
 
@@ -77,27 +78,14 @@ class ScoreNight(Night):
         model: Path,
         undisturbed: psutil.Popen,
     ) -> None:
-        from ray.cluster_utils import Cluster
-
         super().__init__(source, quiet, disk, log, report)
         self.model, self.undisturbed = model, undisturbed
         self.faketime_file = log.with_name("faketime")
         self.faketime_file.write_text("+0")
         self.unread = log.with_name("unread.jsonl")
         self.unread.write_text('{"text of no": "known column"}\n')
-        self.cluster = Cluster(
-            initialize_head=True,
-            head_node_args={
-                "num_cpus": 1,
-                "object_store_memory": 80 << 20,
-                "include_dashboard": False,
-            },
-        )
-        self.nodes = [self._add_node() for _ in range(NUM_NODES - 1)]
+        self.cluster = SoakCluster(NUM_NODES)
         self.has_halved = False
-
-    def _add_node(self):
-        return self.cluster.add_node(num_cpus=1, object_store_memory=80 << 20)
 
     # The driver
 
@@ -160,21 +148,8 @@ class ScoreNight(Night):
     # Faults that hit workers
 
     def _a_worker(self) -> psutil.Process | None:
-        workers = []
-        for process in psutil.Process().children(recursive=True):
-            try:
-                if self.undisturbed in process.parents():
-                    continue
-                command = process.cmdline()
-                if (
-                    command
-                    and command[0].startswith("ray::Worker")
-                    and process.status() != "stopped"
-                ):
-                    workers.append(process)
-            except psutil.Error:
-                continue
-        return self.dice.choice(sorted(workers, key=lambda p: p.pid)) if workers else None
+        workers = self.cluster.workers("ray::Worker")
+        return self.dice.choice(workers) if workers else None
 
     def _signal_a_worker(self, number: signal.Signals) -> psutil.Process | None:
         worker = self._a_worker()
@@ -211,9 +186,8 @@ class ScoreNight(Night):
         return True
 
     def kill_node(self) -> bool:
-        node = self.nodes.pop(self.dice.randrange(len(self.nodes)))
-        self.cluster.remove_node(node, allow_graceful=False)
-        self.nodes.append(self._add_node())
+        self.cluster.kill_node(self.dice)
+        self.cluster.complete()
         return True
 
     def jump_clock(self) -> bool:

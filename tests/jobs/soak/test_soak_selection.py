@@ -5,18 +5,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
 import pytest
+from soak_corpus import write_corpus
 from soak_night import RSR, Night, Report
 
 NUM_SHARDS_LONG, NUM_SHARDS_SHORT = 30, 10
 ROWS_PER_SHARD = 10_000
 """Many shards leave time and places for several faults in a round, of which each has an end."""
-TEXT_BYTES = 500
-CODEC = "brotli"
-"""Copies keep their input's codec, and this one takes its time: a copy is to last some seconds."""
-ROWS_PER_GROUP = 4_000
 MOST_SECONDS = 900
 
 ARGUMENTS = {
@@ -29,7 +24,7 @@ REFUSED_ARGUMENTS = {
 }
 """Found out when the scores have been read: nothing would be kept."""
 
-SHARE = 0.25
+SHARE = 30 / 320
 """Of all faults of a long soak, for each of the two commands."""
 SHORT_FAULTS = 6
 """Together the two short nights see almost every kind of fault: the second goes on where the
@@ -53,53 +48,24 @@ class SelectionNight(Night):
 
 
 @pytest.fixture(scope="module")
-def num_rows(soak_length) -> int:
-    return ROWS_PER_SHARD * (NUM_SHARDS_LONG if soak_length.is_long else NUM_SHARDS_SHORT)
+def num_shards(soak_length) -> int:
+    return NUM_SHARDS_LONG if soak_length.is_long else NUM_SHARDS_SHORT
 
 
 @pytest.fixture(scope="module")
 def scored_corpus(
-    tmp_path_factory: pytest.TempPathFactory, write_scored: Callable[..., Path], num_rows: int
+    tmp_path_factory: pytest.TempPathFactory, write_scored: Callable[..., Path], num_shards: int
 ) -> Path:
-    """Scored rows, four of each problem, by three teachers."""
-    folder = tmp_path_factory.mktemp("corpus")
-    random = np.random.default_rng(0)
-    for shard, ids in enumerate(np.split(np.arange(num_rows), num_rows // ROWS_PER_SHARD)):
-        rsr = random.uniform(1, 9, len(ids)).tolist()
-        columns = {
-            "id": ids,
-            "problem": ids // 4,
-            "teacher": pa.array(random.choice(["A", "B", "C"], len(ids))),
-            "text": random_digits(random, len(ids)),
-        }
-        write_scored(
-            folder / f"shard-{shard:02d}.parquet",
-            # Every eleventh row could not be scored.
-            [None if row % 11 == 0 else value for row, value in enumerate(rsr)],
-            columns=columns,
-            num_tokens=random.integers(1, 99, len(ids)).tolist(),
-            compression=CODEC,
-            compression_level=1,
-            row_group_size=ROWS_PER_GROUP,
-        )
-    return folder
-
-
-def random_digits(random: np.random.Generator, num_rows: int) -> pa.Array:
-    digits = random.integers(ord("0"), ord("9") + 1, num_rows * TEXT_BYTES, dtype=np.uint8)
-    offsets = np.arange(num_rows + 1, dtype=np.int32) * TEXT_BYTES
-    return pa.Array.from_buffers(
-        pa.string(), num_rows, [None, pa.py_buffer(offsets), pa.py_buffer(digits)]
-    )
+    return write_corpus(tmp_path_factory.mktemp("corpus"), write_scored, num_shards, ROWS_PER_SHARD)
 
 
 @pytest.mark.timeout(MOST_SECONDS + 300)
 @pytest.mark.parametrize("command", ["filter", "select"])
 def test_nights_cost_no_row(
-    command, tmp_path, scored_corpus, num_rows, soak_disk, soak_length, telling
+    command, tmp_path, scored_corpus, num_shards, soak_disk, soak_length, telling
 ):
     quiet = tmp_path / "quiet"
-    report = Report(soak_length.seed, num_rows)
+    report = Report(soak_length.seed, num_shards * ROWS_PER_SHARD)
     night = SelectionNight(command, scored_corpus, quiet, soak_disk, tmp_path / "log", report)
     subprocess.run([*RSR, command, *night.arguments(quiet)], check=True, capture_output=True)
     num_faults = soak_length.num_faults(SHARE, SHORT_FAULTS)

@@ -1,9 +1,13 @@
 """One contract for both storages; an object store through bad nights; locks that hold."""
 
 import json
+import os
 import signal
+import subprocess
+import sys
 import threading
 import time
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,7 +28,7 @@ from rsr.jobs.shards.shard import Unit, describe_shard
 from rsr.jobs.storage import object_lock
 from rsr.jobs.storage.base import StorageError
 from rsr.jobs.storage.bucket import open_bucket
-from rsr.jobs.storage.locks import HeldError
+from rsr.jobs.storage.locks import HeldError, Holder
 from rsr.jobs.storage.open import locate, open_storage
 
 
@@ -258,6 +262,61 @@ def test_lock_of_the_dead_is_taken_over_by_one(s3_url, short_lock):
     for thread in threads:
         thread.join()
     assert (len(winners), len(losers)) == (1, 3)
+
+
+WRITE = """
+import sys, time
+from rsr.jobs.storage import open_storage
+with open_storage(sys.argv[1]).writing("x") as temporary:
+    temporary.write_bytes(b"half of it")
+    print("writing", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_process_that_is_killed_while_it_writes_leaves_no_temporary_file(s3_url, tmp_path):
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    command = [sys.executable, "-c", WRITE, s3_url]
+    environment = os.environ | {"TMPDIR": str(temporary)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as process:
+        assert process.stdout.readline() == b"writing\n"
+        process.kill()
+    assert list(temporary.iterdir()) == []
+    assert open_storage(s3_url).find("x") is None
+
+
+HOLD = """
+import sys, time
+from rsr.jobs.storage import open_storage
+with open_storage(sys.argv[1]).hold("lock"):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_lock_of_a_process_that_was_killed_on_this_machine_is_free_at_once(s3_url):
+    storage = open_storage(s3_url)
+    with subprocess.Popen([sys.executable, "-c", HOLD, s3_url], stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"held\n"
+        with pytest.raises(HeldError, match=str(process.pid)), storage.hold("lock"):
+            pass
+        process.kill()
+    assert storage.holder("lock") is None
+    with storage.hold("lock"):
+        assert storage.holder("lock").pid == os.getpid()
+
+
+@pytest.mark.parametrize("changed", [{"host": "other"}, {"processes": "other"}, {"processes": ""}])
+def test_lock_of_a_process_that_cannot_be_looked_for_is_not_taken_over(s3_url, changed):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    holder = replace(Holder.this_process(), pid=ended.pid)
+    assert holder.is_dead
+    storage = open_storage(s3_url)
+    storage.write("lock", replace(holder, **changed).to_json().encode())
+    with pytest.raises(HeldError), storage.hold("lock"):
+        pass
 
 
 def test_run_whose_lock_was_taken_over_stops(s3_url, short_lock):
