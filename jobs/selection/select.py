@@ -38,6 +38,9 @@ Pick = Literal["best", "first", "random"]
 
 DEFAULT_QUALITY_WEIGHT = 0.5
 QUALITY, CORRECT = "quality", "is correct"
+ROOM_FOR_ALL = 1 << 62
+"""More rows than any group has."""
+
 SAMPLE_INDEX = "sample_index"
 """Column of the input that says which of a problem's rows came first; else their order does."""
 
@@ -66,6 +69,11 @@ class SelectOptions(SubsetOptions):
         """Whether only rows that no other beats in both are kept."""
         is_unweighted_joint = self.objective == "joint" and self.quality_weight is None
         return self.objective == "pareto" or is_unweighted_joint
+
+    @property
+    def room(self) -> int:
+        """How many rows of each group there is room for."""
+        return ROOM_FOR_ALL if self.keep is None and self.is_front else self.keep or 1
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -150,8 +158,8 @@ def select_rows(options: SelectOptions, opened: OpenedInput, candidates: Candida
     places = places_of(options, 0, candidates.extra, len(candidates.scores))
     rows = rows_to_rank(options, candidates, places, id_reader(opened.table, opened.id_column))
     if options.max_shares:
-        return _select_under_quotas(options, candidates, rows, room_of(options, rows))
-    return keep_best(rows, np.full(rows.num_groups, room_of(options, rows)))
+        return _select_under_quotas(options, candidates, rows)
+    return keep_best(rows, np.full(rows.num_groups, options.room))
 
 
 def rows_to_rank(
@@ -177,13 +185,6 @@ def rows_to_rank(
     if options.objective is not None:
         rows = _judged(options, candidates, rows)
     return rows
-
-
-def room_of(options: SelectOptions, rows: Rows) -> int:
-    """How many rows of each group there is room for."""
-    if options.keep is None and options.is_front:
-        return int(rows.group_sizes().max())
-    return options.keep or 1
 
 
 def _sample_index(table: ScoredTable) -> pl.Expr:
@@ -240,9 +241,7 @@ def _judged(options: SelectOptions, candidates: Candidates, rows: Rows) -> Rows:
     )
 
 
-def _select_under_quotas(
-    options: SelectOptions, candidates: Candidates, rows: Rows, keep: int
-) -> Mask:
+def _select_under_quotas(options: SelectOptions, candidates: Candidates, rows: Rows) -> Mask:
     assert rows.groups is not None
     overall = Rows(rows.scores, second_scores=rows.second_scores, read_ids=rows.read_ids)
     best_first = ranked(overall, np.flatnonzero(~np.isnan(rows.scores)))
@@ -251,7 +250,7 @@ def _select_under_quotas(
         values, num_values = encode(candidates.extra[quota_name(column)])
         values[values < 0] = num_values
         quotas.append(Quota(values[best_first], num_values + 1, share))
-    admitted = admit(rows.groups[best_first], keep, quotas)
+    admitted = admit(rows.groups[best_first], options.room, quotas)
     if not admitted.any():
         raise nothing_admitted(options)
     keep_mask: NDArray[np.bool_] = np.zeros(len(rows.scores), bool)

@@ -63,7 +63,6 @@ from rsr.jobs.selection.select import (
     open_for_select,
     places_of,
     quota_name,
-    room_of,
     rows_to_rank,
 )
 from rsr.jobs.selection.selection import Facts, OpenedInput
@@ -75,9 +74,6 @@ MIN_PART_ROWS, MAX_PARTS = 2 << 20, 100
 """Pieces are bundles times parts, and the driver remembers each: 20,000 at the most."""
 MAX_PART_CANDIDATES = 32 << 20
 """Candidates that one call ranks: some 2 GiB with short ids."""
-
-ROOM_FOR_ALL = 1 << 62
-"""More rows than any group has."""
 
 PLACE = "place"
 """What ranks a row where that is not its score."""
@@ -230,7 +226,7 @@ def _decide(plan: Plan, opened: OpenedInput, passes: Passes) -> Decision:
         parts[number] = made
         groups.add(here)
     del pieces
-    room = _room(plan.options)
+    room = plan.options.room
     admission = None
     if plan.options.max_shares:
         shares = [share for _, share in plan.options.max_shares]
@@ -398,7 +394,7 @@ def _can_be_chosen(plan: Plan, rows: pl.DataFrame) -> pl.Series:
     for name in plan.quotas:
         values, num_values = encode(rows[name])
         groups, num_groups = encode(pl.Series(groups.astype(np.int64) * num_values + values))
-    room = _room(plan.options)
+    room = plan.options.room
     crowded = np.flatnonzero(np.bincount(groups, minlength=num_groups)[groups] > room)
     if not len(crowded):
         return everything
@@ -412,13 +408,6 @@ def _can_be_chosen(plan: Plan, rows: pl.DataFrame) -> pl.Series:
     mask = np.ones(rows.height, bool)
     mask[crowded] = keep_best(ranking, np.full(num_groups, room))
     return pl.Series(mask)
-
-
-def _room(options: SelectOptions) -> int:
-    """How many rows of each group there is room for."""
-    if options.keep is None and options.is_front:
-        return ROOM_FOR_ALL
-    return options.keep or 1
 
 
 def _ids_of(rows: pl.DataFrame) -> Any:
@@ -460,7 +449,7 @@ def _in_order(plan: Plan, rows: pl.DataFrame, ranking: Rows) -> pl.DataFrame:
     """The rows that can be taken, best first in each group: under quotas all, else the best."""
     takes_part = ~np.isnan(ranking.scores)
     if not plan.options.max_shares:
-        takes_part = keep_best(ranking, np.full(ranking.num_groups, room_of(plan.options, ranking)))
+        takes_part = keep_best(ranking, np.full(ranking.num_groups, plan.options.room))
         order = np.flatnonzero(takes_part)
         assert ranking.groups is not None
         order = order[np.argsort(ranking.groups[order], kind="stable")]
