@@ -36,6 +36,7 @@ from rsr.jobs.run.preflight import (
     require_disk_space,
 )
 from rsr.jobs.run.store import ChangedInputError, RunStore
+from rsr.jobs.run.whole import require_finished
 from rsr.jobs.shards.parquet import file_size_bytes, fingerprint, open_parquet
 from rsr.jobs.shards.reader import ShardReader
 from rsr.jobs.shards.score_columns import Summary, is_score_column
@@ -117,6 +118,7 @@ def run_gate(
             check_form(options.output, len(refined.table.shards))
             check_columns(options.output, refined.table.schema)
             for stream in (native, refined):
+                require_finished(stream.table.path)
                 files = [(shard.path, shard.name) for shard in stream.table.shards]
                 check_places(stream.table.path, files, options.output)
             output = opened.enter_context(

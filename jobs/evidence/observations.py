@@ -20,6 +20,7 @@ from rsr.engine.model_folder import end_of_path
 from rsr.jobs.errors import UsageError, first_line
 from rsr.jobs.run.calls import Calls, CallsWhereSeen, answers_in_order
 from rsr.jobs.run.probe import local_files
+from rsr.jobs.run.whole import unfinished_run
 from rsr.jobs.shards.measures import Measure, measure
 from rsr.jobs.shards.score_columns import dataset_of, dataset_sums
 from rsr.jobs.shards.scored import (
@@ -155,7 +156,9 @@ def observe(
         every = every.with_columns(problem=_dense(every["problem"]))
     except pl.exceptions.PolarsError as error:
         raise UsageError(f"{path}: {first_line(error)}") from error
-    notes = _notes(every, columns)
+    unfinished = unfinished_run(path)
+    notes = [] if unfinished is None else [f"{unfinished}: the others do not count yet"]
+    notes += _notes(every, columns)
     labelled = every.filter(pl.col("teacher").is_not_null())
     counts = dict(labelled.group_by("teacher").len().sort("teacher").iter_rows())
     usable = labelled.filter("is_usable").drop("is_scored", "is_usable", "id", strict=False)

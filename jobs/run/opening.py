@@ -15,6 +15,7 @@ from rsr.jobs.errors import UsageError
 from rsr.jobs.run.folder import LOCK, STAGED, EarlierRun, RunFolder
 from rsr.jobs.run.manifest import Manifest
 from rsr.jobs.run.preflight import check_columns, check_form, check_places
+from rsr.jobs.run.whole import require_finished
 from rsr.jobs.shards.inputs import find_inputs, is_parquet
 from rsr.jobs.shards.parquet import open_parquet
 from rsr.jobs.storage import is_remote
@@ -174,8 +175,9 @@ def open_places(
     """The files behind INPUT, each with its output's name, and OUTPUT as `hold_output` has it.
 
     is_always_folder: OUTPUT cannot be one file. Raises `UsageError`, with nothing touched, where
-    `find_inputs`, `check_form`, `check_places` and `hold_output` do.
+    `require_finished`, `find_inputs`, `check_form`, `check_places` and `hold_output` do.
     """
+    require_finished(options.input)
     files = find_inputs(options.input)
     check_form(options.output, None if is_always_folder else len(files))
     check_places(options.input, files, options.output)

@@ -18,6 +18,7 @@ from rsr.jobs.interrupt import StopRequest
 from rsr.jobs.run.folder import COMPOSITION
 from rsr.jobs.run.manifest import JsonObject
 from rsr.jobs.run.preflight import refusing_what_cannot_be_reached
+from rsr.jobs.run.whole import require_finished
 from rsr.jobs.selection.candidates import Candidates, Conditions, choose_id_column
 from rsr.jobs.selection.composition import Composition, DescribingColumns, Part, parts_of
 from rsr.jobs.selection.layout import Mask
@@ -102,6 +103,7 @@ class OpenedInput:
         """
         named = [*columns, options.id_column, *options.conditions.required]
         with refusing_what_cannot_be_reached():
+            require_finished(options.input)
             table = open_scored(
                 options.input,
                 rank_clip=options.rank_clip,
