@@ -4,6 +4,8 @@ Each case has a head of its own kind: what its model does to hidden states on th
 is read from the model, so a case that fails here would give wrong ranks silently.
 """
 
+from pathlib import Path
+
 import pytest
 import transformers
 from small_shape import SMALL_SHAPE
@@ -33,6 +35,85 @@ PALIGEMMA = {
     "image_token_index": VOCAB_SIZE - 1,
     "projection_dim": 64,
     "hidden_size": 64,
+}
+
+MAMBA = {
+    "mamba_n_heads": 4,
+    "mamba_d_head": 32,
+    "mamba_d_state": 16,
+    "mamba_n_groups": 1,
+    "mamba_expand": 2,
+    "mamba_chunk_size": 32,
+}
+# Of these, transformers has a shortest time step, 0.001 as it comes, and vLLM has none.
+SMALL_STEPS = {"time_step_min": 1e-30, "chunk_size": 32, "n_groups": 1}
+
+# Layers that keep a state instead of keys and values, on a CPU in float32. vLLM has the scan of
+# Mamba 1 (Jamba) for GPUs alone, and that of gated delta nets (Qwen3-Next) for bfloat16.
+STATE_STUDENTS: dict[str, tuple[str, dict]] = {
+    "granite 4, Mamba 2 beside attention": (
+        "GraniteMoeHybridConfig",
+        {
+            "layer_types": ["mamba", "attention"],
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "shared_intermediate_size": 96,
+            **MAMBA,
+        },
+    ),
+    "falcon h1, Mamba 2 along with attention": (
+        "FalconH1Config",
+        {"head_dim": 32, "mamba_d_ssm": 128, **MAMBA},
+    ),
+    "nemotron h, a layer for each": (
+        "NemotronHConfig",
+        {
+            "num_hidden_layers": 3,
+            "layers_block_type": ["mamba", "attention", "mlp"],
+            "head_dim": 32,
+            "mamba_num_heads": 4,
+            "mamba_head_dim": 32,
+            "ssm_state_size": 16,
+            **SMALL_STEPS,
+        },
+    ),
+    "zamba 2, one attention for several layers": (
+        "Zamba2Config",
+        {
+            "num_hidden_layers": 4,
+            "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"],
+            "hybrid_layer_ids": [1, 3],
+            "num_key_value_heads": 2,
+            "attention_head_dim": 64,
+            "num_mem_blocks": 1,
+            "use_mem_rope": True,
+            "n_mamba_heads": 4,
+            "mamba_headdim": 32,
+            "mamba_d_state": 16,
+            **SMALL_STEPS,
+        },
+    ),
+    "lfm2, convolutions beside attention": (
+        "Lfm2Config",
+        {
+            "layer_types": ["conv", "full_attention"],
+            "block_auto_adjust_ff_dim": False,
+            # Checkpoints have these two, of which vLLM reads them.
+            "conv_dim": 64,
+            "block_dim": 64,
+        },
+    ),
+    "mamba 2, no attention": (
+        "Mamba2Config",
+        {
+            "intermediate_size": 128,
+            "num_heads": 4,
+            "head_dim": 32,
+            "state_size": 16,
+            "n_groups": 1,
+            "chunk_size": 32,
+        },
+    ),
 }
 
 # The name of a transformers configuration class, and what its model's head is about.
@@ -77,18 +158,45 @@ TRAJECTORIES = (
 )
 
 
-FIRST = {"llama, tied", "gemma2, soft cap"}
+FIRST = {"llama, tied", "gemma2, soft cap", "granite 4, Mamba 2 beside attention"}
 """`make test` runs these alone."""
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=[] if name in FIRST else pytest.mark.slow) for name in STUDENTS],
-)
-def test_scores_equal_those_of_transformers(name, save_student, assert_like_transformers, tmp_path):
-    config_class, settings = STUDENTS[name]
-    config = getattr(transformers, config_class)(**{**SMALL, **settings})
-    folder = save_student(config, tmp_path)
+def params(students):
+    return [
+        pytest.param(name, marks=() if name in FIRST else pytest.mark.slow) for name in students
+    ]
+
+
+@pytest.fixture
+def make_student(save_student, tmp_path):
+    def make(config_class: str, settings: dict) -> Path:
+        config = getattr(transformers, config_class)(**{**SMALL, **settings})
+        return save_student(config, tmp_path)
+
+    return make
+
+
+@pytest.mark.parametrize("name", params(STUDENTS))
+def test_scores_equal_those_of_transformers(name, make_student, assert_like_transformers):
+    folder = make_student(*STUDENTS[name])
     with Scorer(ScorerConfig(model=str(folder), dtype="float32", token_scores=True)) as scorer:
+        scores = scorer.score(TRAJECTORIES)
+    assert_like_transformers(folder, TRAJECTORIES, scores)
+
+
+@pytest.mark.parametrize("name", params(STATE_STUDENTS))
+def test_states_are_handed_from_step_to_step(name, make_student, assert_like_transformers):
+    """The first row takes three steps; of the last one's single token vLLM thinks it is decoded."""
+    folder = make_student(*STATE_STUDENTS[name])
+    num_computed = len(TRAJECTORIES[0].text) - 1
+    config = ScorerConfig(
+        model=str(folder),
+        dtype="float32",
+        token_scores=True,
+        max_num_batched_tokens=num_computed // 2,
+    )
+    assert num_computed % config.max_num_batched_tokens == 1
+    with Scorer(config) as scorer:
         scores = scorer.score(TRAJECTORIES)
     assert_like_transformers(folder, TRAJECTORIES, scores)
