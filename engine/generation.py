@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rsr.engine.config import ScorerConfig
-from rsr.engine.prefill import close_vllm, import_vllm, open_vllm
+from rsr.engine.prefill import can_keep_prefixes, close_vllm, import_vllm, open_vllm
 from rsr.engine.prompts import PromptEncoder
 from rsr.engine.sampling import PromptRequest, SampledText, Sampling
 from rsr.engine.student import Student, open_student
@@ -35,7 +35,7 @@ class Generator:
             runner="generate",
             max_model_len=student.max_model_len,
             # The answers of a prompt share its prefill by the prefix cache.
-            enable_prefix_caching=True,
+            enable_prefix_caching=can_keep_prefixes(student.architectures),
             # Where the model is compiled, with the graphs that vLLM records for decoding.
             compilation_config={},
             **_step_settings(student),

@@ -256,43 +256,47 @@ def import_vllm() -> Any:
 
 def open_vllm(student: Student, *, scoring_architectures: Sequence[str], **settings: Any) -> Any:
     """A `vllm.LLM` whose processes have a scoring model class for the architectures named."""
-    config = student.config
     vllm = import_vllm()
+    num_ranks = student.config.tensor_parallel_size
+    with (
+        vllm_plugin.chosen(scoring_architectures),
+        _cores_divided_among(num_ranks),
+        _naming_the_length_that_fits(),
+    ):
+        return vllm.LLM(**vllm_settings(student, scoring_architectures, **settings))
+
+
+def vllm_settings(
+    student: Student, scoring_architectures: Sequence[str], **settings: Any
+) -> dict[str, Any]:
+    """What vLLM is told; `settings` go before those that are made here."""
+    config = student.config
     if config.tensor_parallel_size > 1:
         # Within a Ray placement group vLLM would take Ray, of which our workers know nothing.
         settings["distributed_executor_backend"] = "mp"
-    if config.compile:
-        # Of a GPU's graphs, recorded for up to 512 tokens, prefill replays none.
-        settings.setdefault("compilation_config", {"cudagraph_mode": "NONE"})
-    with (
-        vllm_plugin.chosen(scoring_architectures),
-        _cores_divided_among(config.tensor_parallel_size),
-        _naming_the_length_that_fits(),
-    ):
-        return vllm.LLM(
-            model=config.model,
-            revision=config.revision,
-            dtype=config.dtype,
-            tensor_parallel_size=config.tensor_parallel_size,
-            trust_remote_code=config.trust_remote_code,
-            # It gets token ids; to open a tokenizer, several times over, would take it seconds.
-            skip_tokenizer_init=True,
-            # Nor does it get images, whose processor would want that tokenizer.
-            language_model_only=True,
-            enforce_eager=not config.compile,
-            disable_log_stats=True,
-            use_tqdm_on_load=logging.getLogger("vllm").isEnabledFor(logging.INFO),
-            # Asynchronous scheduling is left to vLLM, which has it off for pooling models, where it
-            # says that they lose by it; nothing here has measured it on a GPU.
-            worker_extension_cls="rsr.engine.pooler.ScoringWorker",
-            **{
-                "max_num_batched_tokens": config.max_num_batched_tokens,
-                "enable_chunked_prefill": True,
-                **_memory_settings(config),
-                **_prefix_cache_settings(config, scoring_architectures),
-                **settings,
-            },
-        )
+    compilation = settings.pop("compilation_config", _compilation_settings(config))
+    return {
+        "model": config.model,
+        "revision": config.revision,
+        "dtype": config.dtype,
+        "tensor_parallel_size": config.tensor_parallel_size,
+        "trust_remote_code": config.trust_remote_code,
+        # It gets token ids; to open a tokenizer, several times over, would take it seconds.
+        "skip_tokenizer_init": True,
+        # Nor does it get images, whose processor would want that tokenizer.
+        "language_model_only": True,
+        "enforce_eager": not config.compile,
+        "disable_log_stats": True,
+        "use_tqdm_on_load": logging.getLogger("vllm").isEnabledFor(logging.INFO),
+        # Asynchronous scheduling is left to vLLM: see docs/architecture.md.
+        "worker_extension_cls": "rsr.engine.pooler.ScoringWorker",
+        "max_num_batched_tokens": config.max_num_batched_tokens,
+        "enable_chunked_prefill": True,
+        **_memory_settings(config),
+        **_prefix_cache_settings(config, scoring_architectures),
+        **settings,
+        "compilation_config": compilation | _rotary_settings(student.architectures),
+    }
 
 
 def _max_num_batched_tokens(llm: Any) -> int:
@@ -339,17 +343,53 @@ def _prefix_cache_settings(
     )
     if not (wanted and scoring_architectures):
         return {"enable_prefix_caching": False}
-    if not current_platform.is_cpu() or _keeps_states(scoring_architectures):
+    if not can_keep_prefixes(scoring_architectures):
+        logger.warning(
+            "prefix_reuse=on: on a CPU vLLM keeps no prefix of %s, so each prompt is computed anew",
+            ", ".join(scoring_architectures),
+        )
+        return {"enable_prefix_caching": False}
+    if not current_platform.is_cpu():
         return {"enable_prefix_caching": True}
     return {"enable_prefix_caching": True, "block_size": CPU_BLOCK_SIZE}
 
 
+def can_keep_prefixes(architectures: Sequence[str]) -> bool:
+    """Whether vLLM's prefix cache serves models of `architectures` on this machine.
+
+    Of models that keep states it caches the state at the end of a block, which its Mamba-2
+    operation for CPUs does not return: the first row that is longer than a block ends the engine.
+    """
+    from vllm.platforms import current_platform
+
+    return not (current_platform.is_cpu() and _keeps_states(architectures))
+
+
 def _keeps_states(architectures: Sequence[str]) -> bool:
-    """Whether vLLM counts one of `architectures` among its hybrid models."""
+    """Whether one of `architectures` has layers that keep a state, beside attention or without."""
     from vllm.model_executor.models.registry import ModelRegistry
 
     entries = (ModelRegistry.models.get(architecture) for architecture in architectures)
-    return any(entry.inspect_model_cls().is_hybrid for entry in entries if entry is not None)
+    models = [entry.inspect_model_cls() for entry in entries if entry is not None]
+    return any(model.is_hybrid or model.is_attention_free for model in models)
+
+
+def _compilation_settings(config: ScorerConfig) -> dict[str, Any]:
+    """Of a GPU's graphs, which vLLM records for up to 512 tokens, prefill replays none."""
+    return {"cudagraph_mode": "NONE"} if config.compile else {}
+
+
+def _rotary_settings(architectures: Sequence[str]) -> dict[str, Any]:
+    """On a CPU, have torch turn the queries of models that keep states.
+
+    vLLM's own operation there turns the first head alone, without a word, where it gets queries
+    with a dimension of heads, as from LFM2. Models without states give it none.
+    """
+    from vllm.platforms import current_platform
+
+    if current_platform.is_cpu() and _keeps_states(architectures):
+        return {"custom_ops": ["-rotary_embedding"]}
+    return {}
 
 
 @contextmanager

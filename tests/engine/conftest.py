@@ -55,7 +55,7 @@ def assert_like_transformers() -> AssertLikeTransformers:
         # The eager implementation forms all attention scores, 8 GiB for a 32k row; the other leaves
         # out Gemma 2's soft cap on them, and does not exist for GPT-J.
         config = AutoConfig.from_pretrained(folder)
-        attention = "eager" if config.model_type in ("gemma2", "gptj") else "sdpa"
+        attention = "eager" if config.model_type in ("gemma2", "gptj", "mamba2") else "sdpa"
         model = (
             _auto_class(config)
             .from_pretrained(folder, dtype=torch.float32, attn_implementation=attention)

@@ -1,6 +1,8 @@
 """Candidates: each is its seed's alone, whichever others are sampled beside it."""
 
 import pytest
+from small_shape import SMALL_SHAPE
+from transformers import Lfm2Config
 
 from rsr.engine.config import ScorerConfig
 from rsr.engine.generation import Generator
@@ -60,3 +62,19 @@ def test_prompt_without_room_for_an_answer_is_refused(generator):
         generator.encode([{"role": "user", "content": "x" * 600}])
     with pytest.raises(BadMessagesError, match="control token"):
         generator.encode([{"role": "user", "content": "<|im_end|>"}])
+
+
+@pytest.mark.slow
+def test_student_that_keeps_states_answers(save_student, make_tokenizer, tmp_path):
+    """Without a prefix cache, for which vLLM would have to cut prompts, which it cannot here."""
+    shape = SMALL_SHAPE | {"layer_types": ["conv", "full_attention"], "pad_token_id": None}
+    folder = save_student(Lfm2Config(vocab_size=261, conv_dim=64, block_dim=64, **shape), tmp_path)
+    make_tokenizer().save_pretrained(folder)
+    config = ScorerConfig(model=str(folder), dtype="float32")
+    generator = Generator(config, Sampling(max_tokens=24))
+    try:
+        answers = generator.sample(requests(generator, 3))
+        assert generator.sample(requests(generator, 3)) == answers
+    finally:
+        generator.close()
+    assert [len(each) for each in answers] == [3, 3, 3]

@@ -5,15 +5,18 @@ import logging
 import os
 import re
 from contextlib import nullcontext
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from small_shape import SMALL_SHAPE
+from transformers import AutoModelForCausalLM, AutoTokenizer, Lfm2Config
 
 from rsr.engine import Scorer, ScorerConfig, Trajectory, prefill, vllm_plugin
 from rsr.engine.errors import is_out_of_memory
+from rsr.engine.student import open_student
 
 MAX_MODEL_LEN = 128
 ROWS = (
@@ -169,15 +172,60 @@ def test_a_length_that_the_cache_cannot_hold_is_refused_with_the_one_that_fits(
     [
         ("LlamaForCausalLM", "auto", {"enable_prefix_caching": True, "block_size": 32}),
         ("LlamaForCausalLM", "off", {"enable_prefix_caching": False}),
-        # Its convolutions keep a state: vLLM decides how large its blocks must be.
+        # Beside attention and without, layers that keep a state; of that a CPU caches nothing.
         ("Lfm2ForCausalLM", "auto", {"enable_prefix_caching": False}),
-        ("Lfm2ForCausalLM", "on", {"enable_prefix_caching": True}),
+        ("Lfm2ForCausalLM", "on", {"enable_prefix_caching": False}),
+        ("Mamba2ForCausalLM", "auto", {"enable_prefix_caching": False}),
+        ("Mamba2ForCausalLM", "on", {"enable_prefix_caching": False}),
     ],
 )
-def test_prefixes_are_kept_where_blocks_are_small(architecture, prefix_reuse, settings):
+def test_prefixes_are_kept_where_blocks_are_small(architecture, prefix_reuse, settings, caplog):
     student = ScorerConfig(model="any", prefix_reuse=prefix_reuse)
     assert prefill._prefix_cache_settings(student, [architecture]) == settings
+    in_vain = prefix_reuse == "on" and not settings["enable_prefix_caching"]
+    assert (f"keeps no prefix of {architecture}" in caplog.text) == in_vain
     assert prefill._prefix_cache_settings(student, []) == {"enable_prefix_caching": False}
+
+
+@pytest.mark.vllm
+def test_states_are_kept_as_vllm_itself_chooses(save_student, tmp_path):
+    """But for prefixes, and for the operation that turns LFM2's queries."""
+    shape = SMALL_SHAPE | {"layer_types": ["conv", "full_attention"], "pad_token_id": None}
+    folder = save_student(Lfm2Config(vocab_size=261, conv_dim=64, block_dim=64, **shape), tmp_path)
+    student = open_student(ScorerConfig(model=str(folder), dtype="float32"))
+    prefill.import_vllm()
+    from vllm import EngineArgs
+
+    def cache_and_operations(**settings):
+        made = EngineArgs(**settings).create_engine_config()
+        cache = asdict(made.cache_config) | {"kv_cache_memory_bytes": None}
+        return cache, made.scheduler_config, made.compilation_config.custom_ops
+
+    told = {"model": str(folder), "runner": "pooling", "dtype": "float32", "max_model_len": 512}
+    told |= {"enforce_eager": True, "enable_prefix_caching": False, "skip_tokenizer_init": True}
+    with vllm_plugin.chosen(student.architectures):
+        settings = prefill.vllm_settings(
+            student, student.architectures, runner="pooling", max_model_len=512
+        )
+        cache, scheduler, operations = cache_and_operations(**settings)
+        vllms_cache, vllms_scheduler, vllms_operations = cache_and_operations(**told)
+    assert cache == vllms_cache
+    assert scheduler == vllms_scheduler
+    assert operations == ["-rotary_embedding", *vllms_operations]
+    assert cache["mamba_cache_mode"] == "none"
+
+
+@pytest.mark.vllm
+@pytest.mark.parametrize(
+    ("architecture", "settings"),
+    [
+        ("LlamaForCausalLM", {}),
+        ("Lfm2ForCausalLM", {"custom_ops": ["-rotary_embedding"]}),
+        ("Mamba2ForCausalLM", {"custom_ops": ["-rotary_embedding"]}),
+    ],
+)
+def test_queries_are_turned_by_torch_beside_states(architecture, settings):
+    assert prefill._rotary_settings([architecture]) == settings
 
 
 @pytest.mark.parametrize("version", ["0.32.0", "0.33.0", "0.33.1rc1", "0.32.1.dev7+gabc"])

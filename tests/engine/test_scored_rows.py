@@ -8,6 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from stand_in_device import StandInDevice
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from rsr.engine import metric_sums, metrics
 from rsr.engine.parts import NUM_PARTS
@@ -246,13 +248,14 @@ class LogitsHead(PlainHead):
 
 
 @pytest.mark.parametrize("detail_end", [0, 400])
-def test_a_step_copies_once_each_way_and_waits_for_nothing(detail_end):
-    """However many requests share it; some are through with it, and some are not."""
+@pytest.mark.parametrize("all_end", [True, False])
+def test_a_step_copies_once_each_way_and_waits_for_nothing(detail_end, all_end):
+    """However many requests share it, and whether all are through with it or only some."""
     requests, chunks, states = [], [], []
     for index in range(40):
         ids = [(7 * index + i) % VOCAB_SIZE for i in range(600)]
         request = PrefillRequest(ids, [(1, 600)], detail_end)
-        is_last = index % 2 == 0
+        is_last = all_end or index % 2 == 0
         num_tokens = 599 if is_last else 300
         scored = ScoredTokens.unpack(request.pack())
         requests.append(request)
@@ -268,6 +271,52 @@ def test_a_step_copies_once_each_way_and_waits_for_nothing(detail_end):
         if output is not None:
             expected = expected_of(request)
             assert_same(PrefillScores.unpack(output.numpy()), expected)
+
+
+@pytest.mark.parametrize("detail_end", [0, 400])
+def test_nothing_is_kept_in_the_memory_of_hidden_states(detail_end):
+    """vLLM has one buffer for them, and may overwrite it before an answer is read."""
+    ids = [i % VOCAB_SIZE for i in range(600)]
+    request = PrefillRequest(ids, [(1, 600)], detail_end)
+    scored, states = ScoredTokens.unpack(request.pack()), hidden_states(ids)
+    buffer, kept, scorer = torch.empty(200, HIDDEN_SIZE), [], step_scorer()
+    for start in range(0, 599, 200):
+        num_tokens = min(200, 599 - start)
+        buffer[:num_tokens] = states[start : start + num_tokens]
+        chunk = Chunk.of(scored, start, num_tokens, is_last=start == 400)
+        (answer,) = scorer.score(buffer[:num_tokens], [chunk], [kept])
+        buffer.fill_(math.nan)
+    assert_same(PrefillScores.unpack(answer.numpy()), expected_of(request))
+
+
+class Operations(TorchDispatchMode):
+    """While it is entered: how many operations write memory, and how many elements of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = self.num_elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if not function.is_view:
+            self.number += 1
+            self.num_elements += sum(tensor.numel() for tensor in tree_leaves(result))
+        return result
+
+
+def test_one_long_row_is_reduced_in_no_more_work_than_many_short_ones():
+    """Of as many tokens: by as many operations, on as many elements."""
+    rows = torch.ones(32_768, 5)
+    work = {}
+    for num_requests in (1, 32):
+        with Operations() as operations:
+            reduced = reduce_rows(
+                [[request] for request in rows.chunk(num_requests)], RANK_CLIP, has_entropy=True
+            )
+        assert reduced[:, 0].tolist() == [32_768 / num_requests] * num_requests
+        work[num_requests] = operations
+    assert work[1].number <= work[32].number
+    assert work[1].num_elements <= work[32].num_elements
 
 
 def test_requests_that_score_nothing_are_answered_too():
