@@ -19,6 +19,8 @@ BAD_SHARE = 0.1
 OUTAGES = {"hangs": ("timeout", 4.0), "down": ("500", 30.0)}
 """How all requests fail for how many seconds; the second is longer than a command waits."""
 BAD_S = 5.0
+ASK_NO_BUCKET = ("rank", "admit", "choose")
+"""Passes over what lies in the memory of the cluster."""
 
 
 class BucketPassesNight(PassesNight):
@@ -80,12 +82,11 @@ class BucketPassesNight(PassesNight):
             self.count_in_pass(name, fault)
             return True
 
-        return self.in_pass(fault, inject)
+        return self.in_pass(fault, inject, [p for p in self.passes if p not in ASK_NO_BUCKET])
 
     def tear_object(self, folder: str) -> bool:
         """Cut an object of OUTPUT at a random byte."""
-        self.lift_faults()
-        if not self._objects(folder):
+        if self.is_lasting("bucket") or not self._objects(folder):
             return False
         self.be_without_driver()
         name = self.dice.choice(self._objects(folder))

@@ -114,10 +114,10 @@ class PassesNight(Night):
         """What befalls workers, nodes and the driver in a pass."""
         stops = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
         return [
-            Fault("worker SIGKILL", self.kill_worker, 12),
+            Fault("worker SIGKILL", self.kill_worker, 16),
             Fault("driver SIGKILL", lambda: self.end_in_pass(signal.SIGKILL), 6),
-            Fault("node killed", self.kill_node, 8),
-            Fault("worker SIGSTOP", self.stop_worker, 6),
+            Fault("node killed", self.kill_node, 10),
+            Fault("worker SIGSTOP", self.stop_worker, 8),
             *(Fault(f"driver {n.name}", lambda n=n: self.end_in_pass(n), 2) for n in stops),
         ]
 
@@ -262,4 +262,4 @@ class DiskPassesNight(PassesNight):
                 self.count_in_pass("copy", fault.name)
             return is_injected
 
-        return Fault(fault.name, lambda: self.in_pass(fault.name, when_copying, ["copy"]), 4)
+        return Fault(fault.name, lambda: self.in_pass(fault.name, when_copying, ["copy"]), 3)

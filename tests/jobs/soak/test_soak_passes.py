@@ -17,7 +17,7 @@ from soak_passes import DiskPassesNight, PassesNight
 NUM_NODES = 3
 NUM_SHARDS_LONG, NUM_SHARDS_SHORT = 12, 6
 ROWS_PER_SHARD = 4_000
-MOST_SECONDS = 900
+MOST_SECONDS = 1500
 
 PASSES = {
     "filter": ("count", "refine", "limits", "copy", "describe"),
