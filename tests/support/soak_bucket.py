@@ -118,6 +118,10 @@ class BucketPassesNight(PassesNight):
         shutil.rmtree(self.events_path.parent, ignore_errors=True)
         self.num_finished_before = 0
 
+    def close(self) -> None:
+        super().close()
+        self.discard()
+
     def output_files(self) -> dict[str, bytes]:
         return {name: self._storage.read(name) for name in self._objects("")}
 

@@ -229,6 +229,8 @@ class Night:
         """What was finished has to be looked at again by the next one."""
         if self.is_driver_running():
             self.end_driver(signal.SIGKILL)
+        elif self.driver is not None:
+            self._note_exit(self.driver.returncode)
         self.driver = None
 
     # Faults that last

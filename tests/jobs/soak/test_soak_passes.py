@@ -5,6 +5,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ NUM_NODES = 3
 NUM_SHARDS_LONG, NUM_SHARDS_SHORT = 12, 6
 ROWS_PER_SHARD = 4_000
 MOST_SECONDS = 1500
+REMOVAL_PATIENCE_S = 15.0
 
 PASSES = {
     "filter": ("count", "refine", "limits", "copy", "describe"),
@@ -49,12 +51,24 @@ FIRST_FAULTS = {
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(MOST_SECONDS + 300)]
 
 
+@contextmanager
+def removed_in_the_end(folder: str) -> Iterator[None]:
+    """Ray's last processes write a while after it was told to end."""
+    try:
+        yield
+    finally:
+        deadline = time.monotonic() + REMOVAL_PATIENCE_S
+        while Path(folder).exists() and time.monotonic() < deadline:
+            shutil.rmtree(folder, ignore_errors=True)
+            time.sleep(0.5)
+
+
 @pytest.fixture(scope="module")
 def cluster(s3) -> Iterator[SoakCluster]:
     """One for all nights; its workers reach the bucket as this process does."""
     # Short: the paths of Ray's sockets may be no longer than 107 bytes.
     folder = tempfile.mkdtemp(prefix="rsr")
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, removed_in_the_end(folder):
         # Nobody else's Ray on this machine is to find this cluster, nor it theirs. What killed
         # processes leave among temporary files goes with the folder.
         for name in ("RAY_TMPDIR", "TMPDIR"):
@@ -66,7 +80,6 @@ def cluster(s3) -> Iterator[SoakCluster]:
             yield cluster
         finally:
             cluster.shutdown()
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
