@@ -4,8 +4,10 @@ A call may be made again, on another machine, when its worker or node is lost: w
 a function of its item, or safe to do twice. Files that a call writes are the caller's to vouch for.
 """
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import ray
@@ -25,12 +27,38 @@ CALLS_PER_CPU = 2
 MAX_RETRIES = 3
 """Retries of a call whose worker or node is lost."""
 
+LATE_FACTOR = 20
+MIN_LATE_SECONDS = 120.0
+"""A call is late after that many times what the longest has taken, and at least so long. Then it is
+made once more beside, for its worker may be frozen."""
+
+MOST_SECONDS = 3600.0
+"""Until a call is late where none has answered yet, and until one that was made twice is given up:
+a cluster may be busy with other work, or wait for machines."""
+
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
 
 class CallsLost(ShardsFailed):
     """One call took its worker with it as often as it was made, or Ray is gone; the text says."""
+
+
+@dataclass(slots=True)
+class _Call:
+    """A call that has not answered. others: its other references. is_second: whether the call of
+    this number was made before, and was late.
+    """
+
+    number: int
+    others: list[ray.ObjectRef]
+    is_second: bool = False
+    began_s: float = field(default_factory=time.monotonic)
+
+    @property
+    def seconds(self) -> float:
+        """Since it was made: waiting for a core counts."""
+        return time.monotonic() - self.began_s
 
 
 @contextmanager
@@ -99,30 +127,44 @@ class ClusterCalls:
         answer comes in the same moment ("Tried to complete task that was not pending").
         """
         waiting = iter(range(len(items)))
-        running: dict[ray.ObjectRef, tuple[int, list[ray.ObjectRef]]] = {}
+        running: dict[ray.ObjectRef, _Call] = {}
+        longest_s = 0.0
+
+        def make(number: int, *, is_second: bool = False) -> None:
+            first, *others = start(number)
+            running[first] = _Call(number, others, is_second)
+
         try:
             while True:
                 room = self._room()
                 while len(running) < room and (number := next(waiting, None)) is not None:
-                    first, *others = start(number)
-                    running[first] = number, others
+                    make(number)
                 if not running:
                     return
                 done, _ = ray.wait(list(running), num_returns=1, timeout=WAIT_SECONDS)
                 self._stop.check()
                 for reference in done:
-                    number, others = running.pop(reference)
-                    try:
-                        answer = _answer(reference)
-                    except RayError as error:
-                        what = getattr(items[number], "path", items[number])
-                        raise CallsLost(
-                            f"a worker was lost {MAX_RETRIES + 1} times over {what}: "
-                            f"{first_line(error)}"
-                        ) from error
-                    yield number, answer, others
+                    if (call := running.pop(reference, None)) is None:
+                        continue
+                    answer = self._answer(reference, items[call.number])
+                    longest_s = max(longest_s, call.seconds)
+                    # One that was late may still answer; nobody waits for it.
+                    for other in [r for r, c in running.items() if c.number == call.number]:
+                        del running[other]
+                    yield call.number, answer, call.others
+                if not done:
+                    for call in _late(list(running.values()), longest_s, items):
+                        make(call.number, is_second=True)
         except RayEndedError as error:
             raise CallsLost(str(error)) from error
+
+    def _answer(self, reference: ray.ObjectRef, item: Any) -> Any:
+        try:
+            return _answer(reference)
+        except RayError as error:
+            raise CallsLost(
+                f"a worker was lost {MAX_RETRIES + 1} times over {_told(item)}: {first_line(error)}"
+            ) from error
 
     def _room(self) -> int:
         """How many calls the cluster is given at a time."""
@@ -130,6 +172,28 @@ class ClusterCalls:
         if self._vitals.is_answering():
             self._num_cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
         return CALLS_PER_CPU * self._num_cpus
+
+
+def _late(calls: Sequence[_Call], longest_s: float, items: Sequence[Any]) -> list[_Call]:
+    """The calls that are to be made once more; raises `CallsLost` if one that was is given up.
+
+    calls: none of which has an answer.
+    """
+    patience_s = max(LATE_FACTOR * longest_s, MIN_LATE_SECONDS) if longest_s else MOST_SECONDS
+    seconds = [call for call in calls if call.is_second]
+    for call in seconds:
+        if call.seconds > max(patience_s, MOST_SECONDS):
+            raise CallsLost(
+                f"{_told(items[call.number])}: no worker has answered for {call.seconds:,.0f} s, "
+                "nor has the one that was asked before: the cluster is busy or frozen, or its "
+                "storage hangs"
+            )
+    doubled = {call.number for call in seconds}
+    return [c for c in calls if c.seconds > patience_s and c.number not in doubled]
+
+
+def _told(item: Any) -> str:
+    return str(getattr(item, "path", item))
 
 
 def _apply(function: Callable[..., Any], item: Any, *pieces: Any) -> Any:

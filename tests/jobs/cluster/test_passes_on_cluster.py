@@ -112,6 +112,37 @@ def test_a_call_that_takes_its_worker_with_it_ends_the_run(address):
         list(calls(os._exit, [7]))
 
 
+def test_a_call_whose_worker_is_frozen_is_made_once_more(address, tmp_path, monkeypatch):
+    """Ray knows of no such worker: its process lives."""
+    monkeypatch.setattr("rsr.jobs.cluster.calls.MIN_LATE_SECONDS", 2.0)
+    monkeypatch.setattr("rsr.jobs.cluster.calls.LATE_FACTOR", 1)
+    marker = tmp_path / "frozen"
+
+    def square(number):
+        if number == 3 and not marker.exists():
+            marker.write_text(str(os.getpid()))
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return number**2
+
+    try:
+        with calls_on_cluster(address, StopRequest()) as calls:
+            assert sorted(calls(square, range(6))) == [(n, n**2) for n in range(6)]
+            assert psutil.Process(int(marker.read_text())).status() == psutil.STATUS_STOPPED
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(int(marker.read_text()), signal.SIGKILL)
+
+
+def test_a_call_that_is_late_twice_ends_the_run(address, monkeypatch):
+    for name in ("MIN_LATE_SECONDS", "MOST_SECONDS"):
+        monkeypatch.setattr(f"rsr.jobs.cluster.calls.{name}", 1.0)
+    with (
+        calls_on_cluster(address, StopRequest()) as calls,
+        pytest.raises(CallsLost, match="600: no worker has answered for"),
+    ):
+        list(calls(time.sleep, [600]))
+
+
 def test_calls_end_with_a_run_that_is_told_to_stop(address):
     stop = StopRequest()
     ends = threading.Event()
