@@ -144,8 +144,7 @@ class ClusterCalls:
                 done, _ = ray.wait(list(running), num_returns=1, timeout=WAIT_SECONDS)
                 self._stop.check()
                 for reference in done:
-                    if (call := running.pop(reference, None)) is None:
-                        continue
+                    call = running.pop(reference)
                     answer = self._answer(reference, items[call.number])
                     longest_s = max(longest_s, call.seconds)
                     # One that was late may still answer; nobody waits for it.
@@ -180,16 +179,16 @@ def _late(calls: Sequence[_Call], longest_s: float, items: Sequence[Any]) -> lis
     calls: none of which has an answer.
     """
     patience_s = max(LATE_FACTOR * longest_s, MIN_LATE_SECONDS) if longest_s else MOST_SECONDS
-    seconds = [call for call in calls if call.is_second]
-    for call in seconds:
+    made_again = [call for call in calls if call.is_second]
+    for call in made_again:
         if call.seconds > max(patience_s, MOST_SECONDS):
             raise CallsLost(
                 f"{_told(items[call.number])}: no worker has answered for {call.seconds:,.0f} s, "
                 "nor has the one that was asked before: the cluster is busy or frozen, or its "
                 "storage hangs"
             )
-    doubled = {call.number for call in seconds}
-    return [c for c in calls if c.seconds > patience_s and c.number not in doubled]
+    numbers = {call.number for call in made_again}
+    return [c for c in calls if c.seconds > patience_s and c.number not in numbers]
 
 
 def _told(item: Any) -> str:

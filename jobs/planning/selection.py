@@ -27,7 +27,7 @@ from rsr.jobs.shards.parquet import file_size_bytes, open_parquet
 from rsr.jobs.storage.concurrency import in_parallel
 
 NARROW_PASSES_OF_FILTER = (3, 6)
-"""Count, look at the limits, decide and copy; with them, as many as three to refine."""
+"""Count, look at the limits and copy; with them, as many as three to refine."""
 EXCHANGED_BYTES = 24
 """Of each row that can still be chosen: key, score and position. Hashed keys take 8 more."""
 FRAME_BYTES_PER_ROW = 60
