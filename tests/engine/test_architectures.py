@@ -22,19 +22,18 @@ VOCAB_SIZE = 261
 
 SMALL = SMALL_SHAPE | {"vocab_size": VOCAB_SIZE, "pad_token_id": None}
 
-# A text model inside of one that also takes images, of which a row has none.
+# Text models inside of ones that also take images, of which a row has none.
+VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
 PALIGEMMA = {
     "text_config": {"model_type": "gemma", "head_dim": 32, **SMALL},
-    "vision_config": {
-        "model_type": "siglip_vision_model",
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "image_size": 28,
-        "patch_size": 14,
-        "projection_dim": 64,
-    },
+    "vision_config": {"model_type": "siglip_vision_model", "projection_dim": 64, **VISION},
     "image_token_index": VOCAB_SIZE - 1,
     "projection_dim": 64,
     "hidden_size": 64,
@@ -50,14 +49,7 @@ MAMBA = {
 }
 IDEFICS3 = {
     "text_config": {"model_type": "llama", **SMALL},
-    "vision_config": {
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "image_size": 28,
-        "patch_size": 14,
-    },
+    "vision_config": VISION,
     "image_token_id": VOCAB_SIZE - 1,
     "scale_factor": 2,
     "pad_token_id": 0,
@@ -85,15 +77,7 @@ GEMMA3 = {
         "query_pre_attn_scalar": 32,
         **SMALL,
     },
-    "vision_config": {
-        "model_type": "siglip_vision_model",
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "image_size": 28,
-        "patch_size": 14,
-    },
+    "vision_config": {"model_type": "siglip_vision_model", **VISION},
     "boi_token_index": VOCAB_SIZE - 3,
     "eoi_token_index": VOCAB_SIZE - 2,
     "image_token_index": VOCAB_SIZE - 1,
