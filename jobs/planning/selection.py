@@ -12,30 +12,26 @@ import polars as pl
 
 from rsr.jobs.errors import UsageError
 from rsr.jobs.planning.prediction import Figure
+from rsr.jobs.selection.bundles import MAX_BUNDLES, MIN_BUNDLE_ROWS
 from rsr.jobs.selection.candidates import candidate_columns
 from rsr.jobs.selection.filter import FilterOptions
 from rsr.jobs.selection.select import SelectOptions, extra_columns
-from rsr.jobs.selection.select_in_passes import (
-    MAX_BUNDLES,
-    MAX_PARTS,
-    MIN_BUNDLE_ROWS,
-    MIN_PART_ROWS,
-)
+from rsr.jobs.selection.select_in_passes import MAX_PARTS, MIN_PART_ROWS
 from rsr.jobs.selection.selection import OpenedInput
 from rsr.jobs.shards.inputs import find_inputs
 from rsr.jobs.shards.parquet import file_size_bytes, open_parquet
 from rsr.jobs.storage.concurrency import in_parallel
 
-NARROW_PASSES_OF_FILTER = (3, 6)
-"""Count, look at the limits and copy; with them, as many as three to refine."""
+NARROW_PASSES_OF_FILTER = (2, 5)
+"""Count and look at the limits; with them, as many as three to refine."""
 EXCHANGED_BYTES = 24
 """Of each row that can still be chosen: key, score and position. Hashed keys take 8 more."""
 FRAME_BYTES_PER_ROW = 60
 """Of a shard that is looked at, in memory: the columns of a pass and what is made of them."""
 COPY_BYTES = 200 << 20
 """Of a shard that is copied, in memory: a row group of kept rows and what encodes it, at most."""
-RANK_FACTOR = 3
-"""Memory of ranking a part, in sizes of the part."""
+RANK_FACTOR = 4
+"""Memory of ranking a part, in sizes of the part, which counts itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +138,7 @@ def plan_selection(
     if isinstance(options, FilterOptions):
         least, most = NARROW_PASSES_OF_FILTER
         looked = narrow_bytes * most + told_bytes
-        exchanged, command = 0.0, "filter"
+        exchanged, command = footers.num_rows / 8, "filter"
         worker = float(max(COPY_BYTES, FRAME_BYTES_PER_ROW * footers.largest_num_rows))
         figures = [
             Figure("passes over narrow columns", f"{least} to {most}", "0 to 3 refine the limits")
@@ -150,17 +146,17 @@ def plan_selection(
     else:
         looked = narrow_bytes + id_bytes + told_bytes
         own_bytes = EXCHANGED_BYTES + 8 * len(options.max_shares) + 8 * bool(options.objective)
-        exchanged, command = footers.num_rows * own_bytes + id_bytes, "select"
+        exchanged, command = footers.num_rows * own_bytes, "select"
         num_parts = max(1, min(MAX_PARTS, footers.num_rows // MIN_PART_ROWS))
         bundle_rows = max(MIN_BUNDLE_ROWS, footers.num_rows / MAX_BUNDLES)
         num_bundles = max(1, min(footers.num_files, footers.num_rows // bundle_rows))
         worker = max(COPY_BYTES, RANK_FACTOR * exchanged / num_parts)
         figures = [
-            Figure("passes over narrow columns", "1", "ids are read with them"),
+            Figure("passes over narrow columns", "1", "and at most one over ids, where rows tie"),
             Figure(
                 "exchanged",
                 _bytes(exchanged),
-                f"at most, {own_bytes} bytes a row and its id; {num_bundles:,.0f} bundles, "
+                f"at most, {own_bytes} bytes a row; {num_bundles:,.0f} bundles, "
                 f"{num_parts:,.0f} parts",
             ),
         ]

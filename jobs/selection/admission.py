@@ -32,6 +32,7 @@ from rsr.jobs.selection.boundaries import (
     sortable,
 )
 from rsr.jobs.selection.quotas import first_of_groups
+from rsr.jobs.selection.ranking import ReadIds
 from rsr.jobs.selection.select import CORRECT
 
 MAX_ROWS_AT_CUT = 4 << 20
@@ -40,9 +41,12 @@ MAX_ROWS_AT_CUT = 4 << 20
 LEVELS = tuple((column, shift) for column in ("word", "second_word") for shift in (48, 32, 16, 0))
 """What each pass over the rows at a cut counts by: a word, and the bits from which on."""
 
+ORDER = ("rank_score", "second", "id", "position")
+"""What rows are ranked by, whatever their group."""
+
 Part = pa.Buffer
 """Rows of whole groups, one group after another, best first: `group`, `rank_score`, `score`,
-`position`, the quotas' columns of hashed values, and where they order rows `second` and `id`."""
+`position`, the quotas' columns of hashed values, and where it orders rows `second`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,22 +108,19 @@ def chosen_of_part(
     admission: Admission | None,
     keep: int | None,
     ends: NDArray[np.int64],
-    firsts: NDArray[np.int64],
     _: int,
     part: Part,
-) -> tuple[Any, ...]:
-    """What is kept, then of each bundle of shards the ascending positions of the kept rows.
+) -> tuple[Chosen, NDArray[np.int64]]:
+    """What is kept, and the ascending positions of the kept rows.
 
     room: of each group, of which the part's rows are taken if there is no `admission`. keep: rows
-    of a complete group. ends: (num_shards,) positions after each shard's last row. firsts:
-    (num_bundles,) positions of each bundle's first row.
+    of a complete group. ends: (num_shards,) positions after each shard's last row.
     """
     rows = exchange.unpacked(part)
     if rows.height and admission is not None:
         rows = rows.filter(pl.Series(_admitted(room, admission, rows)))
     if not rows.height:
-        nothing = [np.zeros(0, np.int64)] * len(firsts)
-        return (Chosen(np.zeros(len(ends), np.int64)), *nothing)
+        return Chosen(np.zeros(len(ends), np.int64)), np.zeros(0, np.int64)
     positions = np.sort(rows["position"].to_numpy())
     by_shard = np.bincount(
         np.searchsorted(ends, positions, side="right"), minlength=len(ends)
@@ -132,7 +133,7 @@ def chosen_of_part(
         int((~rows[CORRECT]).sum()) if CORRECT in rows.columns else 0,
         float(rows["score"].to_numpy().max()),
     )
-    return (chosen, *np.split(positions, np.searchsorted(positions, firsts[1:])))
+    return chosen, positions
 
 
 def admit_by_passes(
@@ -141,13 +142,14 @@ def admit_by_passes(
     room: int,
     parts: Sequence[Sequence[Piece]],
     passes: Passes,
+    read_ids: ReadIds | None,
 ) -> Admission | None:
     """The admission of `quotas.admit` over the rows of all parts; None if it admits no row.
 
-    names: the quotas' columns. parts: the piece of each part. Raises `UsageError` where more rows
-    of one score stand at a cut than the caller orders.
+    names: the quotas' columns. parts: the piece of each part. read_ids: of rows by their positions.
+    Raises `UsageError` where more rows of one score stand at a cut than the caller orders.
     """
-    over_parts = _OverParts(names, room, parts, passes)
+    over_parts = _OverParts(names, room, parts, passes, read_ids)
     num_selected = None
     while True:
         admission = Admission({name: {} for name in names})
@@ -183,6 +185,7 @@ class _OverParts:
     room: int
     parts: Sequence[Sequence[Piece]]
     passes: Passes
+    read_ids: ReadIds | None
 
     def count(self, admission: Admission) -> dict[str, pl.DataFrame]:
         """By quota: rows admitted of each value, by the leading bits of their score."""
@@ -253,8 +256,7 @@ class _OverParts:
             )
         fetch = partial(_fetch_part, self.room, admission, over.select("quota", "group"), fixed)
         rows = pl.concat([rows for rows in self._answers(fetch) if rows.height])
-        keys = ["rank_score", "second", *(["id"] if "id" in rows.columns else []), "position"]
-        rows = rows.sort(*keys, nulls_last=True).with_row_index("place")
+        rows = self._with_ids(rows).sort(*ORDER, nulls_last=True).with_row_index("place")
         rows = rows.join(over, on=["quota", "group"], how="left", maintain_order="left")
         upto = pl.int_range(pl.len()).over("quota", "group")
         past = rows.filter(upto == pl.col("room_rows"))
@@ -271,6 +273,16 @@ class _OverParts:
             cut = Cut(row["rank_score"], row["second"], before["position"].to_numpy())
             cuts.append((row["quota"], row["group"], cut))
         return cuts
+
+    def _with_ids(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """`rows` with the ids of those of equal scores, null for the others."""
+        # A row stands there once for each quota of which it has a value.
+        places = rows.unique("position").sort("position")
+        tied = places.filter(pl.struct(ORDER[:2]).is_duplicated())["position"]
+        if self.read_ids is None or not len(tied):
+            return rows.with_columns(id=pl.lit(None, pl.String))
+        ids = pl.DataFrame({"position": tied, "id": self.read_ids(tied.to_numpy())})
+        return rows.join(ids, on="position", how="left")
 
     def _answers(self, function: Any) -> list[Any]:
         numbers = range(len(self.parts))
@@ -387,5 +399,4 @@ def _fetch_part(
     if not rows.height:
         return (rows,)
     wanted = ["quota", "group", "rank_score", "second", "position"]
-    wanted += ["id"] if "id" in rows.columns else []
     return (_within(rows, values, fixed).select(wanted),)

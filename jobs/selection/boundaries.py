@@ -7,8 +7,8 @@ can be looked at one by one, in the order of score, id, shard and row. Knows not
 calls says how a function is called on every shard.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 from typing import Any
@@ -18,8 +18,9 @@ import polars as pl
 from numpy.typing import NDArray
 
 from rsr.jobs.errors import UsageError
-from rsr.jobs.run.calls import answers_in_order
+from rsr.jobs.run.calls import Piece
 from rsr.jobs.run.passes import Passes
+from rsr.jobs.selection.bundles import Bundle
 from rsr.jobs.selection.ranking import share_of
 from rsr.jobs.shards.scored import ScoredTable
 from rsr.jobs.shards.shard import Shard
@@ -97,24 +98,21 @@ class Boundaries:
     """Which rows are kept, in a few words a group.
 
     cuts: group, and the word `below` which its rows are kept. A group that is not among them is
-    kept whole. winners: of the rows at the cut, those that are kept, by the shard's name.
-    max_score: inclusive, whatever the group.
+    kept whole. Rows at the cut are not. max_score: inclusive, whatever the group.
     """
 
     cuts: pl.DataFrame
-    winners: dict[str, NDArray[np.int64]]
     max_score: float | None
 
-    def mask(self, shard: Shard, rows: pl.DataFrame) -> NDArray[np.bool_]:
+    def mask(self, rows: pl.DataFrame) -> NDArray[np.bool_]:
         """(num_rows,) which rows of `Narrow.read` are kept."""
         joined = rows.select("group", "word", "takes_part").join(
             self.cuts, on="group", how="left", nulls_equal=True, maintain_order="left"
         )
         is_below = (pl.col("word") < pl.col("below")).fill_null(True)
-        keep = joined.select(pl.col("takes_part") & is_below).to_series().to_numpy().copy()
-        keep[self.winners.get(shard.name, np.zeros(0, np.int64))] = True
+        keep = joined.select(pl.col("takes_part") & is_below).to_series().to_numpy()
         if self.max_score is not None:
-            keep &= rows["score"].to_numpy() <= self.max_score
+            keep = keep & (rows["score"].to_numpy() <= self.max_score)
         return keep
 
 
@@ -145,26 +143,32 @@ class Looked:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """What the boundaries keep. num_rows: of each shard. worst: the largest score of them all.
+    """What is kept. num_rows: of each shard. worst: the largest score of them all.
 
-    beside: what the caller has looked at meanwhile, of each shard.
+    masks: of each bundle the piece of its rows below the limits, a bit a row. winners: of the rows
+    at the limits those that are kept, by the shard's name. beside: what the caller has looked at
+    meanwhile, of each shard.
     """
 
     num_rows: list[int]
     worst: float
+    masks: list[Piece]
+    winners: dict[str, NDArray[np.int64]]
     beside: list[Any]
 
 
-def find_boundaries(
+def find_kept(
     narrow: Narrow,
+    bundles: Sequence[Bundle],
     limits: Limits,
     max_score: float | None,
     passes: Passes,
     beside: Callable[[Shard], Any],
-) -> tuple[Boundaries, Counts, Kept]:
-    """Passes over every shard until each group's boundary is known.
+) -> tuple[Counts, Kept]:
+    """Passes over every shard until each group's boundary is known, and what it keeps.
 
-    beside: called for every shard, where its rows are looked at for the last time.
+    bundles: of the table's shards. beside: called for every shard, where its rows are looked at for
+    the last time.
     """
     shards = narrow.table.shards
     shift = WORD_BITS - BITS_PER_PASS
@@ -197,12 +201,8 @@ def find_boundaries(
         shift -= BITS_PER_PASS
     if cuts["num_rows"].sum() > MAX_CONTESTED_ROWS:
         raise _too_many_ties(narrow, cuts)
-    below = pl.concat([*decided, _below(cuts, shift)])
-    sure = Boundaries(below, {}, max_score)
-    look = partial(_look, narrow, sure, cuts.select("group", "bin"), shift, beside)
-    looked = answers_in_order(passes.begin("limits", len(shards)), look, shards)
-    winners = _winners(narrow, cuts, [one.at_limit for one in looked])
-    return replace(sure, winners=winners), counts, _kept(narrow, looked, winners, max_score)
+    sure = Boundaries(pl.concat([*decided, _below(cuts, shift)]), max_score)
+    return counts, _kept(narrow, bundles, sure, cuts, shift, passes, beside)
 
 
 def _is_decided() -> pl.Expr:
@@ -280,13 +280,49 @@ def first_bins_over(bins: pl.DataFrame, room: pl.DataFrame) -> pl.DataFrame:
     )
 
 
+def _kept(
+    narrow: Narrow,
+    bundles: Sequence[Bundle],
+    sure: Boundaries,
+    contested: pl.DataFrame,
+    shift: int,
+    passes: Passes,
+    beside: Callable[[Shard], Any],
+) -> Kept:
+    """What a last look at every shard finds. contested: the bins in which limits lie."""
+    look = partial(_look, narrow, sure, contested.select("group", "bin"), shift, beside)
+    calls = passes.begin("limits", len(bundles))
+    of_bundles: list[list[Looked]] = [[] for _ in bundles]
+    masks: list[Piece] = [None for _ in bundles]
+    for number, found, (mask,) in calls.scatter(look, bundles, [()] * len(bundles), 1):
+        of_bundles[number], masks[number] = found, mask
+    looked = [one for found in of_bundles for one in found]
+    shards = narrow.table.shards
+    at_limit = {s.name: one.at_limit for s, one in zip(shards, looked, strict=True)}
+    won = _winners(narrow, contested, at_limit, sure.max_score)
+    scores = [rows["score"].to_numpy() for rows in won.values()]
+    return Kept(
+        [
+            one.num_below + (won[shard.name].height if shard.name in won else 0)
+            for shard, one in zip(shards, looked, strict=True)
+        ],
+        max([one.worst for one in looked] + [float(s.max(initial=-np.inf)) for s in scores]),
+        masks,
+        {name: rows["row"].to_numpy() for name, rows in won.items()},
+        [one.beside for one in looked],
+    )
+
+
 def _winners(
-    narrow: Narrow, contested: pl.DataFrame, found: list[pl.DataFrame]
-) -> dict[str, NDArray[np.int64]]:
-    """The rows at the limits that are kept, by the shard's name. found: of each shard."""
+    narrow: Narrow,
+    contested: pl.DataFrame,
+    at_limit: dict[str, pl.DataFrame],
+    max_score: float | None,
+) -> dict[str, pl.DataFrame]:
+    """The rows at the limits that are kept, `row` and `score`, by the shard's name."""
     parts = [
         rows.with_columns(shard=pl.lit(number, pl.Int64))
-        for number, rows in enumerate(found)
+        for number, rows in enumerate(at_limit.values())
         if rows.height
     ]
     if not parts:
@@ -299,25 +335,12 @@ def _winners(
         pl.col("num_tokens").cum_sum().over("group") <= pl.col("room_tokens")
     ).fill_null(True)
     kept = ranked.filter(fits)
-    names = [shard.name for shard in narrow.table.shards]
-    return {names[number[0]]: rows["row"].to_numpy() for number, rows in kept.group_by("shard")}
-
-
-def _kept(
-    narrow: Narrow,
-    looked: list[Looked],
-    winners: dict[str, NDArray[np.int64]],
-    max_score: float | None,
-) -> Kept:
-    num_rows, worst = [], -np.inf
-    for shard, one in zip(narrow.table.shards, looked, strict=True):
-        own = winners.get(shard.name, np.zeros(0, np.int64))
-        scores = one.at_limit.filter(pl.col("row").is_in(own))["score"].to_numpy()
-        if max_score is not None:
-            scores = scores[scores <= max_score]
-        num_rows.append(one.num_below + len(scores))
-        worst = max(worst, one.worst, float(scores.max(initial=-np.inf)))
-    return Kept(num_rows, worst, [one.beside for one in looked])
+    if max_score is not None:
+        kept = kept.filter(pl.col("score") <= max_score)
+    names = list(at_limit)
+    return {
+        names[number[0]]: rows.select("row", "score") for number, rows in kept.group_by("shard")
+    }
 
 
 def _look(
@@ -326,15 +349,23 @@ def _look(
     within: pl.DataFrame,
     shift: int,
     beside: Callable[[Shard], Any],
-    shard: Shard,
-) -> Looked:
-    """sure: without the rows at the limits, which are those `within` these bins."""
-    rows = narrow.read(shard)
-    below = rows["score"].to_numpy()[sure.mask(shard, rows)]
-    numbered = rows.with_columns(row=pl.int_range(pl.len(), dtype=pl.Int64))
-    found = _inside(numbered.filter("takes_part"), within, shift)
-    found = found.select("group", "word", "row", "score", "num_tokens")
-    if narrow.id_column is not None and found.height:
-        ids = narrow.table.of(shard).read_at(narrow.id_column, found["row"].to_numpy())
-        found = found.with_columns(id=ids)
-    return Looked(found, len(below), float(below.max(initial=-np.inf)), beside(shard))
+    bundle: Bundle,
+) -> tuple[list[Looked], NDArray[np.uint8]]:
+    """What is found in each shard of a bundle, and the rows that `sure` keeps, a bit a row.
+
+    within: the bins at the limits.
+    """
+    looked, masks = [], []
+    for shard, _ in bundle.shards:
+        rows = narrow.read(shard)
+        mask = sure.mask(rows)
+        below = rows["score"].to_numpy()[mask]
+        numbered = rows.with_columns(row=pl.int_range(pl.len(), dtype=pl.Int64))
+        found = _inside(numbered.filter("takes_part"), within, shift)
+        found = found.select("group", "word", "row", "score", "num_tokens")
+        if narrow.id_column is not None and found.height:
+            ids = narrow.table.of(shard).read_at(narrow.id_column, found["row"].to_numpy())
+            found = found.with_columns(id=ids)
+        looked.append(Looked(found, len(below), float(below.max(initial=-np.inf)), beside(shard)))
+        masks.append(mask)
+    return looked, np.packbits(np.concatenate(masks))

@@ -7,19 +7,23 @@ The rows are those of `filter.run_filter`, byte for byte. Knows nothing of Ray: 
 how a function is called on every shard.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from rsr.jobs.errors import UsageError
 from rsr.jobs.interrupt import StopRequest
-from rsr.jobs.run.calls import Calls, CallsWhereSeen
+from rsr.jobs.run.calls import Calls, CallsWhereSeen, Piece
 from rsr.jobs.run.folder import RunFolder
 from rsr.jobs.run.passes import Passes
 from rsr.jobs.run.probe import local_files
 from rsr.jobs.run.store import RunStore
-from rsr.jobs.selection.boundaries import Boundaries, Counts, Limits, Narrow, find_boundaries
+from rsr.jobs.selection.boundaries import Counts, Kept, Limits, Narrow, find_kept
+from rsr.jobs.selection.bundles import Bundle, bundles_of
 from rsr.jobs.selection.candidates import groupable, require_some
 from rsr.jobs.selection.composition import (
     Parts,
@@ -27,7 +31,7 @@ from rsr.jobs.selection.composition import (
     parts_of_shard,
 )
 from rsr.jobs.selection.filter import FilterOptions, require_something_to_do, told_limits
-from rsr.jobs.selection.layout import OutputFile
+from rsr.jobs.selection.layout import Mask, OutputFile
 from rsr.jobs.selection.passes import (
     Decision,
     common_facts,
@@ -71,7 +75,8 @@ def _decide(
     table = opened.table
     limits = Limits(options.keep_fraction, options.keep_rows, options.token_budget)
     describe = partial(parts_of_shard, table, opened.by)
-    found, counts, kept = find_boundaries(narrow, limits, options.max_rsr, passes, describe)
+    bundles = bundles_of(table)
+    counts, kept = find_kept(narrow, bundles, limits, options.max_rsr, passes, describe)
     require_some(table, counts.num_scored, counts.num_candidates, 0, counts.num_unmeasured)
     pool: Parts = {}
     for parts in kept.beside:
@@ -83,7 +88,8 @@ def _decide(
         )
 
     def copy(store: RunStore, calls: Calls, files: Sequence[OutputFile]) -> Iterator[str | None]:
-        return (line for _, line in calls(partial(_copy, narrow, found, store), files))
+        items, given = _copies(bundles, kept, files)
+        return (line for _, line, _ in calls.scatter(partial(_copy, store), items, given, 0))
 
     return Decision(kept.num_rows, _facts(options, opened, counts, kept.worst), pool, copy)
 
@@ -106,8 +112,64 @@ def _narrow(options: FilterOptions, opened: OpenedInput) -> Narrow:
     )
 
 
-def _copy(narrow: Narrow, boundaries: Boundaries, store: RunStore, file: OutputFile) -> str | None:
-    return copy_file(store, file, lambda shard: boundaries.mask(shard, narrow.read(shard)))
+@dataclass(frozen=True, slots=True)
+class Sure:
+    """Where a shard's mask is. number: of the bundle's among the given. first: the bit of its first
+    row. winners: rows that are kept besides.
+    """
+
+    number: int
+    first: int
+    winners: NDArray[np.int64]
+
+    def mask(self, bits: Sequence[NDArray[np.uint8]], num_rows: int) -> Mask:
+        """(num_rows,) mask of the kept rows. bits: of each given bundle, its rows a bit each."""
+        skipped, start = divmod(self.first, 8)
+        unpacked = np.unpackbits(bits[self.number][skipped:], count=start + num_rows)
+        mask: Mask = unpacked[start:].astype(bool)
+        mask[self.winners] = True
+        return mask
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """A file to be written, and where the mask of each of its shards is, by name."""
+
+    file: OutputFile
+    masks: Mapping[str, Sure]
+
+    @property
+    def path(self) -> str:
+        """What a user is told of a call that is lost."""
+        return self.file.path
+
+
+def _copies(
+    bundles: Sequence[Bundle], kept: Kept, files: Sequence[OutputFile]
+) -> tuple[list[Copy], list[list[Piece]]]:
+    """The files, and the pieces that each takes: the masks of the bundles that its rows are in."""
+    places = {
+        shard.name: (number, first_row - bundle.first_row)
+        for number, bundle in enumerate(bundles)
+        for shard, first_row in bundle.shards
+    }
+    items: list[Copy] = []
+    given: list[list[Piece]] = []
+    for file in files:
+        names = [piece.shard.name for piece in file.slices]
+        numbers = list(dict.fromkeys(places[name][0] for name in names))
+        masks = {}
+        for name in names:
+            number, first = places[name]
+            winners = kept.winners.get(name, np.zeros(0, np.int64))
+            masks[name] = Sure(numbers.index(number), first, winners)
+        items.append(Copy(file, masks))
+        given.append([kept.masks[number] for number in numbers])
+    return items, given
+
+
+def _copy(store: RunStore, item: Copy, *bits: NDArray[np.uint8]) -> tuple[str | None]:
+    return (copy_file(store, item.file, lambda s: item.masks[s.name].mask(bits, s.num_rows)),)
 
 
 def _facts(options: FilterOptions, opened: OpenedInput, counts: Counts, worst: float) -> Facts:

@@ -211,9 +211,24 @@ def _starts_of_runs(values: NDArray[np.int32]) -> NDArray[np.int64]:
 
 
 def ranked(rows: Rows, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The ascending `positions` in the order of their ranking, group after group."""
-    if not len(positions):
-        return positions
+    """The ascending `positions` of rows that take part in the order of their ranking, group after
+    group.
+    """
+    groups = None if rows.groups is None else rows.groups[positions]
+    words = _words(Rows(rows.scores[positions], groups=groups, num_groups=rows.num_groups))
+    order = np.argsort(words, kind="stable")
+    words = words[order]
+    is_close = np.zeros(len(words), bool)
+    is_close[1:] = words[1:] == words[:-1]
+    is_close[:-1] |= is_close[1:]
+    by_rank = positions[order]
+    if is_close.any():
+        by_rank[is_close] = _ranked_closely(rows, np.sort(by_rank[is_close]))
+    return by_rank
+
+
+def _ranked_closely(rows: Rows, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+    """`ranked` by every bit of the scores, and by the ids of rows whose scores are equal."""
     frame = pl.DataFrame({"position": positions, "score": rows.scores[positions]})
     keys = ["score"]
     if rows.groups is not None:

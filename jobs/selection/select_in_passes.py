@@ -1,11 +1,12 @@
 """`rsr select` by passes over shards, whose groups come together in parts.
 
-    gather, choose, (admit), copy, describe
+    gather, rank, (ids, rank,) (admit,) choose, copy, describe
 
 A bundle of shards is read at a time: of each of its rows that can still be chosen, the group's key,
 what ranks it and where it stands go to the part of its group, where one call ranks all of them.
-Under quotas, parts only order their groups, and `admission.py` admits rows by passes over parts.
-The rows are those of `select.run_select`, byte for byte.
+A part whose rows tie is ranked again with the ids of these rows. Under quotas, parts only order
+their groups, and `admission.py` admits rows by passes over parts. The rows are those of
+`select.run_select`, byte for byte.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from rsr.jobs.errors import UsageError
@@ -26,7 +26,16 @@ from rsr.jobs.run.passes import Passes
 from rsr.jobs.run.probe import local_files
 from rsr.jobs.run.store import RunStore
 from rsr.jobs.selection import exchange
-from rsr.jobs.selection.admission import Chosen, Part, admit_by_passes, chosen_of_part
+from rsr.jobs.selection.admission import Chosen, admit_by_passes, chosen_of_part
+from rsr.jobs.selection.bundles import (
+    Bundle,
+    IdsToRead,
+    RowsOfBundle,
+    bundles_of,
+    ids_of,
+    reader_of,
+    tied_ids,
+)
 from rsr.jobs.selection.candidates import (
     Candidates,
     candidate_columns,
@@ -51,7 +60,7 @@ from rsr.jobs.selection.passes import (
     require_own_row,
     run_by_calls,
 )
-from rsr.jobs.selection.ranking import Rows, keep_best, ranked
+from rsr.jobs.selection.ranking import ReadIds, Rows, keep_best, ranked
 from rsr.jobs.selection.result import SelectionResult
 from rsr.jobs.selection.select import (
     CORRECT,
@@ -69,11 +78,10 @@ from rsr.jobs.selection.selection import Facts, OpenedInput
 from rsr.jobs.shards.scored import ScoredTable
 from rsr.jobs.shards.shard import Shard
 
-MIN_BUNDLE_ROWS, MAX_BUNDLES = 1 << 20, 200
 MIN_PART_ROWS, MAX_PARTS = 2 << 20, 100
 """Pieces are bundles times parts, and the driver remembers each: 20,000 at the most."""
 MAX_PART_CANDIDATES = 32 << 20
-"""Candidates that one call ranks: some 2 GiB with short ids."""
+"""Candidates that one call ranks: some 2 GiB."""
 
 PLACE = "place"
 """What ranks a row where that is not its score."""
@@ -106,19 +114,6 @@ class Plan:
     def quotas(self) -> list[str]:
         """Columns of the exchanged rows, one a quota."""
         return [quota_name(column) for column, _ in self.options.max_shares]
-
-
-@dataclass(frozen=True, slots=True)
-class Bundle:
-    """Shards that one call reads, and the number in INPUT of each one's first row."""
-
-    shards: tuple[tuple[Shard, int], ...]
-
-    @property
-    def path(self) -> str:
-        """What a user is told of a call that is lost."""
-        more = f" and {len(self.shards) - 1} more" if len(self.shards) > 1 else ""
-        return f"{self.shards[0][0].path}{more}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +201,7 @@ def run_select_in_passes(
 
 
 def _decide(plan: Plan, opened: OpenedInput, passes: Passes) -> Decision:
-    bundles = _bundles(plan.table)
+    bundles = bundles_of(plan.table)
     gathered, pieces, pool = _gather(plan, bundles, passes.begin("gather", len(bundles)))
     require_some(
         plan.table,
@@ -218,63 +213,35 @@ def _decide(plan: Plan, opened: OpenedInput, passes: Passes) -> Decision:
     if not gathered.num_judged:
         raise no_finite_quality(plan.options, plan.table)
     _require_small_parts(plan, gathered)
-    groups = Groups()
-    parts: list[list[Piece]] = [[] for _ in range(plan.num_parts)]
-    rank = partial(rank_part, plan)
-    calls = passes.begin("rank", plan.num_parts)
-    for number, here, made in calls.scatter(rank, range(plan.num_parts), pieces, 1):
-        parts[number] = made
-        groups.add(here)
-    del pieces
+    groups, parts = _rank(plan, bundles, pieces, passes)
     room = plan.options.room
     admission = None
     if plan.options.max_shares:
         shares = [share for _, share in plan.options.max_shares]
-        admission = admit_by_passes(plan.quotas, shares, room, parts, passes)
+        read_ids = None if plan.id_column is None else partial(_read_ids, plan, bundles, passes)
+        admission = admit_by_passes(plan.quotas, shares, room, parts, passes, read_ids)
         if admission is None:
             raise nothing_admitted(plan.options)
     ends = np.cumsum([shard.num_rows for shard in plan.table.shards])
-    firsts = np.array([bundle.shards[0][1] for bundle in bundles])
-    choose = partial(chosen_of_part, room, admission, plan.options.keep, ends, firsts)
-    chosen: list[list[Piece]] = [[] for _ in range(plan.num_parts)]
+    choose = partial(chosen_of_part, room, admission, plan.options.keep, ends)
+    chosen: list[Piece] = []
     total = Chosen(np.zeros(len(ends), np.int64))
     calls = passes.begin("choose", plan.num_parts)
-    for number, here, kept in calls.scatter(choose, range(plan.num_parts), parts, len(bundles)):
-        chosen[number] = kept
+    for _, here, kept in calls.scatter(choose, range(plan.num_parts), parts, 1):
+        chosen += kept
         total.add(here)
     facts = _facts(plan, opened, gathered, groups, total)
 
     def copy(store: RunStore, calls: Calls, files: Sequence[OutputFile]) -> Iterator[str | None]:
-        places = {
-            shard.name: (first, number)
-            for number, bundle in enumerate(bundles)
-            for shard, first in bundle.shards
-        }
-        items: list[Copy] = []
-        given: list[Sequence[Piece]] = []
-        for file in files:
-            here = {piece.shard.name: places[piece.shard.name] for piece in file.slices}
-            items.append(Copy(file, {name: first for name, (first, _) in here.items()}))
-            numbers = dict.fromkeys(number for _, number in here.values())
-            given.append([kept[number] for number in numbers for kept in chosen])
+        firsts = {shard.name: first for bundle in bundles for shard, first in bundle.shards}
+        items = [
+            Copy(file, {piece.shard.name: firsts[piece.shard.name] for piece in file.slices})
+            for file in files
+        ]
+        given = [chosen] * len(items)
         return (line for _, line, _ in calls.scatter(partial(_copy, store), items, given, 0))
 
     return Decision(total.num_rows_by_shard.tolist(), facts, pool, copy)
-
-
-def _bundles(table: ScoredTable) -> list[Bundle]:
-    """Shards in their order, bundled so that each has many rows and there are not too many."""
-    max_rows = max(MIN_BUNDLE_ROWS, -(-table.num_rows // MAX_BUNDLES))
-    bundles: list[list[tuple[Shard, int]]] = []
-    first, num_rows = 0, 0
-    for shard in table.shards:
-        if not bundles or num_rows + shard.num_rows > max_rows:
-            bundles.append([])
-            num_rows = 0
-        bundles[-1].append((shard, first))
-        num_rows += shard.num_rows
-        first += shard.num_rows
-    return [Bundle(tuple(shards)) for shards in bundles]
 
 
 def _gather(
@@ -293,6 +260,59 @@ def _gather(
     for pool in pools:
         merge_parts(merged, pool)
     return total, [list(pieces) for pieces in zip(*made, strict=True)], merged
+
+
+def _rank(
+    plan: Plan, bundles: Sequence[Bundle], gathered: list[list[Piece]], passes: Passes
+) -> tuple[Groups, list[list[Piece]]]:
+    """The groups of all parts, and the ordered rows of each.
+
+    gathered: the pieces of each part, which are let go as soon as its rows are ordered.
+    """
+    groups = Groups()
+    parts: list[list[Piece]] = [[] for _ in gathered]
+    tied: dict[int, Piece] = {}
+    rank = partial(rank_part, plan, len(bundles))
+    calls = passes.begin("rank", len(parts))
+    for number, (here, has_ties), (part, of_tied) in calls.scatter(
+        rank, range(len(parts)), gathered, 2
+    ):
+        groups.add(here)
+        if has_ties:
+            tied[number] = of_tied
+        else:
+            parts[number], gathered[number] = [part], []
+    if not tied:
+        return groups, parts
+    assert plan.id_column is not None
+    ids: list[list[Piece]] = [[] for _ in bundles]
+    read = partial(tied_ids, plan.table, plan.id_column)
+    given = [list(tied.values())] * len(bundles)
+    calls = passes.begin("ids", len(bundles))
+    for bundle_number, _, made in calls.scatter(read, bundles, given, len(tied)):
+        ids[bundle_number] = made
+    again = list(tied)
+    given = [[*gathered[n], *found] for n, found in zip(again, zip(*ids, strict=True), strict=True)]
+    calls = passes.begin("rank", len(again))
+    for place, _, (part, _) in calls.scatter(rank, again, given, 2):
+        parts[again[place]], given[place] = [part], []
+    return groups, parts
+
+
+def _read_ids(
+    plan: Plan, bundles: Sequence[Bundle], passes: Passes, positions: NDArray[np.int64]
+) -> pl.Series:
+    """Ids of the rows at these ascending numbers in INPUT, which are not many."""
+    assert plan.id_column is not None
+    ends = [bundle.end for bundle in bundles]
+    spans = np.split(positions, np.searchsorted(positions, ends[:-1]))
+    items = [RowsOfBundle(*pair) for pair in zip(bundles, spans, strict=True) if len(pair[1])]
+    found = [pl.Series()] * len(items)
+    calls = passes.begin("ids", len(items))
+    read = partial(ids_of, plan.table, plan.id_column)
+    for number, ids, _ in calls.scatter(read, items, [()] * len(items), 0):
+        found[number] = ids
+    return pl.concat(found)
 
 
 def _require_small_parts(plan: Plan, gathered: Gathered) -> None:
@@ -318,14 +338,14 @@ def gather_bundle(plan: Plan, bundle: Bundle) -> tuple[Any, ...]:
     pool: Parts = {}
     rows, others = [], []
     for shard, first_row in bundle.shards:
-        here, rows_here, others_here = _gather_shard(plan, shard, first_row)
+        here, rows_here, others_here = _gather_shard(plan, bundle, shard, first_row)
         counts.add(here)
         rows.append(rows_here)
         others.append(others_here)
         merge_parts(pool, parts_of_shard(plan.table, plan.by, shard))
     kept = pl.concat([frame for frame in rows if frame.height] or rows[:1])
     if len(bundle.shards) > 1:
-        kept = kept.filter(_can_be_chosen(plan, kept))
+        kept = kept.filter(_can_be_chosen(plan, bundle, kept))
     pieces = exchange.split(kept, plan.num_parts)
     counts.by_part = np.array([exchange.unpacked(piece).height for piece in pieces])
     of_others = exchange.split(pl.concat(others).unique(), plan.num_parts)
@@ -333,7 +353,7 @@ def gather_bundle(plan: Plan, bundle: Bundle) -> tuple[Any, ...]:
 
 
 def _gather_shard(
-    plan: Plan, shard: Shard, first_row: int
+    plan: Plan, bundle: Bundle, shard: Shard, first_row: int
 ) -> tuple[Gathered, pl.DataFrame, pl.DataFrame]:
     """Counts; rows that can be chosen, by position; keys of groups without one, and whether they
     have a candidate.
@@ -367,19 +387,15 @@ def _gather_shard(
     ).filter(has_group)
     narrow = exchange.with_keys(narrow, frame["group"].filter(has_group))
     rows = narrow.filter("is_judged").drop("has_candidate", "is_judged")
-    if plan.id_column is not None and rows.height:
-        inside = rows["position"].to_numpy() - first_row
-        ids = plan.table.of(shard).read_at(plan.id_column, inside)
-        rows = rows.with_columns(id=ids.cast(pl.String) if ids.dtype == pl.Categorical else ids)
-    rows = rows.filter(_can_be_chosen(plan, rows))
+    rows = rows.filter(_can_be_chosen(plan, bundle, rows))
     keys = exchange.keys_of(narrow)
     # A group with a judged row has one that can be chosen: the others have none of either.
     others = narrow.filter(~pl.col("is_judged")).group_by(keys).agg(pl.col("has_candidate").any())
     return counts, rows, others.join(rows.select(keys), on=keys, how="anti")
 
 
-def _can_be_chosen(plan: Plan, rows: pl.DataFrame) -> pl.Series:
-    """Which rows may be chosen, whatever the rows of other bundles are.
+def _can_be_chosen(plan: Plan, bundle: Bundle, rows: pl.DataFrame) -> pl.Series:
+    """Which rows of a bundle may be chosen, whatever the rows of other bundles are.
 
     Of a group those that K others of it come before cannot; under quotas, K others of it with the
     same values of the quotas, which are full for the one if they are for the other.
@@ -403,26 +419,27 @@ def _can_be_chosen(plan: Plan, rows: pl.DataFrame) -> pl.Series:
         (inside[PLACE] if PLACE in rows.columns else inside["score"]).to_numpy(),
         groups=groups[crowded],
         num_groups=num_groups,
-        read_ids=_ids_of(inside),
+        read_ids=bundle.id_reader(plan.table, plan.id_column, inside["position"].to_numpy()),
     )
     mask = np.ones(rows.height, bool)
     mask[crowded] = keep_best(ranking, np.full(num_groups, room))
     return pl.Series(mask)
 
 
-def _ids_of(rows: pl.DataFrame) -> Any:
-    if "id" not in rows.columns:
-        return None
-    return lambda positions: rows["id"].gather(positions)
+def rank_part(plan: Plan, num_bundles: int, _: int, *pieces: Any) -> tuple[Any, ...]:
+    """What groups a part has, and whether its rows tie; the rows in the order in which they are to
+    be taken, group after group; and if they tie the numbers in INPUT of those whose ids order them.
 
-
-def rank_part(plan: Plan, _: int, *pieces: tuple[pa.Buffer, pa.Buffer]) -> tuple[Groups, Part]:
-    """What groups a part has, and the rows of each in the order in which they are to be taken."""
-    rows = exchange.joined([of_rows for of_rows, _ in pieces])
-    others = exchange.joined([of_others for _, of_others in pieces])
+    pieces: of each bundle, its rows and the groups that have none; then, where they have been read,
+    of each bundle the ids of the rows that tie.
+    """
+    gathered, ids = pieces[:num_bundles], pieces[num_bundles:]
+    rows = exchange.joined([of_rows for of_rows, _ in gathered])
+    others = exchange.joined([of_others for _, of_others in gathered])
     keys = [frame.select(exchange.keys_of(frame)) for frame in (rows, others) if frame.height]
+    nothing = exchange.packed(pl.DataFrame()), np.zeros(0, np.int64)
     if not keys:
-        return Groups(), exchange.packed(pl.DataFrame())
+        return ((Groups(), False), *nothing)
     numbers, num_groups = exchange.numbered(pl.concat(keys))
     groups, of_others = numbers[: rows.height], numbers[rows.height :]
     has_candidate = np.zeros(num_groups, bool)
@@ -431,7 +448,7 @@ def rank_part(plan: Plan, _: int, *pieces: tuple[pa.Buffer, pa.Buffer]) -> tuple
         has_candidate[of_others[others["has_candidate"].to_numpy()]] = True
     found = Groups(num_groups, int(np.count_nonzero(has_candidate)))
     if not rows.height:
-        return found, exchange.packed(pl.DataFrame())
+        return ((found, False), *nothing)
     candidates = Candidates(
         scores=rows["score"].to_numpy(),
         groups=groups,
@@ -441,8 +458,16 @@ def rank_part(plan: Plan, _: int, *pieces: tuple[pa.Buffer, pa.Buffer]) -> tuple
         num_scored=rows.height,
     )
     places = rows[PLACE].to_numpy() if PLACE in rows.columns else None
-    ranking = rows_to_rank(plan.options, candidates, places, _ids_of(rows))
-    return found, exchange.packed(_in_order(plan, rows, ranking))
+    positions = rows["position"].to_numpy()
+    unread = IdsToRead(positions)
+    read_ids: ReadIds | None = None
+    if plan.id_column is not None:
+        read_ids = reader_of(ids, positions) if ids else unread
+    ranking = rows_to_rank(plan.options, candidates, places, read_ids)
+    ordered = _in_order(plan, rows, ranking)
+    if len(unread.positions):
+        return (found, True), exchange.packed(pl.DataFrame()), unread.positions
+    return (found, False), exchange.packed(ordered), np.zeros(0, np.int64)
 
 
 def _in_order(plan: Plan, rows: pl.DataFrame, ranking: Rows) -> pl.DataFrame:
@@ -462,13 +487,11 @@ def _in_order(plan: Plan, rows: pl.DataFrame, ranking: Rows) -> pl.DataFrame:
     }
     carried = ["score", "position", *plan.quotas]
     carried += [CORRECT] if CORRECT in rows.columns else []
-    if plan.options.max_shares and "id" in rows.columns:
-        carried.append("id")
     return rows.select(carried)[order].with_columns(**{k: pl.Series(v) for k, v in columns.items()})
 
 
 def _copy(store: RunStore, item: Copy, *chosen: NDArray[np.int64]) -> tuple[Any]:
-    """chosen: ascending positions of the kept rows of the file's shards, and of others."""
+    """chosen: of each part, the ascending positions of its kept rows."""
 
     def rows_of(shard: Shard) -> Mask:
         first_row = item.first_rows[shard.name]

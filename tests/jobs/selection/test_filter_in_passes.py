@@ -17,7 +17,7 @@ from pickled_calls import PickledCalls
 from rsr.jobs.errors import Interrupted, UsageError
 from rsr.jobs.interrupt import StopRequest
 from rsr.jobs.run.events import read_events
-from rsr.jobs.selection import boundaries
+from rsr.jobs.selection import boundaries, bundles
 from rsr.jobs.selection.candidates import Conditions
 from rsr.jobs.selection.filter import FilterOptions, run_filter
 from rsr.jobs.selection.filter_in_passes import run_filter_in_passes
@@ -77,11 +77,13 @@ ROWS = st.lists(
     metric=st.sampled_from(["rsr", "perplexity"]),
     has_id=st.booleans(),
     refined_above=st.sampled_from([0, 3, 100]),
+    bundle_rows=st.sampled_from([1, 12, 1000]),
 )
 def test_same_files_as_on_one_machine(
     tmp_path, write_scored, monkeypatch, rows, cuts, keep_fraction, keep_rows, token_budget,
-    max_rsr, within, where, metric, has_id, refined_above,
+    max_rsr, within, where, metric, has_id, refined_above, bundle_rows,
 ):  # fmt: skip
+    monkeypatch.setattr(bundles, "MIN_BUNDLE_ROWS", bundle_rows)
     monkeypatch.setattr(boundaries, "REFINED_ABOVE_ROWS", refined_above)
     for folder in ("in", "one", "many"):
         shutil.rmtree(tmp_path / folder, ignore_errors=True)
@@ -162,7 +164,8 @@ def test_events_name_the_passes_in_their_order(tmp_path, write_scored, monkeypat
     events = list(read_events(tmp_path / "out" / ".rsr" / "events.jsonl"))
     names = [event["name"] for event in events]
     assert names == ["count", *["refine"] * 3, "limits", "copy", "describe"]
-    assert {event["num_calls"] for event in events} == {3}
+    # The last look takes bundles of shards.
+    assert [event["num_calls"] for event in events] == [3, 3, 3, 3, 1, 3, 3]
 
 
 @pytest.mark.parametrize("text", OF_OWN_ROW)
@@ -227,7 +230,9 @@ def scored(tmp_path, write_scored):
     return tmp_path / "in"
 
 
-def test_goes_on_where_a_pass_was_stopped(tmp_path, scored):
+def test_goes_on_where_a_pass_was_stopped(tmp_path, scored, monkeypatch):
+    monkeypatch.setattr(bundles, "MIN_BUNDLE_ROWS", 1)
+
     def options(output):
         return FilterOptions(
             input=str(scored), output=tmp_path / output, keep_fraction=Fraction(1, 3)
@@ -239,8 +244,14 @@ def test_goes_on_where_a_pass_was_stopped(tmp_path, scored):
         left = iter(range(num_calls))
 
         class Stopping(PickledCalls):
-            def __call__(self, function, items):
-                for answer in super().__call__(function, items):
+            def __call__(self, *asked):
+                yield from self.counted(super().__call__(*asked))
+
+            def scatter(self, *asked):
+                yield from self.counted(super().scatter(*asked))
+
+            def counted(self, answers):
+                for answer in answers:
                     if next(left, None) is None:
                         raise Interrupted
                     yield answer
@@ -293,10 +304,10 @@ def test_a_machine_that_sees_another_output_is_refused(tmp_path, scored):
     """What it would write to a folder of its own under that name would be lost."""
 
     class Elsewhere(PickledCalls):
-        def __call__(self, function, items):
+        def scatter(self, *asked):
             for probe in (tmp_path / "out").rglob(".probe-*"):
                 probe.unlink()
-            yield from super().__call__(function, items)
+            yield from super().scatter(*asked)
 
     options = FilterOptions(input=str(scored), output=tmp_path / "out", keep_rows=3)
     with pytest.raises(UsageError, match="every machine of the cluster must see the same files"):

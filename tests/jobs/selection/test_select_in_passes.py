@@ -16,7 +16,7 @@ from pickled_calls import PickledCalls
 from rsr.jobs.errors import UsageError
 from rsr.jobs.interrupt import StopRequest
 from rsr.jobs.run.events import read_events
-from rsr.jobs.selection import admission, select_in_passes
+from rsr.jobs.selection import admission, bundles, select_in_passes
 from rsr.jobs.selection.candidates import Conditions
 from rsr.jobs.selection.select import SelectOptions, run_select
 from rsr.jobs.selection.select_in_passes import run_select_in_passes
@@ -107,7 +107,7 @@ def test_same_files_as_on_one_machine(
     bundle_rows, refined_above,
 ):  # fmt: skip
     monkeypatch.setattr(select_in_passes, "MIN_PART_ROWS", max(1, len(rows) // num_parts))
-    monkeypatch.setattr(select_in_passes, "MIN_BUNDLE_ROWS", bundle_rows)
+    monkeypatch.setattr(bundles, "MIN_BUNDLE_ROWS", bundle_rows)
     monkeypatch.setattr(admission, "REFINED_ABOVE_ROWS", refined_above)
     for folder in ("in", "one", "many"):
         shutil.rmtree(tmp_path / folder, ignore_errors=True)
@@ -155,7 +155,7 @@ def test_the_best_row_is_found_at_every_edge_of_shards_and_bundles(
     tmp_path, write_scored, monkeypatch, bundle_rows, max_shares
 ):
     """Each row of all in turn is the best one: the first and the last of every file among them."""
-    monkeypatch.setattr(select_in_passes, "MIN_BUNDLE_ROWS", bundle_rows)
+    monkeypatch.setattr(bundles, "MIN_BUNDLE_ROWS", bundle_rows)
     sizes = [2, 0, 3, 1, 0]
     ends = np.cumsum(sizes)
     for best in range(ends[-1]):
@@ -200,9 +200,46 @@ def test_events_name_the_passes_in_their_order(tmp_path, scored):
         max_shares=(("teacher", Fraction(3, 4)),),
     )
     run_select_in_passes(options, PickledCalls(), StopRequest())
-    events = read_events(tmp_path / "out" / ".rsr" / "events.jsonl")
-    names = [event["name"] for event in events if event["event"] == "pass_started"]
-    assert list(dict.fromkeys(names)) == ["gather", "rank", "admit", "choose", "copy", "describe"]
+    names = dict.fromkeys(name for name, _ in passes_of(tmp_path / "out"))
+    assert list(names) == ["gather", "rank", "admit", "choose", "copy", "describe"]
+
+
+@pytest.mark.parametrize("max_shares", [(), (("teacher", Fraction(1, 2)),)])
+def test_ids_are_read_of_groups_whose_rows_tie_and_no_others(
+    tmp_path, write_scored, monkeypatch, max_shares
+):
+    monkeypatch.setattr(bundles, "MIN_BUNDLE_ROWS", 1)
+    monkeypatch.setattr(select_in_passes, "MIN_PART_ROWS", 8)
+    # The two rows of a problem are in two files; those of one problem tie.
+    problems = np.arange(16)
+    for number in range(2):
+        columns = {
+            "problem": problems,
+            "teacher": np.where(problems % 3 == number, "a", "b"),
+            "id": [f"{(problem + number) % 2} {problem}" for problem in problems],
+        }
+        scores = 2.0 + problems / 100 + np.where(problems == 5, 0.0, 0.001 * number)
+        write_scored(tmp_path / "in" / f"{number}.parquet", scores, columns=columns)
+
+    def options(output):
+        return SelectOptions(
+            input=str(tmp_path / "in"),
+            output=tmp_path / output,
+            group_by="problem",
+            max_shares=max_shares,
+        )
+
+    run_select(options("one"), StopRequest())
+    run_select_in_passes(options("many"), PickledCalls(), StopRequest())
+    assert written(tmp_path / "many") == written(tmp_path / "one")
+    begun = passes_of(tmp_path / "many")
+    assert begun[:4] == [("gather", 2), ("rank", 4), ("ids", 2), ("rank", 1)]
+
+
+def passes_of(output: Path) -> list[tuple[str, int]]:
+    """Names of the passes that a run has begun, and how many calls each made."""
+    events = read_events(output / ".rsr" / "events.jsonl")
+    return [(e["name"], e["num_calls"]) for e in events if e["event"] == "pass_started"]
 
 
 @pytest.mark.parametrize(
@@ -249,7 +286,7 @@ def test_one_large_group_sends_no_more_than_can_be_chosen(tmp_path, write_scored
         input=str(tmp_path / "in"), output=tmp_path / "out", group_by="problem", keep=2
     )
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(select_in_passes, "MIN_BUNDLE_ROWS", 5_000)
+        patched.setattr(bundles, "MIN_BUNDLE_ROWS", 5_000)
         result = run_select_in_passes(options, Counting(), StopRequest())
     assert sent == [2, 2]
     best = pl.scan_parquet(tmp_path / "in" / "*.parquet").select("rsr").collect()["rsr"].sort()[:2]
