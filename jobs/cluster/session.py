@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private.ray_constants import RAY_WORKER_NICENESS
 from ray._private.services import canonicalize_bootstrap_address
 
 from rsr.jobs import interrupt
@@ -43,6 +44,8 @@ def ray_session(address: str | None, *, verbose: bool) -> Iterator[None]:
         local: dict[str, Any] = {}
         if not address:
             require_token()
+            # Ray's own 15 would leave the work to whatever else the machine does.
+            os.environ.setdefault(RAY_WORKER_NICENESS, "0")
             folder = held.enter_context(ray_folder())
             local = {
                 "include_dashboard": False,

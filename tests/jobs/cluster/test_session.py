@@ -282,6 +282,28 @@ def test_hangup_of_the_terminal_keeps_what_is_in_hand(tmp_path, tiny_student, te
     assert list(temporary.iterdir()) == []
 
 
+PRIORITIES = """
+import os
+import ray
+from rsr.jobs.cluster.session import ray_session
+def priority():
+    return os.getpriority(os.PRIO_PROCESS, 0)
+with ray_session(None, verbose=False):
+    of_worker = ray.get(ray.remote(priority).remote())
+print(priority(), of_worker)
+"""
+
+
+@pytest.mark.ray
+def test_workers_are_as_nice_as_the_command_that_was_typed(temporary, monkeypatch):
+    """Ray's own would get a thirtieth of a core that another program uses."""
+    monkeypatch.delenv("RAY_worker_niceness", raising=False)
+    started = [sys.executable, "-c", PRIORITIES]
+    told = subprocess.check_output(started, text=True, preexec_fn=lambda: os.nice(1))
+    command, worker = map(int, told.split())
+    assert worker == command == os.getpriority(os.PRIO_PROCESS, 0) + 1
+
+
 ASKER = """
 import os, sys
 from contextlib import ExitStack
