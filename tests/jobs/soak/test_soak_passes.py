@@ -23,7 +23,7 @@ REMOVAL_PATIENCE_S = 15.0
 
 PASSES = {
     "filter": ("count", "refine", "limits", "copy", "describe"),
-    "select": ("gather", "rank", "admit", "choose", "copy", "describe"),
+    "select": ("gather", "rank", "ids", "admit", "choose", "copy", "describe"),
 }
 OPTIONS = {
     "filter": ["--keep-fraction", "1/2", "--within", "teacher", "--min-tokens", "5"],
