@@ -25,11 +25,7 @@ from rsr.jobs.run.store import RunStore
 from rsr.jobs.selection.boundaries import Counts, Kept, Limits, Narrow, find_kept
 from rsr.jobs.selection.bundles import Bundle, bundles_of
 from rsr.jobs.selection.candidates import groupable, require_some
-from rsr.jobs.selection.composition import (
-    Parts,
-    merge_parts,
-    parts_of_shard,
-)
+from rsr.jobs.selection.composition import Parts, merge_parts, parts_of_shard
 from rsr.jobs.selection.filter import FilterOptions, require_something_to_do, told_limits
 from rsr.jobs.selection.layout import Mask, OutputFile
 from rsr.jobs.selection.passes import (
