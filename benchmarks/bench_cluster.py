@@ -1,7 +1,7 @@
 """`rsr filter` and `rsr select` on a cluster of one machine, beside the one-machine commands.
 
-    python benchmarks/bench_cluster.py [--rows 10000000] [--shards 16] [--repeat 1]
-        [--jsonl results/cluster_cpu.jsonl]
+    python benchmarks/bench_cluster.py [--rows 10000000] [--shards 16] [--text-bytes 200]
+        [--repeat 1] [--jsonl results/cluster_cpu.jsonl]
 
 Makes a corpus of make_scored.py, starts a Ray of as many CPUs as there are cores, and runs each
 command both ways, taking turns. What is measured is the whole command, imports included; the memory
@@ -25,7 +25,7 @@ import psutil
 from ray.cluster_utils import Cluster
 
 from rsr.benchmarks.bench_jobs import cpu_name, run
-from rsr.benchmarks.make_scored import make_scored
+from rsr.benchmarks.make_scored import TEXT_BYTES, make_scored
 from rsr.benchmarks.memory import peak_rss_mib
 from rsr.jobs.storage.hashing import hash_bytes
 
@@ -110,6 +110,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--shards", type=int, default=16)
+    parser.add_argument("--text-bytes", type=int, default=TEXT_BYTES)
     parser.add_argument("--repeat", type=int, default=1)
     parser.add_argument("--jsonl", type=Path, help="append the results to this file")
     arguments = parser.parse_args()
@@ -120,7 +121,11 @@ def main() -> None:
     machine = {"num_cores": num_cores, "cpu": cpu_name(), "commit": commit}
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "corpus"
-        size = {"num_rows": arguments.rows, "num_shards": arguments.shards}
+        size = {
+            "num_rows": arguments.rows,
+            "num_shards": arguments.shards,
+            "text_bytes": arguments.text_bytes,
+        }
         make_scored(source, num_groups=max(1, arguments.rows // 10), **size)
         cluster = Cluster(
             initialize_head=True,

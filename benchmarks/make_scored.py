@@ -1,10 +1,11 @@
 """Make a scored corpus of any size, the same for the same arguments: what bench_jobs.py reads.
 
     python benchmarks/make_scored.py FOLDER [--rows 50000000] [--groups 5000000] [--shards 64]
+        [--text-bytes 200]
 
-Rows have an id, a problem (its rows lie anywhere in the corpus), a teacher, a verdict, 200 bytes
-of text made of made-up words, and the score columns as `rsr score` writes them; one row in 128
-could not be scored. Streams: holds one row group. The numbers are made up.
+Rows have an id, a problem (its rows lie anywhere in the corpus), a teacher, a verdict, text made of
+made-up words, and the score columns as `rsr score` writes them; one row in 128 could not be scored.
+Streams: holds one row group. The numbers are made up.
 """
 
 import argparse
@@ -37,11 +38,13 @@ def text_pool(seed: int) -> np.ndarray:
     return np.frombuffer(text, np.uint8)[:TEXT_POOL_BYTES]
 
 
-def fixed_text(pool: np.ndarray, rng: np.random.Generator, num_rows: int) -> "pa.Array[Any]":
-    """`num_rows` strings of TEXT_BYTES from anywhere in the pool."""
-    windows = np.lib.stride_tricks.sliding_window_view(pool, TEXT_BYTES)
+def fixed_text(
+    pool: np.ndarray, rng: np.random.Generator, num_rows: int, text_bytes: int
+) -> "pa.Array[Any]":
+    """`num_rows` strings of `text_bytes` from anywhere in the pool."""
+    windows = np.lib.stride_tricks.sliding_window_view(pool, text_bytes)
     chosen = windows[rng.integers(0, len(windows), num_rows)]
-    offsets = np.arange(0, (num_rows + 1) * TEXT_BYTES, TEXT_BYTES, dtype=np.int32)
+    offsets = np.arange(0, (num_rows + 1) * text_bytes, text_bytes, dtype=np.int32)
     buffers = [None, pa.py_buffer(offsets.data), pa.py_buffer(np.ascontiguousarray(chosen).data)]
     return pa.Array.from_buffers(pa.string(), num_rows, buffers)
 
@@ -53,16 +56,23 @@ def ids(first: int, num_rows: int) -> "pa.Array[Any]":
 
 
 def input_columns(
-    first: int, num_rows: int, num_groups: int, pool: np.ndarray, rng: np.random.Generator
+    first: int,
+    num_rows: int,
+    num_groups: int,
+    pool: np.ndarray,
+    rng: np.random.Generator,
+    text_bytes: int,
 ) -> dict[str, "pa.Array[Any]"]:
     teachers = pa.array(rng.integers(0, len(TEACHERS), num_rows, np.int8))
-    return {
+    columns = {
         "id": ids(first, num_rows),
         "problem_id": pa.array(rng.integers(0, num_groups, num_rows)),
         "teacher": pa.DictionaryArray.from_arrays(teachers, TEACHERS).dictionary_decode(),
         "correct": pa.array(rng.random(num_rows) < 0.6),
-        "text": fixed_text(pool, rng, num_rows),
     }
+    if text_bytes:
+        columns["text"] = fixed_text(pool, rng, num_rows, text_bytes)
+    return columns
 
 
 def scores(num_rows: int, rng: np.random.Generator) -> dict[str, "pa.Array[Any]"]:
@@ -90,9 +100,15 @@ def scores(num_rows: int, rng: np.random.Generator) -> dict[str, "pa.Array[Any]"
 
 
 def make_scored(
-    folder: Path, *, num_rows: int, num_groups: int, num_shards: int, seed: int = 0
+    folder: Path,
+    *,
+    num_rows: int,
+    num_groups: int,
+    num_shards: int,
+    text_bytes: int = TEXT_BYTES,
+    seed: int = 0,
 ) -> None:
-    """Write `folder`/shard-<n>.parquet."""
+    """Write `folder`/shard-<n>.parquet. text_bytes: of each row; 0 leaves the column out."""
     pool = text_pool(seed)
     first = 0
     for shard in range(num_shards):
@@ -102,8 +118,8 @@ def make_scored(
             writer = None
             for start in range(first, stop, ROW_GROUP_ROWS):
                 size = min(ROW_GROUP_ROWS, stop - start)
-                columns = input_columns(start, size, num_groups, pool, rng) | scores(size, rng)
-                table = pa.table(columns)
+                columns = input_columns(start, size, num_groups, pool, rng, text_bytes)
+                table = pa.table(columns | scores(size, rng))
                 writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd")
                 writer.write_table(table)
             assert writer is not None, "more shards than rows"
@@ -117,6 +133,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=50_000_000)
     parser.add_argument("--groups", type=int, default=5_000_000)
     parser.add_argument("--shards", type=int, default=64)
+    parser.add_argument("--text-bytes", type=int, default=TEXT_BYTES)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     make_scored(
@@ -124,6 +141,7 @@ def main() -> None:
         num_rows=arguments.rows,
         num_groups=arguments.groups,
         num_shards=arguments.shards,
+        text_bytes=arguments.text_bytes,
         seed=arguments.seed,
     )
 
