@@ -207,7 +207,8 @@ def _rank(
     given = [[*gathered[n], *found] for n, found in zip(again, zip(*ids, strict=True), strict=True)]
     calls = passes.begin("rank", len(again))
     for place, _, (part, _) in calls.scatter(rank, again, given, 2):
-        parts[again[place]], given[place] = [part], []
+        number = again[place]
+        parts[number], gathered[number], given[place] = [part], [], []
     return groups, parts
 
 
