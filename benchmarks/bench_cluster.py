@@ -1,12 +1,13 @@
 """`rsr filter` and `rsr select` on a cluster of one machine, beside the one-machine commands.
 
     python benchmarks/bench_cluster.py [--rows 10000000] [--shards 16] [--text-bytes 200]
-        [--repeat 1] [--jsonl results/cluster_cpu.jsonl]
+        [--corpus FOLDER] [--repeat 1] [--jsonl results/cluster_cpu.jsonl]
 
-Makes a corpus of make_scored.py, starts a Ray of as many CPUs as there are cores, and runs each
-command both ways, taking turns. What is measured is the whole command, imports included; the memory
-is that of the driver, and of the largest of Ray's workers. Both must have written the same files,
-byte for byte, or nothing is reported. Needs the extra `dev`.
+Makes a corpus of make_scored.py in FOLDER, or takes what is there, starts a Ray of as many CPUs as
+there are cores, and runs each command both ways, taking turns. What is measured is the whole
+command, imports included; the memory is that of the driver, and of the largest of Ray's workers,
+with and without what it has looked at of the shared object store. Both must have written the same
+files, byte for byte, or nothing is reported. Needs the extra `dev`.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
+import pyarrow.parquet as pq
 from ray.cluster_utils import Cluster
 
 from rsr.benchmarks.bench_jobs import cpu_name, run
@@ -44,10 +46,13 @@ STORE_SHARE = 0.3
 
 
 class WorkerPeaks:
-    """The largest resident memory of any of Ray's workers, in MiB, while it is open."""
+    """The largest resident memory of any of Ray's workers, in MiB, while it is open.
+
+    private_mib: of it what is the worker's own, as seen once a second.
+    """
 
     def __init__(self) -> None:
-        self.mib = 0.0
+        self.mib = self.private_mib = 0.0
         self._is_over = threading.Event()
 
     @contextmanager
@@ -66,16 +71,30 @@ class WorkerPeaks:
                 if (process.info["cmdline"] or [""])[0].startswith("ray::_apply"):
                     try:
                         self.mib = max(self.mib, peak_rss_mib(process.pid))
-                    except OSError:
+                        memory = process.memory_info()
+                    except (OSError, psutil.Error):
                         continue
+                    own = (memory.rss - memory.shared) / (1 << 20)
+                    self.private_mib = max(self.private_mib, own)
 
 
 def hashes(output: Path) -> dict[str, str]:
     return {path.name: hash_bytes(path.read_bytes()) for path in sorted(output.glob("*.parquet"))}
 
 
-def bench(source: Path, address: str, num_repetitions: int) -> Iterator[dict[str, object]]:
-    output = source.parent / "output"
+def require_size(source: Path, *, num_rows: int, num_shards: int, text_bytes: int) -> None:
+    """End the program if the corpus is not the one that results will be said to be of."""
+    files = sorted(source.glob("*.parquet"))
+    found = sum(pq.read_metadata(path).num_rows for path in files), len(files)
+    schema = pq.read_schema(files[0])
+    if found != (num_rows, num_shards) or ("text" in schema.names) != bool(text_bytes):
+        sys.exit(f"{source} has {found[0]:,} rows in {found[1]} shards, columns {schema.names}")
+
+
+def bench(
+    source: Path, folder: Path, address: str, num_repetitions: int
+) -> Iterator[dict[str, object]]:
+    output = folder / "output"
     for case, (command, *options) in CASES.items():
         ways = {"one machine": [], "cluster": ["--address", address]}
         times: dict[str, list[float]] = {way: [] for way in ways}
@@ -103,6 +122,7 @@ def bench(source: Path, address: str, num_repetitions: int) -> Iterator[dict[str
             "one_machine_mib": round(peaks["one machine"]),
             "driver_mib": round(peaks["cluster"]),
             "largest_worker_mib": round(workers.mib),
+            "largest_worker_private_mib": round(workers.private_mib),
         }
 
 
@@ -111,6 +131,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--shards", type=int, default=16)
     parser.add_argument("--text-bytes", type=int, default=TEXT_BYTES)
+    parser.add_argument("--corpus", type=Path, help="where the corpus is, or stays")
     parser.add_argument("--repeat", type=int, default=1)
     parser.add_argument("--jsonl", type=Path, help="append the results to this file")
     arguments = parser.parse_args()
@@ -120,13 +141,15 @@ def main() -> None:
     ).stdout.strip()
     machine = {"num_cores": num_cores, "cpu": cpu_name(), "commit": commit}
     with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / "corpus"
+        source = arguments.corpus or Path(folder) / "corpus"
         size = {
             "num_rows": arguments.rows,
             "num_shards": arguments.shards,
             "text_bytes": arguments.text_bytes,
         }
-        make_scored(source, num_groups=max(1, arguments.rows // 10), **size)
+        if not source.exists():
+            make_scored(source, num_groups=max(1, arguments.rows // 10), **size)
+        require_size(source, **size)
         cluster = Cluster(
             initialize_head=True,
             head_node_args={
@@ -138,7 +161,7 @@ def main() -> None:
             },
         )
         try:
-            for row in bench(source, cluster.address, arguments.repeat):
+            for row in bench(source, Path(folder), cluster.address, arguments.repeat):
                 line = json.dumps(row | size | {"num_repetitions": arguments.repeat} | machine)
                 print(line)
                 if arguments.jsonl:
