@@ -41,8 +41,8 @@ def cause_of_engine_error(error: Exception) -> Cause:
 def quick_imports() -> Iterator[None]:
     """Import without the garbage collector, which takes a fifth of the time and finds nothing.
 
-    What is imported stays, so later collections skip it, but for the last one: what that one leaves,
-    Triton would report as leaked, on thirty lines after the last of ours.
+    What is imported stays, so later collections skip it, but for the last one: what that one
+    leaves, Triton would report as leaked, on thirty lines after the last of ours.
     """
     atexit.register(gc.unfreeze)
     gc.disable()

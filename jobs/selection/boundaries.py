@@ -31,6 +31,8 @@ REFINED_ABOVE_ROWS = 1 << 20
 """Rows in the bins of all limits for which another pass counts before they are looked at."""
 MAX_CONTESTED_ROWS = 1 << 20
 """Rows at the limits that the driver looks at one by one; some 50 MB with their ids."""
+MAX_BINS_ADDED = 1 << 18
+"""Bins that wait to be added up, unless the sums are more; some 10 MB."""
 SIGN = np.uint64(1 << 63)
 
 
@@ -170,15 +172,19 @@ def find_kept(
     bundles: of the table's shards. beside: called for every shard, where its rows are looked at for
     the last time.
     """
-    shards = narrow.table.shards
     shift = WORD_BITS - BITS_PER_PASS
-    counted = passes.begin("count", len(shards))(partial(_count_all, narrow), shards)
-    answers = [a for _, a in counted]
-    bins = merged_bins([a[0] for a in answers])
+    sums = BinSums()
+    num_scored = num_unmeasured = 0
+    counted = passes.begin("count", len(bundles))(partial(_count_all, narrow), bundles)
+    for _, (bins, scored_here, unmeasured_here) in counted:
+        sums.add(bins)
+        num_scored += scored_here
+        num_unmeasured += unmeasured_here
+    bins = sums.total()
     per_group = bins.group_by("group").agg(pl.col("num_rows").sum(), pl.col("num_tokens").sum())
     counts = Counts(
-        num_scored=sum(a[1] for a in answers),
-        num_unmeasured=sum(a[2] for a in answers),
+        num_scored=num_scored,
+        num_unmeasured=num_unmeasured,
         num_candidates=int(per_group["num_rows"].sum()),
         num_groups=per_group.height,
     )
@@ -195,9 +201,10 @@ def find_kept(
             break
         within = cuts.select("group", "bin")
         count = partial(_count_within, narrow, within, shift)
-        answered = passes.begin("refine", len(shards))(count, shards)
-        bins = merged_bins([a for _, a in answered])
-        cuts = first_bins_over(bins, cuts.select("group", "room_rows", "room_tokens"))
+        sums = BinSums()
+        for _, bins in passes.begin("refine", len(bundles))(count, bundles):
+            sums.add(bins)
+        cuts = first_bins_over(sums.total(), cuts.select("group", "room_rows", "room_tokens"))
         shift -= BITS_PER_PASS
     if cuts["num_rows"].sum() > MAX_CONTESTED_ROWS:
         raise _too_many_ties(narrow, cuts)
@@ -228,15 +235,23 @@ def _too_many_ties(narrow: Narrow, cuts: pl.DataFrame) -> UsageError:
     )
 
 
-def _count_all(narrow: Narrow, shard: Shard) -> tuple[pl.DataFrame, int, int]:
-    rows = narrow.read(shard)
-    bins = bins_of(rows.filter("takes_part"), WORD_BITS - BITS_PER_PASS)
-    return bins, int(rows["is_scored"].sum()), int(rows["is_unmeasured"].sum())
+def _count_all(narrow: Narrow, bundle: Bundle) -> tuple[pl.DataFrame, int, int]:
+    sums = BinSums()
+    num_scored = num_unmeasured = 0
+    for shard, _ in bundle.shards:
+        rows = narrow.read(shard)
+        sums.add(bins_of(rows.filter("takes_part"), WORD_BITS - BITS_PER_PASS))
+        num_scored += int(rows["is_scored"].sum())
+        num_unmeasured += int(rows["is_unmeasured"].sum())
+    return sums.total(), num_scored, num_unmeasured
 
 
-def _count_within(narrow: Narrow, within: pl.DataFrame, shift: int, shard: Shard) -> pl.DataFrame:
-    inside = _inside(narrow.read(shard).filter("takes_part"), within, shift)
-    return bins_of(inside, shift - BITS_PER_PASS)
+def _count_within(narrow: Narrow, within: pl.DataFrame, shift: int, bundle: Bundle) -> pl.DataFrame:
+    sums = BinSums()
+    for shard, _ in bundle.shards:
+        inside = _inside(narrow.read(shard).filter("takes_part"), within, shift)
+        sums.add(bins_of(inside, shift - BITS_PER_PASS))
+    return sums.total()
 
 
 def _inside(rows: pl.DataFrame, within: pl.DataFrame, shift: int) -> pl.DataFrame:
@@ -258,6 +273,28 @@ def merged_bins(parts: list[pl.DataFrame]) -> pl.DataFrame:
     """The bins of several sets of rows, added up."""
     sums = pl.col("num_rows").sum(), pl.col("num_tokens").sum()
     return pl.concat(parts).group_by("group", "bin").agg(*sums)
+
+
+class BinSums:
+    """Bins of many sets of rows, added up as they come: never much more than the sums are kept."""
+
+    def __init__(self) -> None:
+        self._sums: pl.DataFrame | None = None
+        self._added: list[pl.DataFrame] = []
+
+    def add(self, bins: pl.DataFrame) -> None:
+        self._added.append(bins)
+        num_summed = 0 if self._sums is None else self._sums.height
+        if sum(bins.height for bins in self._added) > max(MAX_BINS_ADDED, num_summed):
+            self.total()
+
+    def total(self) -> pl.DataFrame:
+        """All bins so far; at least one set of rows has been added."""
+        if self._added:
+            before = [] if self._sums is None else [self._sums]
+            self._sums, self._added = merged_bins(before + self._added), []
+        assert self._sums is not None
+        return self._sums
 
 
 def first_bins_over(bins: pl.DataFrame, room: pl.DataFrame) -> pl.DataFrame:

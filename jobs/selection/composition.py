@@ -14,6 +14,7 @@ import polars as pl
 from rsr.engine.metrics import DatasetRsr
 from rsr.jobs.errors import UsageError
 from rsr.jobs.run.calls import Calls, answers_in_order
+from rsr.jobs.selection.bundles import Bundle, bundles_of
 from rsr.jobs.shards.score_columns import dataset_of, dataset_sums
 from rsr.jobs.shards.scored import USUAL_CORRECT, USUAL_TEACHER, ScoredTable
 from rsr.jobs.shards.shard import Shard
@@ -159,10 +160,17 @@ Parts = dict[Any, Part]
 
 
 def parts_by_calls(table: ScoredTable, by: DescribingColumns, calls: Calls) -> Parts:
-    """`parts_of` the table from those of each shard, which are made wherever calls are."""
+    """`parts_of` the table from those of its bundles, which are made wherever calls are."""
     merged: Parts = {}
-    for parts in answers_in_order(calls, partial(parts_of_shard, table, by), table.shards):
+    for parts in answers_in_order(calls, partial(_parts_of_bundle, table, by), bundles_of(table)):
         merge_parts(merged, parts)
+    return merged
+
+
+def _parts_of_bundle(table: ScoredTable, by: DescribingColumns, bundle: Bundle) -> Parts:
+    merged: Parts = {}
+    for shard, _ in bundle.shards:
+        merge_parts(merged, parts_of_shard(table, by, shard))
     return merged
 
 

@@ -30,7 +30,6 @@ from rsr.jobs.selection.filter import FilterOptions, require_something_to_do, to
 from rsr.jobs.selection.layout import Mask, OutputFile
 from rsr.jobs.selection.passes import (
     Decision,
-    common_facts,
     copy_file,
     for_any_machine,
     require_exact_groups,
@@ -38,7 +37,7 @@ from rsr.jobs.selection.passes import (
     run_by_calls,
 )
 from rsr.jobs.selection.result import SelectionResult
-from rsr.jobs.selection.selection import Facts, OpenedInput
+from rsr.jobs.selection.selection import Facts, OpenedInput, common_facts
 
 
 def run_filter_in_passes(
@@ -173,5 +172,9 @@ def _facts(options: FilterOptions, opened: OpenedInput, counts: Counts, worst: f
     if options.within is not None:
         facts["num_groups"] = counts.num_groups
     return facts | common_facts(
-        opened, counts.num_scored, counts.num_candidates, counts.num_unmeasured, worst
+        opened.measured.metric,
+        counts.num_scored,
+        counts.num_candidates,
+        counts.num_unmeasured,
+        worst,
     )

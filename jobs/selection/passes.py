@@ -15,7 +15,6 @@ from typing import TypeVar
 import polars as pl
 import pyarrow as pa
 
-from rsr.engine.catalogue import RSR
 from rsr.jobs.errors import ShardsFailed, UsageError, first_line
 from rsr.jobs.interrupt import StopRequest
 from rsr.jobs.run.calls import Calls, CallsWhereSeen
@@ -25,6 +24,7 @@ from rsr.jobs.run.passes import Passes
 from rsr.jobs.run.preflight import canonical
 from rsr.jobs.run.probe import probe_of
 from rsr.jobs.run.store import ChangedInputError, RunStore
+from rsr.jobs.selection.bundles import bundles_of
 from rsr.jobs.selection.composition import Composition, Parts, parts_by_calls
 from rsr.jobs.selection.layout import Mask, OutputFile
 from rsr.jobs.selection.own_row import is_of_own_row
@@ -98,10 +98,9 @@ def _describe(
     selected = open_scored(
         str(folder.root), rank_clip=opened.table.rank_clip, allow_mixed_students=True
     )
-    calls = passes.begin("describe", len(selected.shards))
-    composition = Composition(
-        opened.by.teacher, parts_by_calls(selected, opened.by, calls), decision.pool
-    )
+    calls = passes.begin("describe", len(bundles_of(selected)))
+    parts = parts_by_calls(selected, opened.by, calls)
+    composition = Composition(opened.by.teacher, parts, decision.pool)
     total = composition.selected_total
     facts = {"num_rows": opened.table.num_rows} | decision.facts
     facts |= {"num_kept": total.num_rows, "num_tokens": total.num_tokens}
@@ -140,18 +139,3 @@ def require_exact_groups(table: ScoredTable, option: str, column: str | None) ->
             f"{option} {column}: a cluster does not group by floating-point numbers; leave "
             "--address out (and unset RAY_ADDRESS)"
         )
-
-
-def common_facts(
-    opened: OpenedInput, num_scored: int, num_candidates: int, num_unmeasured: int, worst: float
-) -> Facts:
-    """As `run_selection` tells them. worst: of the scores that are kept."""
-    facts: Facts = {"num_scored": num_scored, "num_candidates": num_candidates}
-    metric = opened.measured.metric
-    if metric.name == RSR:
-        return facts | {"largest_rsr": worst}
-    return facts | {
-        "num_unmeasured": num_unmeasured,
-        "metric": metric.name,
-        "worst_value": metric.sign * worst,
-    }

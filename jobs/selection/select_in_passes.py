@@ -35,7 +35,6 @@ from rsr.jobs.selection.layout import Mask, OutputFile
 from rsr.jobs.selection.ordering import Groups, rank_part
 from rsr.jobs.selection.passes import (
     Decision,
-    common_facts,
     copy_file,
     for_any_machine,
     require_exact_groups,
@@ -50,7 +49,7 @@ from rsr.jobs.selection.select import (
     nothing_admitted,
     open_for_select,
 )
-from rsr.jobs.selection.selection import Facts, OpenedInput
+from rsr.jobs.selection.selection import Facts, OpenedInput, common_facts
 from rsr.jobs.shards.shard import Shard
 
 MIN_PART_ROWS, MAX_PARTS = 2 << 20, 100
@@ -280,5 +279,9 @@ def _facts(
     if options.keep is not None and options.keep > 1:
         facts["num_groups_short"] = groups.num_distinct - chosen.num_groups_complete
     return facts | common_facts(
-        opened, gathered.num_scored, gathered.num_candidates, gathered.num_unmeasured, chosen.worst
+        opened.measured.metric,
+        gathered.num_scored,
+        gathered.num_candidates,
+        gathered.num_unmeasured,
+        chosen.worst,
     )

@@ -147,7 +147,7 @@ def run_selection(
             pool.append(aside.submit(parts_of, table, by))
             keep, count = choose(candidates)
             metric = opened.measured.metric
-            counted.append(aside.submit(lambda: count() | _common_facts(candidates, keep, metric)))
+            counted.append(aside.submit(lambda: count() | _facts(candidates, keep, metric)))
             return keep
 
         folder = write_subset(table, options.place(writer, settings), read_and_choose, stop)
@@ -164,16 +164,26 @@ def run_selection(
     return result
 
 
-def _common_facts(candidates: Candidates, keep: Mask, metric: Metric) -> Facts:
-    facts: Facts = {
-        "num_scored": candidates.num_scored,
-        "num_candidates": candidates.num_candidates,
-    }
-    worst = float(candidates.scores[keep].max())
+def _facts(candidates: Candidates, keep: Mask, metric: Metric) -> Facts:
+    return common_facts(
+        metric,
+        candidates.num_scored,
+        candidates.num_candidates,
+        candidates.num_unmeasured,
+        float(candidates.scores[keep].max()),
+    )
+
+
+def common_facts(
+    metric: Metric, num_scored: int, num_candidates: int, num_unmeasured: int, worst: float
+) -> Facts:
+    """What is told of every selection. worst: of the scores that are kept."""
+    facts: Facts = {"num_scored": num_scored, "num_candidates": num_candidates}
     if metric.name == RSR:
-        return facts | {"largest_rsr": worst}
+        # Which of two zeros is the largest depends on their order: minus zero is zero.
+        return facts | {"largest_rsr": worst + 0.0}
     return facts | {
-        "num_unmeasured": candidates.num_unmeasured,
+        "num_unmeasured": num_unmeasured,
         "metric": metric.name,
-        "worst_value": metric.sign * worst,
+        "worst_value": metric.sign * worst + 0.0,
     }

@@ -164,8 +164,8 @@ def test_events_name_the_passes_in_their_order(tmp_path, write_scored, monkeypat
     events = list(read_events(tmp_path / "out" / ".rsr" / "events.jsonl"))
     names = [event["name"] for event in events]
     assert names == ["count", *["refine"] * 3, "limits", "copy", "describe"]
-    # The last look takes bundles of shards.
-    assert [event["num_calls"] for event in events] == [3, 3, 3, 3, 1, 3, 3]
+    # All but a copy take bundles of shards.
+    assert [event["num_calls"] for event in events] == [1, 1, 1, 1, 1, 3, 1]
 
 
 @pytest.mark.parametrize("text", OF_OWN_ROW)
