@@ -81,14 +81,13 @@ def gather_bundle(plan: Plan, bundle: Bundle) -> tuple[Any, ...]:
     pool: Parts = {}
     rows, others = [], []
     for shard, first_row in bundle.shards:
-        here, rows_here, others_here = _gather_shard(plan, bundle, shard, first_row)
+        here, rows_here, others_here = _gather_shard(plan, shard, first_row)
         counts.add(here)
         rows.append(rows_here)
         others.append(others_here)
         merge_parts(pool, parts_of_shard(plan.table, plan.by, shard))
     kept = pl.concat([frame for frame in rows if frame.height] or rows[:1])
-    if len(bundle.shards) > 1:
-        kept = kept.filter(_can_be_chosen(plan, bundle, kept))
+    kept = kept.filter(_can_be_chosen(plan, bundle, kept))
     pieces = exchange.split(kept, plan.num_parts)
     counts.by_part = np.array([exchange.unpacked(piece).height for piece in pieces])
     of_others = exchange.split(pl.concat(others).unique(), plan.num_parts)
@@ -96,9 +95,9 @@ def gather_bundle(plan: Plan, bundle: Bundle) -> tuple[Any, ...]:
 
 
 def _gather_shard(
-    plan: Plan, bundle: Bundle, shard: Shard, first_row: int
+    plan: Plan, shard: Shard, first_row: int
 ) -> tuple[Gathered, pl.DataFrame, pl.DataFrame]:
-    """Counts; rows that can be chosen, by position; keys of groups without one, and whether they
+    """Counts; rows that ranking takes, by position; keys of groups without one, and whether they
     have a candidate.
     """
     frame = collect_columns(plan.table.of(shard), plan.wanted)
@@ -130,9 +129,7 @@ def _gather_shard(
     ).filter(has_group)
     narrow = exchange.with_keys(narrow, frame["group"].filter(has_group))
     rows = narrow.filter("is_judged").drop("has_candidate", "is_judged")
-    rows = rows.filter(_can_be_chosen(plan, bundle, rows))
     keys = exchange.keys_of(narrow)
-    # A group with a judged row has one that can be chosen: the others have none of either.
     others = narrow.filter(~pl.col("is_judged")).group_by(keys).agg(pl.col("has_candidate").any())
     return counts, rows, others.join(rows.select(keys), on=keys, how="anti")
 
