@@ -241,11 +241,13 @@ def input_columns(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 @pytest.fixture(autouse=True)
-def own_ray_folder(monkeypatch):
+def own_ray(monkeypatch):
     """Nobody else's Ray on this machine is to find this cluster, nor it theirs."""
     # Short: the paths of Ray's sockets may be no longer than 107 bytes.
     with tempfile.TemporaryDirectory(prefix="rsr", ignore_cleanup_errors=True) as folder:
         monkeypatch.setenv("RAY_TMPDIR", folder)
+        # Nor is it to ask for a token because a run that an earlier test of this process made did.
+        monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
         yield
 
 
