@@ -49,16 +49,16 @@ def numbered(frame: pl.DataFrame) -> tuple[NDArray[np.int32], int]:
     return encoded.indices.to_numpy().astype(np.int32), len(encoded.dictionary)
 
 
-def split(frame: pl.DataFrame, num_parts: int) -> list[pa.Buffer]:
+def split(frame: pl.DataFrame, num_parts: int) -> list[pl.DataFrame]:
     """The rows of each part, in their order."""
     if num_parts == 1 or not frame.height:
-        return [packed(frame)] * num_parts
+        return [frame] * num_parts
     words = frame[KEYS[0]].to_numpy() * MIXING >> np.uint64(32)
     parts = (words % np.uint64(num_parts)).astype(np.uint16)
     order = np.argsort(parts, kind="stable")
     edges = np.searchsorted(parts[order], np.arange(num_parts + 1))
     ordered = frame[order]
-    return [packed(ordered[start:stop]) for start, stop in itertools.pairwise(edges)]
+    return [ordered[start:stop] for start, stop in itertools.pairwise(edges)]
 
 
 def joined(buffers: list[pa.Buffer]) -> pl.DataFrame:

@@ -88,10 +88,11 @@ def gather_bundle(plan: Plan, bundle: Bundle) -> tuple[Any, ...]:
         merge_parts(pool, parts_of_shard(plan.table, plan.by, shard))
     kept = pl.concat([frame for frame in rows if frame.height] or rows[:1])
     kept = kept.filter(_can_be_chosen(plan, bundle, kept))
-    pieces = exchange.split(kept, plan.num_parts)
-    counts.by_part = np.array([exchange.unpacked(piece).height for piece in pieces])
+    parts = exchange.split(kept, plan.num_parts)
+    counts.by_part = np.array([part.height for part in parts])
     of_others = exchange.split(pl.concat(others).unique(), plan.num_parts)
-    return ((counts, pool), *zip(pieces, of_others, strict=True))
+    pieces = zip(map(exchange.packed, parts), map(exchange.packed, of_others), strict=True)
+    return ((counts, pool), *pieces)
 
 
 def _gather_shard(
