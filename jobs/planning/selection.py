@@ -16,7 +16,7 @@ from rsr.jobs.selection.bundles import MAX_BUNDLES, MIN_BUNDLE_ROWS
 from rsr.jobs.selection.candidates import candidate_columns
 from rsr.jobs.selection.filter import FilterOptions
 from rsr.jobs.selection.select import SelectOptions, extra_columns
-from rsr.jobs.selection.select_in_passes import MAX_PARTS, MIN_PART_ROWS
+from rsr.jobs.selection.select_in_passes import num_parts_of
 from rsr.jobs.selection.selection import OpenedInput
 from rsr.jobs.shards.inputs import find_inputs
 from rsr.jobs.shards.parquet import file_size_bytes, open_parquet
@@ -147,7 +147,7 @@ def plan_selection(
         looked = narrow_bytes + id_bytes + told_bytes
         own_bytes = EXCHANGED_BYTES + 8 * len(options.max_shares) + 8 * bool(options.objective)
         exchanged, command = footers.num_rows * own_bytes, "select"
-        num_parts = max(1, min(MAX_PARTS, footers.num_rows // MIN_PART_ROWS))
+        num_parts = num_parts_of(int(footers.num_rows))
         bundle_rows = max(MIN_BUNDLE_ROWS, footers.num_rows / MAX_BUNDLES)
         num_bundles = max(1, min(footers.num_files, footers.num_rows // bundle_rows))
         worker = max(COPY_BYTES, RANK_FACTOR * exchanged / num_parts)

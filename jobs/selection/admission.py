@@ -23,9 +23,8 @@ from rsr.jobs.run.calls import Piece
 from rsr.jobs.run.passes import Passes
 from rsr.jobs.selection import exchange
 from rsr.jobs.selection.boundaries import (
-    BITS_PER_PASS,
     REFINED_ABOVE_ROWS,
-    WORD_BITS,
+    SHIFTS,
     bins_of,
     first_bins_over,
     merged_bins,
@@ -38,7 +37,7 @@ from rsr.jobs.selection.select import CORRECT
 MAX_ROWS_AT_CUT = 4 << 20
 """Rows of equal score that the caller puts in order by id; some 200 MB."""
 
-LEVELS = tuple((column, shift) for column in ("word", "second_word") for shift in (48, 32, 16, 0))
+LEVELS = tuple((column, shift) for column in ("word", "second_word") for shift in SHIFTS)
 """What each pass over the rows at a cut counts by: a word, and the bits from which on."""
 
 ORDER = ("rank_score", "second", "id", "position")
@@ -330,12 +329,11 @@ def _count_part(
     room: int, admission: Admission, names: Sequence[str], _: int, part: Part
 ) -> tuple[dict[str, pl.DataFrame]]:
     rows = _admitted_rows(room, admission, part)
-    shift = WORD_BITS - BITS_PER_PASS
     if not rows.height:
         rows = pl.DataFrame(
             schema=dict.fromkeys(names, pl.UInt64) | {"word": pl.UInt64, "num_tokens": pl.Int64}
         )
-    return ({name: bins_of(rows.with_columns(group=name), shift) for name in names},)
+    return ({name: bins_of(rows.with_columns(group=name), SHIFTS[0]) for name in names},)
 
 
 def _within(

@@ -1,13 +1,14 @@
 """Where each group's kept rows end, found by passes over shards: exact, without holding the rows.
 
 A score is a 64-bit word that sorts as the score does. A first pass counts rows and tokens by group
-and by the leading 16 bits; on the driver the bin in which a group's limit lies is known then. The
-next pass counts within those bins by the next 16 bits, until so few rows are left there that they
+and by the leading bits; on the driver the bin in which a group's limit lies is known then. The next
+pass counts within those bins by the bits that follow, until so few rows are left there that they
 can be looked at one by one, in the order of score, id, shard and row. Knows nothing of Ray: whoever
 calls says how a function is called on every shard.
 """
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
@@ -21,12 +22,14 @@ from rsr.jobs.errors import UsageError
 from rsr.jobs.run.calls import Piece
 from rsr.jobs.run.passes import Passes
 from rsr.jobs.selection.bundles import Bundle
-from rsr.jobs.selection.ranking import share_of
+from rsr.jobs.selection.ranking import OUTSIDE, share_of
 from rsr.jobs.shards.scored import ScoredTable
 from rsr.jobs.shards.shard import Shard
 
-BITS_PER_PASS = 16
-WORD_BITS = 64
+SHIFTS = (48, 34, 17, 0)
+"""Bits of a word that each pass leaves out: the first has few bins, as groups may be many."""
+SHIFTS_OF_ONE_GROUP = (42, 28, 14, 0)
+"""The same where all rows are of one group: at a hundred million, the first pass is the last."""
 REFINED_ABOVE_ROWS = 1 << 20
 """Rows in the bins of all limits for which another pass counts before they are looked at."""
 MAX_CONTESTED_ROWS = 1 << 20
@@ -40,32 +43,40 @@ SIGN = np.uint64(1 << 63)
 class Narrow:
     """What passes read of a shard, as expressions that were checked against the whole table.
 
-    score: f64, lower is better; null or NaN takes no part. group: None where all rows are of one.
+    score: f64, lower is better; null or NaN takes no part. is_unmeasured: None where every scored
+    row has a score. group: None where all rows are of one. has_budget: whether tokens count.
     """
 
     table: ScoredTable
     score: pl.Expr
     is_scored: pl.Expr
-    is_unmeasured: pl.Expr
+    is_unmeasured: pl.Expr | None
     group: pl.Expr | None
     id_column: str | None
+    has_budget: bool
 
-    def read(self, shard: Shard) -> pl.DataFrame:
-        """Every row of a shard in order: word, takes_part, score, group, num_tokens."""
-        group = pl.lit(0, pl.Int8) if self.group is None else self.group
-        rows = self.table.of(shard).scan.select(
-            score=self.score.fill_null(float("nan")),
-            is_scored=self.is_scored,
-            is_unmeasured=self.is_unmeasured,
-            group=group,
-            num_tokens=pl.col("rsr_num_tokens").cast(pl.Int64),
-        )
-        frame = self.table.of(shard).collect(rows)
+    @property
+    def shifts(self) -> tuple[int, ...]:
+        return SHIFTS_OF_ONE_GROUP if self.group is None else SHIFTS
+
+    def read(self, shard: Shard, **more: pl.Expr) -> pl.DataFrame:
+        """Every row of a shard in order: word, score, num_tokens, and group if there are groups.
+
+        word: `OUTSIDE` of a row that takes no part. num_tokens: 0 where tokens do not count. more:
+        other expressions to evaluate.
+        """
+        tokens = pl.col("rsr_num_tokens").cast(pl.Int64)
+        columns = {
+            "score": self.score.fill_null(float("nan")),
+            "num_tokens": tokens if self.has_budget else pl.lit(0, pl.Int64),
+        }
+        if self.group is not None:
+            columns["group"] = self.group
+        frame = self.table.of(shard).collect(self.table.of(shard).scan.select(**columns, **more))
         scores = frame["score"].to_numpy()
-        return frame.with_columns(
-            word=pl.Series(sortable(scores), dtype=pl.UInt64),
-            takes_part=pl.Series(~np.isnan(scores), dtype=pl.Boolean),
-        )
+        words = sortable(scores)
+        words[np.isnan(scores)] = OUTSIDE
+        return frame.with_columns(word=pl.Series(words, dtype=pl.UInt64))
 
 
 def sortable(scores: NDArray[np.float64]) -> NDArray[np.uint64]:
@@ -108,14 +119,21 @@ class Boundaries:
 
     def mask(self, rows: pl.DataFrame) -> NDArray[np.bool_]:
         """(num_rows,) which rows of `Narrow.read` are kept."""
-        joined = rows.select("group", "word", "takes_part").join(
-            self.cuts, on="group", how="left", nulls_equal=True, maintain_order="left"
-        )
-        is_below = (pl.col("word") < pl.col("below")).fill_null(True)
-        keep = joined.select(pl.col("takes_part") & is_below).to_series().to_numpy()
+        keep: NDArray[np.bool_] = rows["word"].to_numpy() < _of_groups(rows, self.cuts, "below")
         if self.max_score is not None:
-            keep = keep & (rows["score"].to_numpy() <= self.max_score)
+            keep &= rows["score"].to_numpy() <= self.max_score
         return keep
+
+
+def _of_groups(rows: pl.DataFrame, per_group: pl.DataFrame, column: str) -> NDArray[np.uint64]:
+    """(num_rows,) what `per_group` has for each row's group, or (1,) for all; else `OUTSIDE`."""
+    if "group" not in rows.columns:
+        return per_group[column].to_numpy() if per_group.height else np.array([OUTSIDE])
+    found = rows.select("group").join(
+        per_group.select("group", column), on="group", how="left", nulls_equal=True,
+        maintain_order="left",
+    )  # fmt: skip
+    return found[column].fill_null(pl.lit(int(OUTSIDE), pl.UInt64)).to_numpy()
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,20 +177,26 @@ class Kept:
     beside: list[Any]
 
 
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """What else is asked of every shard's rows. look: is called with rows that have the columns."""
+
+    columns: Mapping[str, pl.Expr]
+    look: Callable[[pl.DataFrame], Any]
+
+
 def find_kept(
     narrow: Narrow,
     bundles: Sequence[Bundle],
     limits: Limits,
     max_score: float | None,
     passes: Passes,
-    beside: Callable[[Shard], Any],
+    beside: Beside,
 ) -> tuple[Counts, Kept]:
     """Passes over every shard until each group's boundary is known, and what it keeps.
 
-    bundles: of the table's shards. beside: called for every shard, where its rows are looked at for
-    the last time.
+    bundles: of the table's shards. beside: what is asked of rows where they are read last.
     """
-    shift = WORD_BITS - BITS_PER_PASS
     sums = BinSums()
     num_scored = num_unmeasured = 0
     counted = passes.begin("count", len(bundles))(partial(_count_all, narrow), bundles)
@@ -193,19 +217,18 @@ def find_kept(
     ).with_columns(room_tokens=pl.lit(limits.token_budget, pl.Int64))
     cuts = first_bins_over(bins, room)
     decided = []
-    while True:
+    for shift, finer in itertools.zip_longest(narrow.shifts, narrow.shifts[1:]):
         is_decided = _is_decided()
         decided.append(_below(cuts.filter(is_decided), shift))
         cuts = cuts.filter(~is_decided)
-        if not shift or cuts["num_rows"].sum() <= REFINED_ABOVE_ROWS:
+        if finer is None or cuts["num_rows"].sum() <= REFINED_ABOVE_ROWS:
             break
         within = cuts.select("group", "bin")
-        count = partial(_count_within, narrow, within, shift)
+        count = partial(_count_within, narrow, within, shift, finer)
         sums = BinSums()
         for _, bins in passes.begin("refine", len(bundles))(count, bundles):
             sums.add(bins)
         cuts = first_bins_over(sums.total(), cuts.select("group", "room_rows", "room_tokens"))
-        shift -= BITS_PER_PASS
     if cuts["num_rows"].sum() > MAX_CONTESTED_ROWS:
         raise _too_many_ties(narrow, cuts)
     sure = Boundaries(pl.concat([*decided, _below(cuts, shift)]), max_score)
@@ -236,37 +259,49 @@ def _too_many_ties(narrow: Narrow, cuts: pl.DataFrame) -> UsageError:
 
 
 def _count_all(narrow: Narrow, bundle: Bundle) -> tuple[pl.DataFrame, int, int]:
+    asked = {"is_scored": narrow.is_scored}
+    if narrow.is_unmeasured is not None:
+        asked["is_unmeasured"] = narrow.is_unmeasured
+    shift = narrow.shifts[0]
     sums = BinSums()
     num_scored = num_unmeasured = 0
     for shard, _ in bundle.shards:
-        rows = narrow.read(shard)
-        sums.add(bins_of(rows.filter("takes_part"), WORD_BITS - BITS_PER_PASS))
+        rows = narrow.read(shard, **asked)
+        sums.add(bins_of(rows, shift))
         num_scored += int(rows["is_scored"].sum())
-        num_unmeasured += int(rows["is_unmeasured"].sum())
+        num_unmeasured += int(rows["is_unmeasured"].sum()) if "is_unmeasured" in asked else 0
     return sums.total(), num_scored, num_unmeasured
 
 
-def _count_within(narrow: Narrow, within: pl.DataFrame, shift: int, bundle: Bundle) -> pl.DataFrame:
+def _count_within(
+    narrow: Narrow, within: pl.DataFrame, shift: int, finer: int, bundle: Bundle
+) -> pl.DataFrame:
     sums = BinSums()
     for shard, _ in bundle.shards:
-        inside = _inside(narrow.read(shard).filter("takes_part"), within, shift)
-        sums.add(bins_of(inside, shift - BITS_PER_PASS))
+        sums.add(bins_of(_inside(narrow.read(shard), within, shift), finer))
     return sums.total()
 
 
 def _inside(rows: pl.DataFrame, within: pl.DataFrame, shift: int) -> pl.DataFrame:
-    """The rows in the bin of their group, in their order."""
-    keyed = rows.with_columns(bin=pl.col("word") // pl.lit(1 << shift, pl.UInt64))
-    return keyed.join(
-        within, on=["group", "bin"], how="semi", nulls_equal=True, maintain_order="left"
-    )
+    """The rows in the bin of their group, in their order. within: one bin a group at the most."""
+    words = rows["word"].to_numpy()
+    is_inside = words >> np.uint64(shift) == _of_groups(rows, within, "bin")
+    return rows.filter(pl.Series(is_inside & (words != OUTSIDE), dtype=pl.Boolean))
 
 
 def bins_of(rows: pl.DataFrame, shift: int) -> pl.DataFrame:
-    """Rows and tokens by group and by the bits of the word from `shift` on."""
-    return rows.group_by("group", bin=pl.col("word") // pl.lit(1 << shift, pl.UInt64)).agg(
+    """Rows and tokens by group and by the bits of the word from `shift` on.
+
+    Rows that take no part are not counted. Without a column `group`, all are of group 0.
+    """
+    groups = ["group"] if "group" in rows.columns else []
+    bins = rows.group_by(*groups, bin=pl.col("word") // pl.lit(1 << shift, pl.UInt64)).agg(
         num_rows=pl.len().cast(pl.Int64), num_tokens=pl.col("num_tokens").sum()
     )
+    bins = bins.filter(pl.col("bin") != int(OUTSIDE) >> shift)
+    if not groups:
+        bins = bins.with_columns(group=pl.lit(0, pl.Int8))
+    return bins.select("group", "bin", "num_rows", "num_tokens")
 
 
 def merged_bins(parts: list[pl.DataFrame]) -> pl.DataFrame:
@@ -324,7 +359,7 @@ def _kept(
     contested: pl.DataFrame,
     shift: int,
     passes: Passes,
-    beside: Callable[[Shard], Any],
+    beside: Beside,
 ) -> Kept:
     """What a last look at every shard finds. contested: the bins in which limits lie."""
     look = partial(_look, narrow, sure, contested.select("group", "bin"), shift, beside)
@@ -385,7 +420,7 @@ def _look(
     sure: Boundaries,
     within: pl.DataFrame,
     shift: int,
-    beside: Callable[[Shard], Any],
+    beside: Beside,
     bundle: Bundle,
 ) -> tuple[list[Looked], NDArray[np.uint8]]:
     """What is found in each shard of a bundle, and the rows that `sure` keeps, a bit a row.
@@ -394,15 +429,18 @@ def _look(
     """
     looked, masks = [], []
     for shard, _ in bundle.shards:
-        rows = narrow.read(shard)
+        rows = narrow.read(shard, **beside.columns)
         mask = sure.mask(rows)
         below = rows["score"].to_numpy()[mask]
-        numbered = rows.with_columns(row=pl.int_range(pl.len(), dtype=pl.Int64))
-        found = _inside(numbered.filter("takes_part"), within, shift)
+        found = _inside(rows.with_row_index("row"), within, shift)
+        if "group" not in found.columns:
+            found = found.with_columns(group=pl.lit(0, pl.Int8))
         found = found.select("group", "word", "row", "score", "num_tokens")
         if narrow.id_column is not None and found.height:
             ids = narrow.table.of(shard).read_at(narrow.id_column, found["row"].to_numpy())
             found = found.with_columns(id=ids)
-        looked.append(Looked(found, len(below), float(below.max(initial=-np.inf)), beside(shard)))
+        looked.append(
+            Looked(found, len(below), float(below.max(initial=-np.inf)), beside.look(rows))
+        )
         masks.append(mask)
     return looked, np.packbits(np.concatenate(masks))

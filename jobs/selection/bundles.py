@@ -4,9 +4,10 @@ Ids order rows of equal score and nothing else: few rows have such a sibling, so
 they are needed and of no other row. Knows nothing of scores.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import polars as pl
@@ -19,6 +20,8 @@ from rsr.jobs.shards.scored import ScoredTable
 from rsr.jobs.shards.shard import Shard
 
 MIN_BUNDLE_ROWS, MAX_BUNDLES = 1 << 20, 200
+
+Item = TypeVar("Item")
 
 TiedIds = pa.Buffer
 """Rows of a part that tie with others, as far as a bundle has them: `position` and `id`."""
@@ -82,16 +85,22 @@ class RowsOfBundle:
 def bundles_of(table: ScoredTable) -> list[Bundle]:
     """Shards in their order, bundled so that each has many rows and there are not too many."""
     max_rows = max(MIN_BUNDLE_ROWS, -(-table.num_rows // MAX_BUNDLES))
-    bundles: list[list[tuple[Shard, int]]] = []
-    first, num_rows = 0, 0
-    for shard in table.shards:
-        if not bundles or num_rows + shard.num_rows > max_rows:
+    num_rows = [shard.num_rows for shard in table.shards]
+    placed = list(zip(table.shards, itertools.accumulate(num_rows[:-1], initial=0), strict=True))
+    return [Bundle(tuple(shards)) for shards in in_bundles(placed, num_rows, max_rows)]
+
+
+def in_bundles(items: Sequence[Item], sizes: Sequence[int], max_size: int) -> list[list[Item]]:
+    """The items in their order, so many together as are no larger than `max_size`; at least one."""
+    bundles: list[list[Item]] = []
+    size = 0
+    for item, more in zip(items, sizes, strict=True):
+        if not bundles or size + more > max_size:
             bundles.append([])
-            num_rows = 0
-        bundles[-1].append((shard, first))
-        num_rows += shard.num_rows
-        first += shard.num_rows
-    return [Bundle(tuple(shards)) for shards in bundles]
+            size = 0
+        bundles[-1].append(item)
+        size += more
+    return bundles
 
 
 class IdsToRead:

@@ -17,7 +17,6 @@ from rsr.jobs.run.calls import Calls, answers_in_order
 from rsr.jobs.selection.bundles import Bundle, bundles_of
 from rsr.jobs.shards.score_columns import dataset_of, dataset_sums
 from rsr.jobs.shards.scored import USUAL_CORRECT, USUAL_TEACHER, ScoredTable
-from rsr.jobs.shards.shard import Shard
 from rsr.jobs.terminal import Table
 
 MAX_PRINTED_ROWS = 30
@@ -51,6 +50,17 @@ class DescribingColumns:
         if correct is None and types.get(USUAL_CORRECT) == pl.Boolean:
             correct = USUAL_CORRECT
         return cls(teacher, correct)
+
+    def expressions(self, table: ScoredTable) -> dict[str, pl.Expr]:
+        """What `parts_of_rows` takes of each row of the table, scored or not."""
+        return {
+            "teacher": pl.lit(None, pl.String) if self.teacher is None else pl.col(self.teacher),
+            "verdict": pl.lit(None, pl.Boolean) if self.correct is None else pl.col(self.correct),
+            "tokens": pl.col("rsr_num_tokens").cast(pl.Int64),
+            "rsr": table.rsr,
+            "mean_rank": table.mean_rank,
+            "mean_surprisal": pl.col("rsr_mean_surprisal"),
+        }
 
 
 @dataclass(slots=True)
@@ -170,12 +180,8 @@ def parts_by_calls(table: ScoredTable, by: DescribingColumns, calls: Calls) -> P
 def _parts_of_bundle(table: ScoredTable, by: DescribingColumns, bundle: Bundle) -> Parts:
     merged: Parts = {}
     for shard, _ in bundle.shards:
-        merge_parts(merged, parts_of_shard(table, by, shard))
+        merge_parts(merged, parts_of(table.of(shard), by))
     return merged
-
-
-def parts_of_shard(table: ScoredTable, by: DescribingColumns, shard: Shard) -> Parts:
-    return parts_of(table.of(shard), by)
 
 
 def merge_parts(total: Parts, parts: Parts) -> None:
@@ -186,23 +192,26 @@ def merge_parts(total: Parts, parts: Parts) -> None:
 
 def parts_of(table: ScoredTable, by: DescribingColumns) -> Parts:
     """Parts of the scored rows by teacher (None without one): one streaming pass."""
-    verdict = pl.lit(None, pl.Boolean) if by.correct is None else pl.col(by.correct)
-    teacher = pl.lit(None, pl.String) if by.teacher is None else pl.col(by.teacher)
-    rows = table.scan.select(
-        teacher=teacher,
-        verdict=verdict,
-        num_tokens=pl.col("rsr_num_tokens").cast(pl.Int64),
-        rsr=table.rsr,
-        mean_rank=table.mean_rank,
-        mean_surprisal=pl.col("rsr_mean_surprisal"),
-    ).filter(pl.col("rsr").is_not_null())
-    sums = rows.group_by("teacher").agg(
-        pl.col("num_tokens").sum(),
+    return _parts(table.collect(_sums(table.scan.select(**by.expressions(table)))))
+
+
+def parts_of_rows(rows: pl.DataFrame) -> Parts:
+    """The same of rows that have been read, with `DescribingColumns.expressions` among others."""
+    return _parts(_sums(rows.lazy()).collect())
+
+
+def _sums(rows: pl.LazyFrame) -> pl.LazyFrame:
+    scored = rows.filter(pl.col("rsr").is_not_null())
+    return scored.group_by("teacher").agg(
+        pl.col("tokens").sum().alias("num_tokens"),
         pl.col("verdict").sum().alias("num_correct"),
         pl.col("verdict").count().alias("num_verdicts"),
         pl.col("rsr").sum().alias("rsr_sum"),
         *dataset_sums("mean_rank", "mean_surprisal"),
     )
+
+
+def _parts(sums: pl.DataFrame) -> Parts:
     return {
         row["teacher"]: Part(
             num_rows=row["num_trajectories"],
@@ -212,7 +221,7 @@ def parts_of(table: ScoredTable, by: DescribingColumns) -> Parts:
             rsr_sum=row["rsr_sum"],
             dataset=dataset_of(row),
         )
-        for row in table.collect(sums).iter_rows(named=True)
+        for row in sums.iter_rows(named=True)
     }
 
 

@@ -17,12 +17,11 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from rsr.jobs.errors import UsageError
+from rsr.jobs.selection.numbering import encode
 
 KEYS = ("key", "more_key")
 """Columns of a group's key; integers have the first alone."""
 HASH_SEEDS = (1, 2)
-MIXING = np.uint64(0x9E3779B97F4A7C15)
-"""The golden ratio, as a multiplier that spreads small integers over the upper bits."""
 
 
 def with_keys(frame: pl.DataFrame, values: pl.Series) -> pl.DataFrame:
@@ -38,26 +37,47 @@ def keys_of(frame: pl.DataFrame) -> list[str]:
     return [name for name in KEYS if name in frame.columns]
 
 
-def numbered(frame: pl.DataFrame) -> tuple[NDArray[np.int32], int]:
-    """(N,) int32 numbers of the keys from 0, and how many different ones there are."""
-    words = [frame[name].to_numpy() for name in keys_of(frame)]
-    array: Any = pa.array(words[0])
-    if len(words) > 1:
-        buffer = pa.py_buffer(np.column_stack(words).data)
-        array = pa.Array.from_buffers(pa.binary(8 * len(words)), frame.height, [None, buffer])
+def numbered(frame: pl.DataFrame, num_parts: int = 1) -> tuple[NDArray[np.int32], int]:
+    """(N,) int32 numbers of the keys from 0, and a bound above them.
+
+    num_parts: parts that there are, where all rows are of one.
+    """
+    names = keys_of(frame)
+    if len(names) == 1:
+        # What is left of a part's integers lies as closely together as all of them do.
+        return encode(frame[names[0]] // num_parts)
+    words = np.column_stack([frame[name].to_numpy() for name in names])
+    buffers = [None, pa.py_buffer(words.data)]
+    array: Any = pa.Array.from_buffers(pa.binary(words.itemsize * len(names)), len(words), buffers)
     encoded: Any = pc.dictionary_encode(array)
     return encoded.indices.to_numpy().astype(np.int32), len(encoded.dictionary)
+
+
+def crowded(frame: pl.DataFrame, room: int) -> NDArray[np.int64]:
+    """Ascending places of the rows whose group has more than `room` of them here.
+
+    Among them may be rows of a small group, with which the first words of a large one's keys agree.
+    """
+    ordered = np.sort(frame[KEYS[0]].to_numpy())
+    beyond = ordered[room:][ordered[room:] == ordered[:-room]]
+    is_crowded = frame[KEYS[0]].is_in(pl.Series(np.unique(beyond)).implode())
+    return np.flatnonzero(is_crowded.to_numpy())
+
+
+def num_parts_upto(most: int) -> int:
+    """The largest prime up to `most`, or 1: integers of any stride but its own fill all parts."""
+    primes = (n for n in range(most, 1, -1) if all(n % divisor for divisor in range(2, n)))
+    return next(primes, 1)
 
 
 def split(frame: pl.DataFrame, num_parts: int) -> list[pl.DataFrame]:
     """The rows of each part, in their order."""
     if num_parts == 1 or not frame.height:
         return [frame] * num_parts
-    words = frame[KEYS[0]].to_numpy() * MIXING >> np.uint64(32)
-    parts = (words % np.uint64(num_parts)).astype(np.uint16)
+    parts = (frame[KEYS[0]].to_numpy() % np.uint64(num_parts)).astype(np.uint16)
     order = np.argsort(parts, kind="stable")
     edges = np.searchsorted(parts[order], np.arange(num_parts + 1))
-    ordered = frame[order]
+    ordered = frame.rechunk()[order]
     return [ordered[start:stop] for start, stop in itertools.pairwise(edges)]
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from rsr.engine.catalogue import RSR
 from rsr.jobs.errors import UsageError
 from rsr.jobs.interrupt import StopRequest
 from rsr.jobs.run.calls import Calls, CallsWhereSeen, Piece
@@ -22,15 +23,16 @@ from rsr.jobs.run.folder import RunFolder
 from rsr.jobs.run.passes import Passes
 from rsr.jobs.run.probe import local_files
 from rsr.jobs.run.store import RunStore
-from rsr.jobs.selection.boundaries import Counts, Kept, Limits, Narrow, find_kept
+from rsr.jobs.selection.boundaries import Beside, Counts, Kept, Limits, Narrow, find_kept
 from rsr.jobs.selection.bundles import Bundle, bundles_of
 from rsr.jobs.selection.candidates import groupable, require_some
-from rsr.jobs.selection.composition import Parts, merge_parts, parts_of_shard
+from rsr.jobs.selection.composition import Parts, merge_parts, parts_of_rows
 from rsr.jobs.selection.filter import FilterOptions, require_something_to_do, told_limits
-from rsr.jobs.selection.layout import Mask, OutputFile
+from rsr.jobs.selection.layout import Mask
 from rsr.jobs.selection.passes import (
     Decision,
-    copy_file,
+    FilesToCopy,
+    copy_files,
     for_any_machine,
     require_exact_groups,
     require_own_row,
@@ -69,7 +71,7 @@ def _decide(
 ) -> Decision:
     table = opened.table
     limits = Limits(options.keep_fraction, options.keep_rows, options.token_budget)
-    describe = partial(parts_of_shard, table, opened.by)
+    describe = Beside(opened.by.expressions(table), parts_of_rows)
     bundles = bundles_of(table)
     counts, kept = find_kept(narrow, bundles, limits, options.max_rsr, passes, describe)
     require_some(table, counts.num_scored, counts.num_candidates, 0, counts.num_unmeasured)
@@ -82,9 +84,9 @@ def _decide(
             f"conditions stays within {told_limits(options)}: there is nothing to write"
         )
 
-    def copy(store: RunStore, calls: Calls, files: Sequence[OutputFile]) -> Iterator[str | None]:
+    def copy(store: RunStore, calls: Calls, files: Sequence[FilesToCopy]) -> Iterator[list[str]]:
         items, given = _copies(bundles, kept, files)
-        return (line for _, line, _ in calls.scatter(partial(_copy, store), items, given, 0))
+        return (lines for _, lines, _ in calls.scatter(partial(_copy, store), items, given, 0))
 
     return Decision(kept.num_rows, _facts(options, opened, counts, kept.worst), pool, copy)
 
@@ -101,9 +103,11 @@ def _narrow(options: FilterOptions, opened: OpenedInput) -> Narrow:
         table=table,
         score=pl.when(fulfils).then(measured.score),
         is_scored=table.is_scored,
-        is_unmeasured=fulfils & measured.value.is_null(),
+        # Every scored row has an RSR.
+        is_unmeasured=None if measured.metric.name == RSR else fulfils & measured.value.is_null(),
         group=group,
         id_column=opened.id_column,
+        has_budget=options.token_budget is not None,
     )
 
 
@@ -127,44 +131,38 @@ class Sure:
 
 
 @dataclass(frozen=True, slots=True)
-class Copy:
-    """A file to be written, and where the mask of each of its shards is, by name."""
+class Copies(FilesToCopy):
+    """Files to be written, and where the mask of each of their shards is, by name."""
 
-    file: OutputFile
     masks: Mapping[str, Sure]
-
-    @property
-    def path(self) -> str:
-        """What a user is told of a call that is lost."""
-        return self.file.path
 
 
 def _copies(
-    bundles: Sequence[Bundle], kept: Kept, files: Sequence[OutputFile]
-) -> tuple[list[Copy], list[list[Piece]]]:
-    """The files, and the pieces that each takes: the masks of the bundles that its rows are in."""
+    bundles: Sequence[Bundle], kept: Kept, files: Sequence[FilesToCopy]
+) -> tuple[list[Copies], list[list[Piece]]]:
+    """The files, and the pieces that each call takes: masks of the bundles that its rows are in."""
     places = {
         shard.name: (number, first_row - bundle.first_row)
         for number, bundle in enumerate(bundles)
         for shard, first_row in bundle.shards
     }
-    items: list[Copy] = []
+    items: list[Copies] = []
     given: list[list[Piece]] = []
-    for file in files:
-        names = [piece.shard.name for piece in file.slices]
+    for some in files:
+        names = [shard.name for shard in some.shards]
         numbers = list(dict.fromkeys(places[name][0] for name in names))
         masks = {}
         for name in names:
             number, first = places[name]
             winners = kept.winners.get(name, np.zeros(0, np.int64))
             masks[name] = Sure(numbers.index(number), first, winners)
-        items.append(Copy(file, masks))
+        items.append(Copies(some.files, masks))
         given.append([kept.masks[number] for number in numbers])
     return items, given
 
 
-def _copy(store: RunStore, item: Copy, *bits: NDArray[np.uint8]) -> tuple[str | None]:
-    return (copy_file(store, item.file, lambda s: item.masks[s.name].mask(bits, s.num_rows)),)
+def _copy(store: RunStore, item: Copies, *bits: NDArray[np.uint8]) -> tuple[list[str]]:
+    return (copy_files(store, item, lambda s: item.masks[s.name].mask(bits, s.num_rows)),)
 
 
 def _facts(options: FilterOptions, opened: OpenedInput, counts: Counts, worst: float) -> Facts:

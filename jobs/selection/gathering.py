@@ -14,13 +14,12 @@ from numpy.typing import NDArray
 
 from rsr.jobs.selection import exchange
 from rsr.jobs.selection.bundles import Bundle
-from rsr.jobs.selection.candidates import collect_columns, encode
-from rsr.jobs.selection.composition import DescribingColumns, Parts, merge_parts, parts_of_shard
+from rsr.jobs.selection.composition import DescribingColumns, Parts, merge_parts, parts_of_rows
+from rsr.jobs.selection.numbering import encode
 from rsr.jobs.selection.objectives import pareto_front
 from rsr.jobs.selection.ranking import Rows, keep_best
 from rsr.jobs.selection.select import CORRECT, QUALITY, SelectOptions, places_of, quota_name
 from rsr.jobs.shards.scored import ScoredTable
-from rsr.jobs.shards.shard import Shard
 
 PLACE = "place"
 """What ranks a row where that is not its score."""
@@ -81,11 +80,13 @@ def gather_bundle(plan: Plan, bundle: Bundle) -> tuple[Any, ...]:
     pool: Parts = {}
     rows, others = [], []
     for shard, first_row in bundle.shards:
-        here, rows_here, others_here = _gather_shard(plan, shard, first_row)
+        table = plan.table.of(shard)
+        frame = table.collect(table.scan.select(**plan.wanted, **plan.by.expressions(table)))
+        merge_parts(pool, parts_of_rows(frame))
+        here, rows_here, others_here = _gather_shard(plan, frame, first_row)
         counts.add(here)
         rows.append(rows_here)
         others.append(others_here)
-        merge_parts(pool, parts_of_shard(plan.table, plan.by, shard))
     kept = pl.concat([frame for frame in rows if frame.height] or rows[:1])
     kept = kept.filter(_can_be_chosen(plan, bundle, kept))
     parts = exchange.split(kept, plan.num_parts)
@@ -96,12 +97,13 @@ def gather_bundle(plan: Plan, bundle: Bundle) -> tuple[Any, ...]:
 
 
 def _gather_shard(
-    plan: Plan, shard: Shard, first_row: int
+    plan: Plan, frame: pl.DataFrame, first_row: int
 ) -> tuple[Gathered, pl.DataFrame, pl.DataFrame]:
     """Counts; rows that ranking takes, by position; keys of groups without one, and whether they
     have a candidate.
+
+    frame: every row of the shard, with what is wanted.
     """
-    frame = collect_columns(plan.table.of(shard), plan.wanted)
     places = places_of(plan.options, first_row, frame, frame.height)
     is_scored_row = frame["score"].is_not_nan()
     has_group = frame["group"].is_not_null()
@@ -132,7 +134,9 @@ def _gather_shard(
     rows = narrow.filter("is_judged").drop("has_candidate", "is_judged")
     keys = exchange.keys_of(narrow)
     others = narrow.filter(~pl.col("is_judged")).group_by(keys).agg(pl.col("has_candidate").any())
-    return counts, rows, others.join(rows.select(keys), on=keys, how="anti")
+    # Joined twice, so that the many rows are looked up among the few: others are few as a rule.
+    shared = rows.select(keys).join(others, on=keys, how="semi")
+    return counts, rows, others.join(shared, on=keys, how="anti")
 
 
 def _can_be_chosen(plan: Plan, bundle: Bundle, rows: pl.DataFrame) -> pl.Series:
@@ -141,27 +145,24 @@ def _can_be_chosen(plan: Plan, bundle: Bundle, rows: pl.DataFrame) -> pl.Series:
     Of a group those that K others of it come before cannot; under quotas, K others of it with the
     same values of the quotas, which are full for the one if they are for the other.
     """
-    everything = pl.Series(np.ones(rows.height, bool))
-    if plan.needs_whole_groups or not rows.height:
-        return everything
-    groups, num_groups = exchange.numbered(rows)
-    scores = rows["score"].to_numpy()
-    if plan.options.objective == "pareto":
-        return pl.Series(pareto_front(scores, rows[QUALITY].to_numpy(), groups))
-    for name in plan.quotas:
-        values, num_values = encode(rows[name])
-        groups, num_groups = encode(pl.Series(groups.astype(np.int64) * num_values + values))
-    room = plan.options.room
-    crowded = np.flatnonzero(np.bincount(groups, minlength=num_groups)[groups] > room)
-    if not len(crowded):
-        return everything
+    mask = np.ones(rows.height, bool)
+    room = 1 if plan.options.objective == "pareto" else plan.options.room
+    if plan.needs_whole_groups or not len(crowded := exchange.crowded(rows, room)):
+        return pl.Series(mask)
     inside = rows[crowded]
+    groups, num_groups = exchange.numbered(inside)
+    if plan.options.objective == "pareto":
+        scores, qualities = inside["score"].to_numpy(), inside[QUALITY].to_numpy()
+        mask[crowded] = pareto_front(scores, qualities, groups)
+        return pl.Series(mask)
+    for name in plan.quotas:
+        values, num_values = encode(inside[name])
+        groups, num_groups = encode(pl.Series(groups.astype(np.int64) * num_values + values))
     ranking = Rows(
         (inside[PLACE] if PLACE in rows.columns else inside["score"]).to_numpy(),
-        groups=groups[crowded],
+        groups=groups,
         num_groups=num_groups,
         read_ids=bundle.id_reader(plan.table, plan.id_column, inside["position"].to_numpy()),
     )
-    mask = np.ones(rows.height, bool)
     mask[crowded] = keep_best(ranking, np.full(num_groups, room))
     return pl.Series(mask)

@@ -43,13 +43,15 @@ def rank_part(plan: Plan, num_bundles: int, _: int, *pieces: Any) -> tuple[Any, 
     nothing = exchange.packed(pl.DataFrame()), np.zeros(0, np.int64)
     if not keys:
         return ((Groups(), False), *nothing)
-    numbers, num_groups = exchange.numbered(pl.concat(keys))
+    numbers, num_groups = exchange.numbered(pl.concat(keys), plan.num_parts)
     groups, of_others = numbers[: rows.height], numbers[rows.height :]
     has_candidate = np.zeros(num_groups, bool)
     has_candidate[groups] = True
     if len(of_others):
         has_candidate[of_others[others["has_candidate"].to_numpy()]] = True
-    found = Groups(num_groups, int(np.count_nonzero(has_candidate)))
+    is_group = np.zeros(num_groups, bool)
+    is_group[numbers] = True
+    found = Groups(int(np.count_nonzero(is_group)), int(np.count_nonzero(has_candidate)))
     if not rows.height:
         return ((found, False), *nothing)
     candidates = Candidates(

@@ -9,7 +9,9 @@ rows are chosen, nor of where calls are made.
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TypeVar
 
 import polars as pl
@@ -24,7 +26,7 @@ from rsr.jobs.run.passes import Passes
 from rsr.jobs.run.preflight import canonical
 from rsr.jobs.run.probe import probe_of
 from rsr.jobs.run.store import ChangedInputError, RunStore
-from rsr.jobs.selection.bundles import bundles_of
+from rsr.jobs.selection.bundles import bundles_of, in_bundles
 from rsr.jobs.selection.composition import Composition, Parts, parts_by_calls
 from rsr.jobs.selection.layout import Mask, OutputFile
 from rsr.jobs.selection.own_row import is_of_own_row
@@ -35,7 +37,30 @@ from rsr.jobs.shards.scored import ScoredTable, open_scored
 from rsr.jobs.shards.shard import Shard
 from rsr.jobs.storage import is_remote
 
+MAX_BYTES_OF_CALL = 128 << 20
+"""Of the files that one call copies: of what they are made of, uncompressed."""
+COPIES_AT_A_TIME = 2
+"""Of a call: while one waits for the disk or the store, the other has the core."""
+
 Options = TypeVar("Options", bound=SubsetOptions)
+
+
+@dataclass(frozen=True, slots=True)
+class FilesToCopy:
+    """Files of OUTPUT that one call writes."""
+
+    files: tuple[OutputFile, ...]
+
+    @property
+    def path(self) -> str:
+        """What a user is told of a call that is lost."""
+        more = f" and of {len(self.files) - 1} more" if len(self.files) > 1 else ""
+        return f"{self.files[0].path}{more}"
+
+    @property
+    def shards(self) -> list[Shard]:
+        """What they are made of, each once."""
+        return list(dict.fromkeys(piece.shard for file in self.files for piece in file.slices))
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +68,13 @@ class Decision:
     """What a command has decided before it copies.
 
     num_kept: rows of each shard. facts: of the result, before it is measured. pool: what INPUT is
-    made of. copy: yields, of every file, a line on why it could not be written, or None.
+    made of. copy: yields lines on files that could not be written, of each call.
     """
 
     num_kept: Sequence[int]
     facts: Facts
     pool: Parts
-    copy: Callable[[RunStore, Calls, Sequence[OutputFile]], Iterator[str | None]]
+    copy: Callable[[RunStore, Calls, Sequence[FilesToCopy]], Iterator[list[str]]]
 
 
 def for_any_machine(options: Options) -> Options:
@@ -85,8 +110,10 @@ def run_by_calls(
         probe_of(store.folder) as probe,
     ):
         seeing = passes.by(CallsWhereSeen(probe, passes.calls))
-        copied = decisions[0].copy(store, seeing.begin("copy", len(files)), files)
-        if failures := [failure for failure in copied if failure is not None]:
+        bundles = in_bundles(files, [file.shard.num_bytes for file in files], MAX_BYTES_OF_CALL)
+        items = [FilesToCopy(tuple(bundle)) for bundle in bundles]
+        copied = decisions[0].copy(store, seeing.begin("copy", len(items)), items)
+        if failures := [failure for of_call in copied for failure in of_call]:
             raise ShardsFailed("\n".join(sorted(failures)))
         return _describe(opened, decisions[0], store.folder, passes)
 
@@ -110,11 +137,17 @@ def _describe(
     return result
 
 
-def copy_file(store: RunStore, file: OutputFile, rows_of: Callable[[Shard], Mask]) -> str | None:
-    """Write a file of OUTPUT unless it is there; a line about what files can do to a copy.
+def copy_files(store: RunStore, item: FilesToCopy, rows_of: Callable[[Shard], Mask]) -> list[str]:
+    """Write those of the files that are not there; lines about what files can do to a copy.
 
     rows_of: (num_rows,) mask of the kept rows of a shard, asked for where it is needed.
     """
+    with ThreadPoolExecutor(COPIES_AT_A_TIME) as pool:
+        lines = list(pool.map(partial(_copy_file, store, rows_of), item.files))
+    return [line for line in lines if line is not None]
+
+
+def _copy_file(store: RunStore, rows_of: Callable[[Shard], Mask], file: OutputFile) -> str | None:
     try:
         if store.read_receipt(file.shard) is None:
             commit_file(store, file, rows_of, StopRequest())

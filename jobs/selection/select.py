@@ -19,12 +19,12 @@ from rsr.jobs.errors import UsageError
 from rsr.jobs.interrupt import StopRequest
 from rsr.jobs.selection.candidates import (
     Candidates,
-    encode,
     groupable,
     id_reader,
     read_candidates,
 )
 from rsr.jobs.selection.layout import Mask
+from rsr.jobs.selection.numbering import encode
 from rsr.jobs.selection.objectives import correct_first, of_best_kind, pareto_front, weighted
 from rsr.jobs.selection.quotas import Quota, admit
 from rsr.jobs.selection.ranking import ReadIds, Rows, keep_best, ranked

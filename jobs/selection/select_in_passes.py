@@ -31,11 +31,12 @@ from rsr.jobs.selection.bundles import Bundle, RowsOfBundle, bundles_of, ids_of,
 from rsr.jobs.selection.candidates import candidate_columns, require_some
 from rsr.jobs.selection.composition import Parts, merge_parts
 from rsr.jobs.selection.gathering import Gathered, Plan, gather_bundle
-from rsr.jobs.selection.layout import Mask, OutputFile
+from rsr.jobs.selection.layout import Mask
 from rsr.jobs.selection.ordering import Groups, rank_part
 from rsr.jobs.selection.passes import (
     Decision,
-    copy_file,
+    FilesToCopy,
+    copy_files,
     for_any_machine,
     require_exact_groups,
     require_own_row,
@@ -59,16 +60,10 @@ MAX_PART_CANDIDATES = 32 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Copy:
-    """A file to be written, and the number in INPUT of the first row of each of its shards."""
+class Copies(FilesToCopy):
+    """Files to be written, and the number in INPUT of the first row of each of their shards."""
 
-    file: OutputFile
     first_rows: Mapping[str, int]
-
-    @property
-    def path(self) -> str:
-        """What a user is told of a call that is lost."""
-        return self.file.path
 
 
 def run_select_in_passes(
@@ -88,14 +83,13 @@ def run_select_in_passes(
     wanted = candidate_columns(
         table, options.conditions, opened.measured, group_column=options.group_by
     )
-    num_parts = max(1, min(MAX_PARTS, table.num_rows // MIN_PART_ROWS))
     plan = Plan(
         options,
         table,
         opened.by,
         wanted | extra_columns(options, opened),
         opened.id_column if options.pick == "best" else None,
-        num_parts,
+        num_parts_of(table.num_rows),
         exchange.hashes_of_this_machine(),
     )
     seeing = CallsWhereSeen(local_files(table.shards[0].path), calls)
@@ -109,6 +103,11 @@ def run_select_in_passes(
         writer="select",
         settings=options.settings,
     )
+
+
+def num_parts_of(num_rows: int) -> int:
+    """Parts for that many rows of INPUT."""
+    return exchange.num_parts_upto(min(MAX_PARTS, num_rows // MIN_PART_ROWS))
 
 
 def _decide(plan: Plan, opened: OpenedInput, passes: Passes) -> Decision:
@@ -143,14 +142,14 @@ def _decide(plan: Plan, opened: OpenedInput, passes: Passes) -> Decision:
         total.add(here)
     facts = _facts(plan, opened, gathered, groups, total)
 
-    def copy(store: RunStore, calls: Calls, files: Sequence[OutputFile]) -> Iterator[str | None]:
+    def copy(store: RunStore, calls: Calls, files: Sequence[FilesToCopy]) -> Iterator[list[str]]:
         firsts = {shard.name: first for bundle in bundles for shard, first in bundle.shards}
         items = [
-            Copy(file, {piece.shard.name: firsts[piece.shard.name] for piece in file.slices})
-            for file in files
+            Copies(some.files, {shard.name: firsts[shard.name] for shard in some.shards})
+            for some in files
         ]
         given = [chosen] * len(items)
-        return (line for _, line, _ in calls.scatter(partial(_copy, store), items, given, 0))
+        return (lines for _, lines, _ in calls.scatter(partial(_copy, store), items, given, 0))
 
     return Decision(total.num_rows_by_shard.tolist(), facts, pool, copy)
 
@@ -243,7 +242,7 @@ def _require_small_parts(plan: Plan, gathered: Gathered) -> None:
     )
 
 
-def _copy(store: RunStore, item: Copy, *chosen: NDArray[np.int64]) -> tuple[Any]:
+def _copy(store: RunStore, item: Copies, *chosen: NDArray[np.int64]) -> tuple[Any]:
     """chosen: of each part, the ascending positions of its kept rows."""
 
     def rows_of(shard: Shard) -> Mask:
@@ -254,7 +253,7 @@ def _copy(store: RunStore, item: Copy, *chosen: NDArray[np.int64]) -> tuple[Any]
             mask[positions[low:high] - first_row] = True
         return mask
 
-    return (copy_file(store, item.file, rows_of),)
+    return (copy_files(store, item, rows_of),)
 
 
 def _facts(

@@ -22,7 +22,7 @@ from rsr.engine.metrics import MIN_SURPRISAL_SUM_NATS, STORED_RANK_CLIPS
 from rsr.engine.trajectory import Status
 from rsr.jobs.errors import UsageError, first_line
 from rsr.jobs.shards import score_columns
-from rsr.jobs.shards.columns import TrajectoryColumns, require_columns
+from rsr.jobs.shards.columns import require_columns
 from rsr.jobs.shards.inputs import find_inputs
 from rsr.jobs.shards.json_file import is_json
 from rsr.jobs.shards.lines_file import holds_scores, scored_rows_of
@@ -241,7 +241,7 @@ def _look_at(file: str, name: str) -> tuple[pa.Schema, Shard]:
     with open_parquet(file) as parquet:
         schema = parquet.schema_arrow
     _require_score_columns(schema, file)
-    return schema, describe_shard(file, name, TrajectoryColumns(), None)
+    return schema, describe_shard(file, name, None, None)
 
 
 def _never_scored(file: str) -> UsageError:

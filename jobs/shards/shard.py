@@ -49,7 +49,7 @@ class Shard:
 
     path: what is read, a path or URL (for JSON input, its staged Parquet). name: the output's
     path below the output folder. num_rows: rows the run takes of it, from the front. num_bytes:
-    their share of the uncompressed trajectory columns, estimated from the footer. fingerprint,
+    their share of the uncompressed columns that are read, estimated from the footer. fingerprint,
     version: of the file, see `FileState`; version is "" where the fingerprint says it all.
     """
 
@@ -74,10 +74,16 @@ class Unit:
         return self.stop - self.start
 
 
-def describe_shard(path: str, name: str, columns: TrajectoryColumns, max_rows: int | None) -> Shard:
-    """Row count, size and fingerprint from a Parquet footer, nothing else being read."""
+def describe_shard(
+    path: str, name: str, columns: TrajectoryColumns | None, max_rows: int | None
+) -> Shard:
+    """Row count, size and fingerprint from a Parquet footer, nothing else being read.
+
+    columns: those that are read; None is all.
+    """
     metadata = open_parquet(path).metadata
-    num_bytes = sum(group.num_bytes for group in row_groups(metadata, columns.names))
+    names = None if columns is None else columns.names
+    num_bytes = sum(group.num_bytes for group in row_groups(metadata, names))
     num_rows = metadata.num_rows if max_rows is None else min(metadata.num_rows, max_rows)
     share = num_rows / max(1, metadata.num_rows)
     state = file_state(path)

@@ -17,7 +17,7 @@ from pickled_calls import PickledCalls
 from rsr.jobs.errors import Interrupted, UsageError
 from rsr.jobs.interrupt import StopRequest
 from rsr.jobs.run.events import read_events
-from rsr.jobs.selection import boundaries, bundles
+from rsr.jobs.selection import boundaries, bundles, passes
 from rsr.jobs.selection.candidates import Conditions
 from rsr.jobs.selection.filter import FilterOptions, run_filter
 from rsr.jobs.selection.filter_in_passes import run_filter_in_passes
@@ -164,8 +164,8 @@ def test_events_name_the_passes_in_their_order(tmp_path, write_scored, monkeypat
     events = list(read_events(tmp_path / "out" / ".rsr" / "events.jsonl"))
     names = [event["name"] for event in events]
     assert names == ["count", *["refine"] * 3, "limits", "copy", "describe"]
-    # All but a copy take bundles of shards.
-    assert [event["num_calls"] for event in events] == [1, 1, 1, 1, 1, 3, 1]
+    # A call takes a bundle of shards.
+    assert [event["num_calls"] for event in events] == [1] * 7
 
 
 @pytest.mark.parametrize("text", OF_OWN_ROW)
@@ -232,6 +232,7 @@ def scored(tmp_path, write_scored):
 
 def test_goes_on_where_a_pass_was_stopped(tmp_path, scored, monkeypatch):
     monkeypatch.setattr(bundles, "MIN_BUNDLE_ROWS", 1)
+    monkeypatch.setattr(passes, "MAX_BYTES_OF_CALL", 1)
 
     def options(output):
         return FilterOptions(
