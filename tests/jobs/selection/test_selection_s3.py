@@ -198,7 +198,7 @@ def large_corpora(tmp_path, write_scored, s3_url):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(7200 if IS_FULL_SCALE else 1200)
 @pytest.mark.parametrize("command", COMMANDS)
 def test_many_objects_and_a_large_one(tmp_path, s3, s3_url, large_corpora, command):
     local, remote = large_corpora
