@@ -116,7 +116,11 @@ class ObjectStorage:
     def _put(self, name: str, content: Path | bytes) -> None:
         import obstore
 
-        self._ask(name, lambda: obstore.put(self._store, self._key(name), content))
+        try:
+            self._ask(name, lambda: obstore.put(self._store, self._key(name), content))
+        except FileNotFoundError as error:
+            # An upload that obstore gives up it also ends, and what it says is that it was gone.
+            raise StorageError(f"{self.describe(name)}: {_reason(error)}") from error
 
     def remove(self, name: str) -> None:
         self._delete([self._key(name)])

@@ -5,6 +5,7 @@ says nothing until the client gives up, or lets the work be done and loses the a
 """
 
 import http.client
+import os
 import random
 import socket
 import threading
@@ -16,7 +17,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 FAULTS = ("500", "truncated", "timeout", "lost answer")
-SILENCE_S = 2.0
+IS_FULL_SCALE = bool(os.environ.get("RSR_S3_FULL_SCALE"))
+"""Whether objects of 1 GiB are written, whose parts the tests' server joins for many seconds."""
+SILENCE_S = 60.0 if IS_FULL_SCALE else 2.0
 """Longer than the clients under test wait; see `AWS_TIMEOUT` in tests/jobs/conftest.py."""
 HOP_HEADERS = {"connection", "transfer-encoding", "keep-alive", "content-length"}
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
-from faulty_proxy import FAULTS
+from faulty_proxy import FAULTS, IS_FULL_SCALE
 from pickled_calls import PickledCalls
 
 from rsr.jobs.cli import main
@@ -166,9 +166,7 @@ def test_killed_copy_goes_on(tmp_path, s3, s3_url, corpora):
     run("verify", f"{s3_url}/out", "--deep")
 
 
-IS_FULL_SCALE = bool(os.environ.get("RSR_S3_FULL_SCALE"))
-"""2,000 small objects and one of 1 GiB, for which the tests' server takes a quarter of an hour;
-otherwise 48 and one of 64 MiB."""
+# At full scale, which takes an hour, 2,000 small objects and one of 1 GiB.
 NUM_SMALL, SMALL_ROWS = 2_000 if IS_FULL_SCALE else 48, 20
 LARGE_GROUPS, GROUP_ROWS, PAD_BYTES = 16 if IS_FULL_SCALE else 1, 1_024, 64 << 10
 FAULT_SHARE_AT_SCALE = 0.01

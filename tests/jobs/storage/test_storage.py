@@ -179,6 +179,14 @@ def test_store_that_stays_down_is_an_error_that_names_the_file(s3, s3_url, monke
     assert storage.read("kept") == b"as it was"
 
 
+def test_write_never_says_that_a_file_is_missing(s3):
+    """It is an error of the place, which is gone or has ended the upload."""
+    with pytest.raises(StorageError, match="s3://no-such-bucket/file"):
+        open_storage("s3://no-such-bucket").write("file", b"content")
+    with pytest.raises(StorageError, match="s3://no-such-bucket/large"):
+        open_storage("s3://no-such-bucket").write("large", bytes(12 << 20))
+
+
 @pytest.mark.slow
 def test_run_on_an_object_store_through_a_bad_night(s3, s3_url, make_run):
     table = pa.table({"text": [f"row {i}" for i in range(23)], "x": list(range(23))})
