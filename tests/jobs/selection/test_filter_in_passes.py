@@ -1,10 +1,8 @@
 """`rsr filter` by passes over shards: the same files as the one-machine command, byte for byte."""
 
-import json
 import shutil
 from datetime import date
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -13,10 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pickled_calls import PickledCalls
+from selection_outcome import outcome, passes_of, written
 
 from rsr.jobs.errors import Interrupted, UsageError
 from rsr.jobs.interrupt import StopRequest
-from rsr.jobs.run.events import read_events
 from rsr.jobs.selection import boundaries, bundles, passes
 from rsr.jobs.selection.candidates import Conditions
 from rsr.jobs.selection.filter import FilterOptions, run_filter
@@ -24,26 +22,6 @@ from rsr.jobs.selection.filter_in_passes import run_filter_in_passes
 from rsr.jobs.selection.own_row import is_of_own_row
 
 NAN = float("nan")
-
-
-def written(output: Path) -> dict[str, bytes]:
-    folder = output / ".rsr" / "kept"
-    files = [*output.glob("*.parquet"), *(folder.rglob("*") if folder.exists() else ())]
-    return {str(f.relative_to(output)): f.read_bytes() for f in files if f.is_file()}
-
-
-def outcome(run, output):
-    """What a run wrote and told, or why it refused."""
-    try:
-        result = run()
-    except UsageError as error:
-        assert not output.exists()
-        return str(error)
-    told = result.to_json()
-    # Sums over shards may differ in the last bit from sums over the table.
-    told = json.loads(json.dumps(told, default=str), parse_float=lambda x: f"{float(x):.12g}")
-    del told["output"]
-    return written(output), told
 
 
 REFUSALS = ("none of the", "nothing to filter by", "--within says")
@@ -161,11 +139,9 @@ def test_events_name_the_passes_in_their_order(tmp_path, write_scored, monkeypat
         write_scored(tmp_path / "in" / f"{number}.parquet", [1.0, 1.5, 2.0] * 10)
     options = FilterOptions(input=str(tmp_path / "in"), output=tmp_path / "out", keep_rows=40)
     run_filter_in_passes(options, PickledCalls(), StopRequest())
-    events = list(read_events(tmp_path / "out" / ".rsr" / "events.jsonl"))
-    names = [event["name"] for event in events]
-    assert names == ["count", *["refine"] * 3, "limits", "copy", "describe"]
+    names = ["count", *["refine"] * 3, "limits", "copy", "describe"]
     # A call takes a bundle of shards.
-    assert [event["num_calls"] for event in events] == [1] * 7
+    assert passes_of(tmp_path / "out") == [(name, 1) for name in names]
 
 
 @pytest.mark.parametrize("text", OF_OWN_ROW)

@@ -1,9 +1,7 @@
 """`rsr select` by passes over shards: the same files as the one-machine command, byte for byte."""
 
-import json
 import shutil
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -12,36 +10,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pickled_calls import PickledCalls
+from selection_outcome import outcome, passes_of, written
 
 from rsr.jobs.errors import UsageError
 from rsr.jobs.interrupt import StopRequest
-from rsr.jobs.run.events import read_events
 from rsr.jobs.selection import admission, bundles, select_in_passes
 from rsr.jobs.selection.candidates import Conditions
 from rsr.jobs.selection.select import SelectOptions, run_select
 from rsr.jobs.selection.select_in_passes import run_select_in_passes
 
 NAN = float("nan")
-
-
-def written(output: Path) -> dict[str, bytes]:
-    folder = output / ".rsr" / "kept"
-    files = [*output.glob("*.parquet"), *(folder.rglob("*") if folder.exists() else ())]
-    return {str(f.relative_to(output)): f.read_bytes() for f in files if f.is_file()}
-
-
-def outcome(run, output):
-    """What a run wrote and told, or why it refused."""
-    try:
-        result = run()
-    except UsageError as error:
-        assert not output.exists()
-        return str(error)
-    told = json.loads(
-        json.dumps(result.to_json(), default=str), parse_float=lambda x: f"{float(x):.12g}"
-    )
-    del told["output"]
-    return written(output), told
 
 
 REFUSALS = ("none of the", "no selection meets", "no candidate of")
@@ -234,12 +212,6 @@ def test_ids_are_read_of_groups_whose_rows_tie_and_no_others(
     assert written(tmp_path / "many") == written(tmp_path / "one")
     begun = passes_of(tmp_path / "many")
     assert begun[:4] == [("gather", 2), ("rank", 3), ("ids", 2), ("rank", 1)]
-
-
-def passes_of(output: Path) -> list[tuple[str, int]]:
-    """Names of the passes that a run has begun, and how many calls each made."""
-    events = read_events(output / ".rsr" / "events.jsonl")
-    return [(e["name"], e["num_calls"]) for e in events if e["event"] == "pass_started"]
 
 
 @pytest.mark.parametrize(
