@@ -6,6 +6,7 @@
 import json
 import os
 import random
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from soak_disk import small_disk
 
 from rsr.engine.chat import TrajectoryEncoder
 from rsr.engine.trajectory import Status, Trajectory
@@ -38,6 +40,23 @@ GOOD = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "F
 READ_ERRORS = (OSError, pa.ArrowException)
 """What reading rows may raise in a worker, where it costs that file alone. Before a run only
 `UsageError` may be: one line, exit code 2."""
+
+
+@pytest.fixture(scope="module")
+def memory(tmp_path_factory) -> Iterator[Path]:
+    """A folder in memory, where one can be had: thousands of small files wait for a disk."""
+    with small_disk(tmp_path_factory.mktemp("fuzz") / "memory", size_mib=512) as disk:
+        yield disk.folder
+
+
+@pytest.fixture
+def folder(memory) -> Path:
+    """An empty one in memory."""
+    return new_folder(memory)
+
+
+def new_folder(parent: Path) -> Path:
+    return Path(tempfile.mkdtemp(dir=parent))
 
 
 @contextmanager
@@ -114,12 +133,12 @@ def json_seeds() -> list[bytes]:
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".jsonl", ".json"])
-def test_damaged_file_is_read_or_refused(tmp_path, suffix):
+def test_damaged_file_is_read_or_refused(folder, suffix):
     chance = random.Random(suffix)
-    seeds = parquet_seeds(tmp_path) if suffix == ".parquet" else json_seeds()
+    seeds = parquet_seeds(folder) if suffix == ".parquet" else json_seeds()
     if suffix == ".json":
         seeds = [b"[" + seed.replace(b"\n", b",") + b"]" for seed in seeds]
-    path = tmp_path / f"damaged{suffix}"
+    path = folder / f"damaged{suffix}"
     num_cases = NUM_CASES if suffix == ".parquet" else NUM_CASES // 2
     num_read = num_refused = 0
     for _ in range(num_cases):
@@ -127,7 +146,7 @@ def test_damaged_file_is_read_or_refused(tmp_path, suffix):
         path.write_bytes(content)
         try:
             with little_cpu():
-                num_rows = read_like_a_run(path, tmp_path)
+                num_rows = read_like_a_run(path, folder)
         except UsageError:
             num_refused += 1
         else:
@@ -151,18 +170,18 @@ def test_column_name_that_is_not_text_is_refused(tmp_path):
         open_parquet(path)
 
 
-def test_damaged_line_costs_its_own_row_alone(tmp_path):
+def test_damaged_line_costs_its_own_row_alone(folder):
     chance = random.Random(1)
-    path = tmp_path / "rows.jsonl"
+    path = folder / "rows.jsonl"
     lines = [json.dumps({"messages": GOOD, "id": i}).encode() for i in range(5)]
     for _ in range(NUM_CASES // 4):
         damaged = mutate(lines[2], chance).replace(b"\n", b" ")
         if not damaged.strip():
             continue
         path.write_bytes(b"\n".join([*lines[:2], damaged, *lines[3:]]))
-        stage_json(path, tmp_path / "staged.parquet")
+        stage_json(path, folder / "staged.parquet")
         columns = TrajectoryColumns(messages="messages")
-        shard = describe_shard(str(tmp_path / "staged.parquet"), "s", columns, None)
+        shard = describe_shard(str(folder / "staged.parquet"), "s", columns, None)
         read = read_trajectories(Unit(shard, 0, shard.num_rows), columns)
         assert len(read) == 5
         for row in (0, 1, 3, 4):
@@ -274,8 +293,8 @@ def test_odd_texts_get_a_status(encoders, prompt, response, text):
     database=None,
 )
 @given(rows=st.lists(st.dictionaries(ODD_TEXT, ODD_VALUE, max_size=3), min_size=1, max_size=4))
-def test_any_json_object_is_a_row(tmp_path_factory, rows):
-    folder = tmp_path_factory.mktemp("rows")
+def test_any_json_object_is_a_row(memory, rows):
+    folder = new_folder(memory)
     lines = [json.dumps(row, default=repr) for row in rows]
     (folder / "a.jsonl").write_text("\n".join(lines))
     stage_json(folder / "a.jsonl", folder / "a.parquet")
