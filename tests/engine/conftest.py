@@ -1,6 +1,6 @@
 """Students of any architecture made on the spot, and transformers to hold their scores against."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,26 @@ from transformers import (
     PretrainedConfig,
 )
 
-from rsr.engine import Trajectory, TrajectoryScore
+from rsr.engine import Trajectory, TrajectoryScore, prefill
 
 MAX_SURPRISAL_ERROR_NATS = 1e-4
 MAX_LOGIT_ERROR = 1e-4
 """Logits closer to the target's than this may be on either side of it."""
 MIN_DECIDED = 0.95
 """Share of tokens about whose rank that bound must leave no doubt."""
+SMALL_KV_CACHE_BYTES = 128 << 20
+"""Holds four rows of 32k tokens of a student that is made on the spot."""
 
 SaveStudent = Callable[[PretrainedConfig, Path], Path]
 AssertLikeTransformers = Callable[[Path, Sequence[Trajectory], Sequence[TrajectoryScore]], None]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_kv_cache() -> Iterator[None]:
+    """vLLM zeroes its whole KV cache, which of the usual 2 GiB takes most of an engine's start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prefill, "CPU_KV_CACHE_BYTES", SMALL_KV_CACHE_BYTES)
+        yield
 
 
 @pytest.fixture(scope="session")
