@@ -37,6 +37,21 @@ def small_kv_cache() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def look_at_model_classes_here(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM imports itself in another process to look at a model class that no cache file tells of.
+
+    On a machine that is new to it that takes a quarter of a minute for each architecture.
+    """
+    if request.node.get_closest_marker("vllm"):
+        prefill.import_vllm()
+        from vllm.model_executor.models import registry
+
+        monkeypatch.setattr(registry, "_run_in_subprocess", lambda look: look(), raising=False)
+
+
 @pytest.fixture(scope="session")
 def save_student(make_tokenizer: Callable[..., Any]) -> SaveStudent:
     """Saves a random float32 checkpoint of a configuration, with a byte tokenizer, in a folder."""
