@@ -32,23 +32,47 @@ CONTROL_TOKENS = ("<|im_start|>", "<|im_end|>", "<|bos|>")
 NUM_LEFT_OUT = pytest.StashKey[int]()
 SERVERS = {"s3", "server", "hub", "vllm_port"}
 """Fixtures that are a server, or the way to one."""
+LONGEST_FILES = (
+    "benchmarks/test_ahead_of_time.py",
+    "jobs/demo/test_loop.py",
+    "jobs/soak/test_soak_score.py",
+    "jobs/cluster/test_session.py",
+    "jobs/soak/test_soak_selection.py",
+    "test_shell_blocks.py",
+    "jobs/scoring/test_score.py",
+    "jobs/sampling/test_sample.py",
+    "jobs/selection/test_selection_s3.py",
+    "engine/test_architectures.py",
+    "jobs/cluster/test_cluster.py",
+    "jobs/cluster/test_passes_on_cluster.py",
+    "jobs/soak/test_soak_passes.py",
+    "jobs/scoring/test_raised_limit.py",
+    "test_wheel.py",
+)
+"""Below this folder, the longest first: those whose tests of the long kind take minutes."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put fast tests first: a mistake should show in seconds.
 
-    Of the others the longest come first, so that two processes end at about the same time.
+    Of the others the longest files come first, so that two processes, each of which takes a file
+    at a time, end at about the same time.
     """
+    ranks = {Path(__file__).parent / file: rank for rank, file in enumerate(LONGEST_FILES)}
 
     def cost(item: pytest.Item) -> int:
         # Tests of a server are long ones, and several to a file.
-        costs = {"gpu": 1, "ray": 1, "vllm": 1, "server": 2}
+        costs = {"gpu": 1, "ray": 1, "vllm": 1, "slow": 1, "server": 2}
         return sum(cost for marker, cost in costs.items() if item.get_closest_marker(marker))
+
+    def order(item: pytest.Item) -> tuple[bool, int, int]:
+        its_cost = cost(item)
+        return its_cost > 0, ranks.get(item.path, len(ranks)) if its_cost else 0, -its_cost
 
     for item in items:
         if SERVERS.intersection(getattr(item, "fixturenames", ())):
             item.add_marker("server")
-    items.sort(key=lambda item: (cost(item) > 0, -cost(item)))
+    items.sort(key=order)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
