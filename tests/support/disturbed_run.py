@@ -1,20 +1,11 @@
 """Commands in processes of their own, disturbed while they run and looked at afterwards."""
 
-import json
 import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import psutil
-
-
-def run(arguments: Sequence[str], exit_code: int = 0) -> tuple[dict[str, Any], str]:
-    """What a command with --json printed, and what it said beside that."""
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=300)
-    assert done.returncode == exit_code, done.stderr
-    return json.loads(done.stdout or "{}"), done.stderr
 
 
 def start_until_units(

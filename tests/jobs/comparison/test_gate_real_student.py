@@ -2,15 +2,12 @@
 
 import json
 import random
-import subprocess
-import sys
 from dataclasses import replace
 
 import polars as pl
 import pytest
-from click.testing import CliRunner
+from typed import rsr
 
-from rsr.jobs.cli import main
 from rsr.jobs.demo.trajectories import foreign_register, make_problem, spelled_out
 
 pytestmark = [pytest.mark.vllm, pytest.mark.ray, pytest.mark.slow]
@@ -49,18 +46,15 @@ def scored(tmp_path_factory, real_student):
     (root / "in").mkdir()
     for stream, rows in streams().items():
         rows.write_parquet(root / "in" / f"{stream}.parquet")
-    command = [sys.executable, "-m", "rsr.jobs.cli", "score", root / "in", root / "scored"]
-    command += ["--model", real_student, "--dtype", "float32", "--token-columns"]
-    subprocess.run(list(map(str, command)), check=True, capture_output=True, timeout=500)
+    options = ("--model", real_student, "--dtype", "float32", "--token-columns")
+    rsr("score", root / "in", root / "scored", *options)
     return root / "scored"
 
 
 @pytest.mark.parametrize(("stream", "status"), [("repaired", "refined"), ("rewritten", "drifted")])
 def test_gate_keeps_a_repair_and_returns_a_rewriting_to_native(scored, tmp_path, stream, status):
     paths = (scored / "native.parquet", scored / f"{stream}.parquet")
-    arguments = ["compare", *map(str, paths), "--gate", str(tmp_path / "out"), "--json"]
-    result = CliRunner().invoke(main, arguments)
-    assert result.exit_code == 0, result.output + result.stderr
+    result = rsr("compare", *paths, "--gate", tmp_path / "out", "--json")
     drifts = pl.read_parquet(tmp_path / "out" / "*.parquet")["gate_drift"].to_list()
     assert json.loads(result.stdout)["rows_by_status"] == {status: NUM_PROBLEMS}, drifts
     kept = pl.read_parquet(tmp_path / "out" / "*.parquet")["response"].to_list()

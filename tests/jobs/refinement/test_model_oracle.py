@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
-from disturbed_run import run, start_until_units
+from disturbed_run import start_until_units
+from typed import rsr
 
 from rsr.engine.config import ScorerConfig
 from rsr.engine.messages import BadMessagesError
@@ -149,14 +150,15 @@ def test_stopped_run_goes_on_to_the_same_rows(tmp_path, answering_oracle):
     problems = [f"{n} + {n}?" for n in range(len(traces))]
     pq.write_table(pa.table({"prompt": problems, "response": traces}), tmp_path / "in.parquet")
     output = tmp_path / "out"
-    command = [sys.executable, "-m", "rsr.jobs.cli", "refine", str(tmp_path / "in.parquet")]
-    command += [str(output), "--mode", "minimal", "--model", str(answering_oracle)]
+    command = ["refine", str(tmp_path / "in.parquet"), str(output), "--mode", "minimal"]
+    command += ["--model", str(answering_oracle)]
     command += ["--dtype", "float32", "--max-tokens", "16", "--json"]
-    process = start_until_units(command, output, 1)
+    process = start_until_units([sys.executable, "-m", "rsr.jobs.cli", *command], output, 1)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == 75
-    told, said = run(command)
-    assert "going on: " in said
+    resumed = rsr(*command)
+    assert "going on: " in resumed.stderr
+    told = json.loads(resumed.stdout)
     rows = pq.read_table(output / "in.parquet")
     expected = ["refined", "unchanged", "refused", "refused"] + ["refined"] * 300
     assert rows["refine_status"].to_pylist() == expected
@@ -167,8 +169,7 @@ def test_stopped_run_goes_on_to_the_same_rows(tmp_path, answering_oracle):
     assert rows["refine_completion_tokens"].to_pylist()[0] == 4
     assert told["rows_by_status"] == {"refined": 301, "refused": 2, "unchanged": 1}
     assert told["num_tokens_now"] < told["num_tokens"] == 4 * 302
-    checked = CliRunner().invoke(main, ["verify", str(output), "--deep"])
-    assert checked.exit_code == 0, checked.output
-    _, refused = run([*command, "--temperature", "0.5"], exit_code=2)
-    assert "temperature was 1.0 and is now 0.5" in refused
+    rsr("verify", output, "--deep")
+    refused = rsr(*command, "--temperature", "0.5", exit_code=2)
+    assert "temperature was 1.0 and is now 0.5" in refused.stderr
     assert json.loads((output / ".rsr" / "manifest.json").read_text())["writer"] == "refine"

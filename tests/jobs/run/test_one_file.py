@@ -204,7 +204,7 @@ def test_the_storage_of_one_file_knows_no_other(tmp_path):
 @pytest.mark.vllm
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_scoring_run_into_one_file_is_stopped_and_goes_on(tmp_path, tiny_student):
+def test_a_scoring_run_into_one_file_is_stopped_and_goes_on(tmp_path, tiny_student, monkeypatch):
     """Of JSON lines, which are staged beside the file; by the name of a path that is relative."""
     rows = [
         {
@@ -218,19 +218,15 @@ def test_a_scoring_run_into_one_file_is_stopped_and_goes_on(tmp_path, tiny_stude
     ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     options = ("--model", tiny_student, "--dtype", "float32", "--max-num-batched-tokens", "256")
-    command = [sys.executable, "-m", "rsr.jobs.cli", "score", "rows.jsonl"]
-
-    def start(output: str) -> "subprocess.Popen[str]":
-        return subprocess.Popen(
-            [*command, output, *map(str, options)],
-            stderr=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=tmp_path,
-        )
-
+    monkeypatch.chdir(tmp_path)
     units = tmp_path / ".scored.parquet.rsr" / "units"
-    stopped = start("scored.parquet")
+    stopped = subprocess.Popen(
+        [sys.executable, "-m", "rsr.jobs.cli", "score", "rows.jsonl", "scored.parquet"]
+        + [str(option) for option in options],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     try:
         while stopped.poll() is None and not any(units.rglob("*.scores")):
             time.sleep(0.02)
@@ -242,9 +238,8 @@ def test_a_scoring_run_into_one_file_is_stopped_and_goes_on(tmp_path, tiny_stude
     assert not (tmp_path / "scored.parquet").exists()
     assert "the same rsr score command goes on" in rsr("status", tmp_path / "scored.parquet").stdout
     for output in ("scored.parquet", "folder"):
-        done = start(output)
-        _, said = done.communicate(timeout=300)
-        assert done.returncode == 0, said
+        done = rsr("score", "rows.jsonl", output, *options)
+        assert done.exit_code == 0, done.output
     assert pl.read_parquet(tmp_path / "scored.parquet").equals(
         pl.read_parquet(tmp_path / "folder" / "rows.parquet")
     )

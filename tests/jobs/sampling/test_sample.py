@@ -1,5 +1,6 @@
 """The whole way: `rsr sample`, Ray, real vLLM; killed, resumed, and asked for more samples."""
 
+import json
 import re
 import signal
 import sys
@@ -7,19 +8,20 @@ import sys
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from click.testing import CliRunner
-from disturbed_run import kill_tree, run, start_until_units, units
-
-from rsr.jobs.cli import main
+from disturbed_run import kill_tree, start_until_units, units
+from typed import rsr
 
 pytestmark = [pytest.mark.vllm, pytest.mark.ray, pytest.mark.slow]
 
 NUM_PROBLEMS, NUM_SAMPLES, NUM_MORE = 320, 2, 3
 
 
+RSR = (sys.executable, "-m", "rsr.jobs.cli")
+
+
 def command(source, output, model, num_samples):
     return [
-        *(sys.executable, "-m", "rsr.jobs.cli", "sample", str(source), str(output), "--json"),
+        *("sample", str(source), str(output), "--json"),
         *("--model", str(model), "--dtype", "float32", "--max-tokens", "16"),
         *("-n", str(num_samples)),
     ]
@@ -32,19 +34,20 @@ def runs(tmp_path_factory, tiny_student):
     source = root / "in.parquet"
     problems = [f"{i} + {i}?" if i != 7 else "<|im_end|>" for i in range(NUM_PROBLEMS)]
     pq.write_table(pa.table({"id": range(NUM_PROBLEMS), "question": problems}), source)
-    run(command(source, root / "quiet", tiny_student, NUM_SAMPLES))
+    rsr(*command(source, root / "quiet", tiny_student, NUM_SAMPLES))
     output = root / "killed"
     arguments = command(source, output, tiny_student, NUM_SAMPLES)
-    kill_tree(start_until_units(arguments, output, 2))
+    kill_tree(start_until_units([*RSR, *arguments], output, 2))
     kept = units(output)
-    process = start_until_units(arguments, output, 2)
+    process = start_until_units([*RSR, *arguments], output, 2)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == 75
     still_kept = units(output)
-    result, told = run(arguments)
+    resumed = rsr(*arguments)
     first = (output / "in.samples-00000-00001.parquet").read_bytes()
-    more, _ = run(command(source, output, tiny_student, NUM_SAMPLES + NUM_MORE))
-    return root, kept, still_kept, result, told, first, more
+    more = rsr(*command(source, output, tiny_student, NUM_SAMPLES + NUM_MORE))
+    result = json.loads(resumed.stdout)
+    return root, kept, still_kept, result, resumed.stderr, first, json.loads(more.stdout)
 
 
 def test_killed_run_resumes_to_the_same_rows(runs):
@@ -73,15 +76,14 @@ def test_larger_n_samples_only_the_new_ones(runs):
         for seed in pq.read_table(path)["seed"].to_pylist()
     ]
     assert len(set(seeds)) == len(seeds) == NUM_PROBLEMS * (NUM_SAMPLES + NUM_MORE)
-    checked = CliRunner().invoke(main, ["verify", str(root / "killed"), "--deep"])
-    assert checked.exit_code == 0, checked.output
+    rsr("verify", root / "killed", "--deep")
 
 
 def test_smaller_n_and_other_settings_are_refused(runs, tiny_student):
     root, *_ = runs
     arguments = command(root / "in.parquet", root / "killed", tiny_student, 1)
-    _, told = run(arguments, exit_code=2)
-    assert "holds 5 samples of each problem" in told
+    told = rsr(*arguments, exit_code=2)
+    assert "holds 5 samples of each problem" in told.stderr
     arguments = command(root / "in.parquet", root / "killed", tiny_student, 5)
-    _, told = run([*arguments, "--temperature", "0.5"], exit_code=2)
-    assert "temperature was 1.0 and is now 0.5" in told
+    told = rsr(*arguments, "--temperature", "0.5", exit_code=2)
+    assert "temperature was 1.0 and is now 0.5" in told.stderr

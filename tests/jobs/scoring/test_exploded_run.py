@@ -3,20 +3,16 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
 
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from click.testing import CliRunner
+from typed import rsr
 
-from rsr.jobs.cli import main
 from rsr.jobs.shards.staging import is_staged_from, stage
 from rsr.jobs.storage import locate
 
-RSR = [sys.executable, "-m", "rsr.jobs.cli"]
 ROWS = [
     {
         "problem": f"What is {i} + 1?",
@@ -29,11 +25,6 @@ ROWS = [
 OPTIONS = ["--prompt-column", "problem", "--explode-responses", "generations"]
 NAMES = ["id", "generations", "correct", "source_row", "response_index"]
 SIBLING = ["--explode-column", "correct"]
-
-
-def rsr(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [*RSR, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=500)
 
 
 def expected_rows() -> list[tuple[object, ...]]:
@@ -60,7 +51,6 @@ def exploded_run(tmp_path_factory, tiny_student):
     pq.write_table(pa.Table.from_pylist(ROWS), source, row_group_size=7)
     command = ("score", source, root / "out", "--model", tiny_student, *OPTIONS, *SIBLING)
     done = rsr(*command, "--json")
-    assert done.returncode == 0, done.stderr
     return root, command, json.loads(done.stdout)
 
 
@@ -85,25 +75,20 @@ def test_every_response_is_scored_once_with_its_row_and_index(exploded_run):
 def test_lost_output_is_written_again_and_verified(exploded_run, tiny_student):
     root, command, _ = exploded_run
     before = pl.read_parquet(root / "out" / "a.parquet")
-    checked = rsr("verify", root / "out", "--deep")
-    assert checked.returncode == 0, checked.stdout
+    rsr("verify", root / "out", "--deep")
     (root / "out" / "a.parquet").unlink()
     shutil.rmtree(root / "out" / ".rsr" / "staged")
-    done = rsr(*command)
-    assert done.returncode == 0, done.stderr
+    rsr(*command)
     again = pl.read_parquet(root / "out" / "a.parquet")
     assert again.equals(before)
-    assert rsr("verify", root / "out", "--deep").returncode == 0
-    other = rsr(*[word for word in command if word not in SIBLING])
-    assert other.returncode == 2
+    rsr("verify", root / "out", "--deep")
+    other = rsr(*[word for word in command if word not in SIBLING], exit_code=2)
     assert "exploded was ['generations', 'correct'] and is now ['generations']" in other.stderr
     changed = [*ROWS[:-1], ROWS[-1] | {"generations": ["x"], "correct": [None]}]
     pq.write_table(pa.Table.from_pylist(changed), root / "in" / "a.parquet", row_group_size=7)
-    checked = rsr("verify", root / "out", "--deep")
-    assert checked.returncode == 1
+    checked = rsr("verify", root / "out", "--deep", exit_code=1)
     assert "has changed since the run began" in checked.stdout
-    refused = rsr(*command)
-    assert refused.returncode == 2
+    refused = rsr(*command, exit_code=2)
     assert "input shards changed: a.parquet" in refused.stderr
 
 
@@ -117,8 +102,7 @@ def test_options_that_do_not_go_together_are_refused(tmp_path, tiny_student):
         ([*OPTIONS, "--explode-column", "id"], "column 'id' of .* is int64; expected lists"),
     ):
         typed = ["score", source, tmp_path / "out", "--model", tiny_student, *options]
-        result = CliRunner().invoke(main, list(map(str, typed)))
-        assert result.exit_code == 2
+        result = rsr(*typed, exit_code=2)
         (line,) = result.stderr.strip().splitlines()
         assert re.search(told, line)
         assert not (tmp_path / "out").exists()

@@ -1,13 +1,12 @@
 """A corpus that the student cannot read is refused before a model is loaded, with the reasons."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from toy_students import STUDENTS
+from typed import rsr
 
 from rsr.engine.config import ScorerConfig
 from rsr.engine.student import Student
@@ -93,10 +92,7 @@ def test_refused_run_leaves_output_as_it_was(tmp_path, tiny_student):
     rows = [*[chat("4<|im_start|>")] * 3, chat("4")]
     pq.write_table(pa.table({"messages": rows}), tmp_path / "a.parquet")
     command = ["score", tmp_path / "a.parquet", tmp_path / "out", "--model", tiny_student, "--json"]
-    done = subprocess.run(
-        [sys.executable, "-m", "rsr.jobs.cli", *map(str, command)], capture_output=True, text=True
-    )
-    assert done.returncode == 2
+    done = rsr(*command, exit_code=2)
     assert done.stdout == ""
     first, reason = done.stderr.strip().splitlines()
     assert first.startswith("rsr: 3 of the first 4 rows would have no score, more than --max-refu")

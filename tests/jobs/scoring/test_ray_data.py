@@ -7,6 +7,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from typed import rsr
 
 pytestmark = [pytest.mark.vllm, pytest.mark.ray, pytest.mark.slow]
 
@@ -48,9 +49,7 @@ def test_pipeline_writes_what_score_writes(tmp_path, tiny_student):
     pq.write_table(pa.Table.from_pylist(rows), source)
     words = [str(source), str(tmp_path / "piped"), str(tiny_student)]
     subprocess.run([sys.executable, "-c", PIPELINE, *words], check=True, timeout=500)
-    score = [sys.executable, "-m", "rsr.jobs.cli", "score", str(source), str(tmp_path / "scored")]
-    score += ["--model", str(tiny_student), "--dtype", "float32"]
-    subprocess.run(score, check=True, timeout=300)
+    rsr("score", source, tmp_path / "scored", "--model", tiny_student, "--dtype", "float32")
     piped = pl.read_parquet(tmp_path / "piped" / "*.parquet").sort("id")
     scored = pl.read_parquet(tmp_path / "scored" / "rows.parquet")
     assert piped.columns == scored.columns

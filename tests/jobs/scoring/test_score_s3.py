@@ -1,16 +1,13 @@
 """The whole way over an object store: `rsr score s3://… s3://…`, Ray, real vLLM, bad nights."""
 
 import json
-import subprocess
-import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from click.testing import CliRunner
+from typed import rsr
 
 from rsr.engine import Scorer, ScorerConfig, Trajectory
-from rsr.jobs.cli import main
 from rsr.jobs.storage import open_storage
 
 pytestmark = [pytest.mark.vllm, pytest.mark.ray, pytest.mark.slow]
@@ -31,13 +28,9 @@ def test_score_status_and_verify_on_an_object_store(s3, s3_url, tiny_student):
     put_table(storage, "in/a.parquet", pa.table({"id": range(30), "messages": rows[:30]}))
     put_table(storage, "in/deep/b.parquet", pa.table({"id": range(10), "messages": rows[30:]}))
     source, output = f"{s3_url}/in", f"{s3_url}/out"
-    command = [
-        sys.executable, "-m", "rsr.jobs.cli", "score", source, output,
-        "--model", str(tiny_student), "--json",
-    ]  # fmt: skip
+    command = ("score", source, output, "--model", tiny_student, "--json")
     with s3.faults(0.1) as injected:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=400)
-    assert done.returncode == 0, done.stderr
+        done = rsr(*command)
     assert sum(injected.values()) >= 3
     result = json.loads(done.stdout)
     assert (result["output"], result["num_rows"]) == (output, 40)
@@ -52,11 +45,9 @@ def test_score_status_and_verify_on_an_object_store(s3, s3_url, tiny_student):
         scores = scorer.score([Trajectory(messages=messages) for messages in rows])
     assert scored["rsr"].to_pylist() == pytest.approx([score.rsr for score in scores], rel=1e-5)
     for tool in (["status"], ["verify", "--deep"]):
-        looked = CliRunner().invoke(main, [*tool, output, "--json"])
-        assert looked.exit_code == 0, looked.output
+        rsr(*tool, output, "--json")
     # Nothing is left to do, and nothing is left behind but the result and what vouches for it.
-    again = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
-    assert json.loads(again.stdout)["num_tokens_now"] == 0
+    assert json.loads(rsr(*command).stdout)["num_tokens_now"] == 0
     assert [file.name for file in storage.list("out")] == [
         "out/.rsr/events.jsonl",
         "out/.rsr/manifest.json",

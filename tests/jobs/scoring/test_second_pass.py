@@ -1,8 +1,6 @@
 """Second passes through the command line: a column of their own beside a scored input's."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import polars as pl
@@ -10,21 +8,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from click.testing import CliRunner
+from typed import rsr
 
-from rsr.jobs.cli import main
 from rsr.jobs.shards.writer import METADATA_KEY
 
 pytestmark = [pytest.mark.vllm, pytest.mark.ray, pytest.mark.slow]
 
-RSR = [sys.executable, "-m", "rsr.jobs.cli"]
 ANSWERS = ["Six tens are 60. Minus 18. So 42.", "42", "It is 7 times 6. That is 42.", ""]
-
-
-def rsr(*arguments: object, exit_code: int = 0) -> str:
-    done = subprocess.run([*RSR, *map(str, arguments)], capture_output=True, text=True, timeout=300)
-    assert done.returncode == exit_code, done.stderr
-    return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +30,7 @@ def passes(tiny_student, tmp_path_factory):
     rsr("score", root / "in.parquet", root / "first", *model, "--token-columns")
     rsr("score", root / "first", root / "second", *model, "--unconditional")
     told = rsr("score", root / "second", root / "third", *model, "--window", "1", "--json")
-    return root, json.loads(told)
+    return root, json.loads(told.stdout)
 
 
 def test_a_second_pass_leaves_what_is_there(passes):
@@ -86,16 +76,14 @@ def test_sums_are_those_of_transformers(passes, tiny_student):
 def test_metrics_of_second_passes_are_told(passes):
     root, _ = passes
     frame = pl.read_parquet(root / "third" / "in.parquet").filter(pl.col("rsr").is_not_null())
-    told = json.loads(rsr("metrics", root / "third", "--json"))
+    told = json.loads(rsr("metrics", root / "third", "--json").stdout)
     values = {m["metric"]: m["values"]["all"] for m in told["metrics"]}
     mean = frame["rsr_mean_surprisal"]
     without = frame["rsr_unconditional"].struct.field("surprisal_sum") / frame["rsr_num_tokens"]
     assert values["ifd"] == pytest.approx(np.exp(mean - without).mean(), rel=1e-9)
     assert values["ifd_loss"] == pytest.approx((mean / without).mean(), rel=1e-9)
-    refused = CliRunner().invoke(
-        main, ["metrics", str(root / "first"), "--metric", "ifd"], standalone_mode=False
-    )
-    assert "it needs a second pass: rsr score" in refused.output
+    refused = rsr("metrics", root / "first", "--metric", "ifd", exit_code=2)
+    assert "it needs a second pass: rsr score" in refused.stderr
 
 
 def test_a_second_pass_of_another_student_does_not_compare(passes, tmp_path):
@@ -106,7 +94,7 @@ def test_a_second_pass_of_another_student_does_not_compare(passes, tmp_path):
     identity["model"]["config_sha256"] = "another"
     metadata[b"rsr_unconditional"] = json.dumps(identity).encode()
     pq.write_table(table.replace_schema_metadata(metadata), tmp_path / "mixed.parquet")
-    assert rsr("metrics", tmp_path / "mixed.parquet", exit_code=2) == ""
+    assert rsr("metrics", tmp_path / "mixed.parquet", exit_code=2).stdout == ""
 
 
 def test_a_second_pass_is_done_once(passes, tiny_student):

@@ -2,14 +2,13 @@
 
 import json
 import os
-import subprocess
-import sys
 from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
+from typed import rsr
 
 from rsr.jobs.cli import main
 from rsr.jobs.errors import UsageError
@@ -151,22 +150,12 @@ def test_edited_json_lines_are_noticed_and_touched_ones_go_on(tmp_path, tiny_stu
     padding = {"prompt": None, "response": None, "padding": "p" * 100_000}
     source.write_text("\n".join(map(json.dumps, [*rows, padding])))
 
-    def score(*options):
-        command = [sys.executable, "-m", "rsr.jobs.cli", "score", source, output, "--json"]
-        done = subprocess.run(
-            [*command, "--model", tiny_student, *options], capture_output=True, text=True
-        )
-        return done.returncode, done.stdout, done.stderr
-
-    assert score()[0] == 0
+    command = ("score", source, output, "--json", "--model", tiny_student)
+    rsr(*command)
     later(source)
-    exit_code, stdout, _ = score()
-    assert exit_code == 0
-    assert json.loads(stdout)["num_tokens_now"] == 0
+    assert json.loads(rsr(*command).stdout)["num_tokens_now"] == 0
     edit_in_place(source, b"It is 000000", b"It is 999999")
     later(source)
-    exit_code, _, stderr = score()
-    assert exit_code == 2
-    assert "changed: front.parquet" in stderr
-    assert score("--overwrite")[0] == 0
+    assert "changed: front.parquet" in rsr(*command, exit_code=2).stderr
+    rsr(*command, "--overwrite")
     assert "999999" in pq.read_table(output / "front.parquet")["response"][0].as_py()

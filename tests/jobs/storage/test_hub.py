@@ -1,15 +1,13 @@
 """INPUT on a Hugging Face hub: found, read by ranges, pinned to a commit, refused in one line."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 from hub_server import TOKEN, commit_of, hub_server
+from typed import rsr
 
 from rsr.jobs.cli import main
 from rsr.jobs.errors import UsageError
@@ -180,18 +178,11 @@ def test_dataset_of_the_hub_is_planned(hub, tiny_student):
 @pytest.mark.vllm
 @pytest.mark.ray
 @pytest.mark.slow
-def test_dataset_of_the_hub_is_scored_by_workers(hub, tmp_path, tiny_student):
+def test_dataset_of_the_hub_is_scored_by_workers(hub, tmp_path, tiny_student, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     output = tmp_path / "out"
-    command = ["score", "hf://datasets/org/traces/deep", output, "--model", tiny_student, "--json"]
-    done = subprocess.run(
-        [sys.executable, "-m", "rsr.jobs.cli", *map(str, command)],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"HF_HUB_OFFLINE": "0"},
-    )
-    assert done.returncode == 0, done.stderr
+    rsr("score", "hf://datasets/org/traces/deep", output, "--model", tiny_student, "--json")
     scored = pq.read_table(output / "b.parquet")
     assert scored["text"].to_pylist() == ROWS["text"].to_pylist()[:3]
     assert scored["rsr_status"].to_pylist() == ["truncated"] * 3
-    checked = CliRunner().invoke(main, ["verify", str(output), "--deep"])
-    assert checked.exit_code == 0, checked.output
+    rsr("verify", output, "--deep")
