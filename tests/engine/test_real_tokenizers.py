@@ -45,10 +45,20 @@ def _tokenizer(name):
         pytest.skip(str(error))
 
 
+@cache
 def _encoder(name, template, **options):
+    """Made in seconds where the vocabulary is large."""
     return TrajectoryEncoder(
         _tokenizer(name), chat_template=template, max_model_len=1 << 20, **options
     )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_encoder_stays():
+    """In memory, beside what other tests take."""
+    yield
+    _encoder.cache_clear()
+    _tokenizer.cache_clear()
 
 
 def _templates(name):
