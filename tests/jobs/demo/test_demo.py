@@ -10,6 +10,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 from click.testing import CliRunner
+from typed import rsr
 
 from rsr.jobs.cli import main
 from rsr.jobs.demo.demo import (
@@ -143,7 +144,6 @@ def test_demo_scores_with_the_real_student_and_can_be_run_again(tmp_path, real_s
     assert told["teachers"][-1]["teacher"] == "foreign_register"
     assert (folder / "picture.svg").read_text().startswith("<svg")
 
-    again = rsr_demo(folder, "--problems", "2")
-    assert again.returncode == 0, again.stderr
+    again = rsr("demo", "--output", folder, "--problems", "2")
     assert "made up" in again.stdout
     assert pl.read_parquet(folder / "scored" / "trajectories.parquet").equals(scored)
