@@ -7,6 +7,9 @@ from pathlib import Path
 
 import psutil
 
+PATIENCE_S = 900
+"""For a run's first units, on a machine that has much else to do."""
+
 
 def start_until_units(
     arguments: Sequence[str], output: Path, num_units: int
@@ -14,7 +17,7 @@ def start_until_units(
     """A run that has kept `num_units` units more than there were."""
     process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     enough = len(units(output)) + num_units
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + PATIENCE_S
     while len(units(output)) < enough:
         assert process.poll() is None, "the run ended before it could be disturbed"
         assert time.monotonic() < deadline
