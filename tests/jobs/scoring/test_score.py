@@ -14,6 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from disturbed_run import PATIENCE_S
+from typed import rsr
 
 RSR = [sys.executable, "-m", "rsr.jobs.cli"]
 
@@ -216,7 +218,7 @@ def start(arguments: list[str]) -> subprocess.Popen:
 
 def wait_for_units(process: subprocess.Popen, output: Path, num_more: int) -> None:
     """Until the run has kept `num_more` units more than it has now."""
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + PATIENCE_S
     units = output / ".rsr" / "units"
     enough = len(list(units.glob("*/*.scores"))) + num_more
     while len(list(units.glob("*/*.scores"))) < enough:
@@ -306,9 +308,9 @@ def test_finished_run_has_nothing_left_to_do(disturbed_run, tiny_student):
 @pytest.mark.slow
 def test_other_settings_are_refused_by_name(disturbed_run, tiny_student):
     root, source, *_ = disturbed_run
-    exit_code, _, stderr = run(source, root / "killed", tiny_student, "--rank-clip", "50")
-    assert exit_code == 2
-    assert "rank_clip was 100 and is now 50" in stderr
+    command = ("score", source, root / "killed", "--model", tiny_student)
+    refused = rsr(*command, "--rank-clip", "50", exit_code=2)
+    assert "rank_clip was 100 and is now 50" in refused.stderr
 
 
 @pytest.mark.slow
@@ -317,12 +319,10 @@ def test_changed_input_is_refused_and_overwritten_on_demand(disturbed_run, tiny_
     source = root / "other" / "rows.parquet"
     source.parent.mkdir()
     pq.write_table(pa.table({"messages": [chat("42")] * 3}), source)
-    exit_code, _, stderr = run(source, root / "quiet", tiny_student)
-    assert exit_code == 2
-    assert "changed: rows.parquet" in stderr
-    exit_code, summary, _ = run(source, root / "quiet", tiny_student, "--overwrite", "--limit", "2")
-    assert exit_code == 0
-    assert summary["num_rows"] == 2
+    command = ("score", source, root / "quiet", "--model", tiny_student, "--json")
+    assert "changed: rows.parquet" in rsr(*command, exit_code=2).stderr
+    overwritten = rsr(*command, "--overwrite", "--limit", "2")
+    assert json.loads(overwritten.stdout)["num_rows"] == 2
     assert pq.read_metadata(root / "quiet" / "rows.parquet").num_rows == 2
 
 
@@ -332,9 +332,8 @@ def test_ranks_of_a_tensor_parallel_group_run_inside_a_worker(tmp_path, tiny_stu
     source = tmp_path / "rows.parquet"
     pq.write_table(pa.table({"messages": [chat(f"It is {n}.") for n in range(6)]}), source)
     options = ("--dtype", "float32", "--token-columns", "--tensor-parallel-size", "2")
-    code, told, stderr = run(source, tmp_path / "out", tiny_student, *options)
-    assert code == 0, stderr
-    assert told["rows_by_status"] == {"ok": 6}
+    done = rsr("score", source, tmp_path / "out", "--model", tiny_student, "--json", *options)
+    assert json.loads(done.stdout)["rows_by_status"] == {"ok": 6}
     frame = pl.read_parquet(tmp_path / "out" / "rows.parquet")
     expected = transformers_scores(tiny_student, frame)
     assert frame["rsr"].to_list() == pytest.approx(expected, rel=1e-4)
