@@ -49,7 +49,7 @@ FITTING_LENGTH = re.compile(r"estimated maximum model length is (\d+)")
 """What vLLM says when its KV cache cannot hold one request of the model's maximum length."""
 
 CPU_KV_CACHE_BYTES = 2 << 30
-"""Holds 16k tokens of an 8B model. Pages never written cost nothing, but vLLM wants them free."""
+"""Holds 16k tokens of an 8B model. vLLM fills it with zeros at its start: all of it is resident."""
 
 
 NOT_OUR_CLASS = (
