@@ -15,6 +15,7 @@ from rsr.jobs.planning.prediction import Figure
 from rsr.jobs.selection.bundles import MAX_BUNDLES, MIN_BUNDLE_ROWS
 from rsr.jobs.selection.candidates import candidate_columns
 from rsr.jobs.selection.filter import FilterOptions
+from rsr.jobs.selection.passes import COPIES_AT_A_TIME
 from rsr.jobs.selection.select import SelectOptions, extra_columns
 from rsr.jobs.selection.select_in_passes import num_parts_of
 from rsr.jobs.selection.selection import OpenedInput
@@ -26,10 +27,10 @@ NARROW_PASSES_OF_FILTER = (2, 5)
 """Count and look at the limits; with them, as many as three to refine."""
 EXCHANGED_BYTES = 24
 """Of each row that can still be chosen: key, score and position. Hashed keys take 8 more."""
-FRAME_BYTES_PER_ROW = 60
+FRAME_BYTES_PER_ROW = 110
 """Of a shard that is looked at, in memory: the columns of a pass and what is made of them."""
-COPY_BYTES = 200 << 20
-"""Of a shard that is copied, in memory: a row group of kept rows and what encodes it, at most."""
+COPY_BYTES = COPIES_AT_A_TIME * (200 << 20)
+"""Of a call that copies, in memory: of each copy a row group of kept rows and what encodes it."""
 RANK_FACTOR = 4
 """Memory of ranking a part, in sizes of the part, which counts itself."""
 
