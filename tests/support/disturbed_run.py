@@ -1,5 +1,6 @@
 """Commands in processes of their own, disturbed while they run and looked at afterwards."""
 
+import signal
 import subprocess
 import time
 from collections.abc import Sequence
@@ -38,3 +39,8 @@ def kill_tree(process: "subprocess.Popen[bytes]") -> None:
     for member in tree:
         member.kill()
     psutil.wait_procs(tree, timeout=30)
+
+
+def heed_hangups() -> None:
+    """Undo what `nohup` does to its children, should the tests themselves run under it."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+from disturbed_run import heed_hangups
 from soak_disk import Others, SmallDisk, snapshot
 
 RSR = [sys.executable, "-m", "rsr.jobs.cli"]
@@ -595,11 +596,6 @@ class Night:
             assert self.driver is not None
             self.driver.kill()
             self.driver.wait()
-
-
-def heed_hangups() -> None:
-    """Undo what `nohup` does to its children, should the soak itself run under it."""
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def lock_holder(output: Path) -> int | None:

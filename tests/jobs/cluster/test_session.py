@@ -18,6 +18,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from disturbed_run import heed_hangups
 
 from rsr.jobs.cluster.ray_folder import LOCK, PREFIX, ray_folder, require_token
 from rsr.jobs.errors import UsageError
@@ -188,6 +189,7 @@ def score(source, output, model, **environment):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=heed_hangups,
     )
 
 
