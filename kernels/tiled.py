@@ -5,7 +5,7 @@ Each thread does whole tiles by itself. A tile's numbers do not depend on the th
 them, and tiles are merged in their order: the same bits come out whatever the number of threads
 and however fast each of them is.
 
-Knows nothing of devices beyond whether the CPU multiplies bf16 natively, and compiles nothing:
+Knows nothing of devices beyond whether the CPU gains by bf16 GEMMs, and compiles nothing:
 the in-place passes below cost what a `torch.compile`d epilogue costs, without its 5 to 20 s start.
 
 N is tokens, V the columns at hand, D the hidden size.
@@ -82,7 +82,7 @@ def vocab_stats(
         native_bf16: whether bf16 operands go through bf16 GEMMs; None asks the CPU.
     """
     if native_bf16 is None:
-        native_bf16 = hidden.device.type == "cpu" and cpu_multiplies_bf16()
+        native_bf16 = hidden.device.type == "cpu" and cpu_gains_by_bf16()
     block_rows = HIDDEN_BUFFER_BYTES // (4 * weight.shape[1]) // TILE_ROWS * TILE_ROWS
     blocks = []
     for rows in _slices(hidden.shape[0], min(MAX_BLOCK_ROWS, max(TILE_ROWS, block_rows))):
@@ -95,13 +95,19 @@ def vocab_stats(
 
 
 @functools.cache
-def cpu_multiplies_bf16() -> bool:
-    """Whether this CPU has bf16 multiply instructions, without which a bf16 GEMM is emulated.
+def cpu_gains_by_bf16() -> bool:
+    """Whether a bf16 GEMM is faster on this CPU than the fp32 GEMM of the same shape.
 
-    Emulated, it takes four times as long as the fp32 GEMM of the same shape.
+    AMX and SVE are made for it, and AMD's AVX-512 multiplies twice as many bf16 numbers a cycle as
+    fp32 ones. Intel's does not: vdpbf16ps has one port where an fp32 FMA has two, and operands have
+    to be interleaved first, so that the GEMM takes 1.2 to 1.4 times as long. A CPU without any of
+    these emulates it, in three to four times as long.
     """
     capabilities = torch.cpu.get_capabilities()
-    return any(capabilities.get(name) for name in ("amx_bf16", "avx512_bf16", "sve_bf16"))
+    if capabilities.get("amx_bf16") or capabilities.get("sve_bf16"):
+        return True
+    is_intel = str(capabilities.get("cpu_name", "")).startswith("Intel")
+    return bool(capabilities.get("avx512_bf16")) and not is_intel
 
 
 class _Fp32Product:
@@ -149,7 +155,7 @@ class _Fp32Tiles:
 
 
 class _Bf16Product:
-    """h·w + b of tiles through bf16 GEMMs, at three times fp32's speed where the CPU has them.
+    """h·w + b of tiles through bf16 GEMMs, for CPUs that gain by them.
 
     Such a GEMM accumulates in fp32 but hands out bf16. With `shift`, (rows,) float32, it computes
     h·w + b − shift: three more columns of the hidden states hold −shift, against ones in the

@@ -169,17 +169,17 @@ def _ray() -> Iterator[Finding]:
 def _cpu() -> Iterator[Finding]:
     import torch
 
-    from rsr.kernels.tiled import cpu_multiplies_bf16
+    from rsr.kernels.tiled import cpu_gains_by_bf16
 
     num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     name = torch.cpu.get_capabilities().get("cpu_name") or platform.machine()
     found = f"{name}, {num_cores} core{'s' * (num_cores != 1)}"
-    if cpu_multiplies_bf16():
+    if cpu_gains_by_bf16():
         yield Finding("CPU", f"{found}, multiplies bfloat16")
     elif torch.cuda.is_available():
         yield Finding("CPU", found)
     else:
-        advice = "bfloat16 is emulated at a quarter of float32's speed: score with --dtype float32"
+        advice = "bfloat16 is slower here than float32, or emulated: score with --dtype float32"
         yield Finding("CPU", found, Verdict.ADVICE, advice)
 
 

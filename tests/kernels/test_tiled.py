@@ -136,3 +136,19 @@ def test_peak_memory_is_bounded_whatever_the_shape(num_tokens, depth, vocab_size
         [sys.executable, "-c", program], check=True, capture_output=True, text=True
     )
     assert int(result.stdout) <= 64 * 1024
+
+
+@pytest.mark.parametrize(
+    ("cpu_name", "instructions", "gains"),
+    [
+        ("Intel Xeon", ["avx512_bf16", "amx_bf16"], True),
+        ("Intel Xeon", ["avx512_bf16"], False),
+        ("AMD EPYC", ["avx512_bf16"], True),
+        ("AMD EPYC", [], False),
+        ("Neoverse V1", ["sve_bf16"], True),
+    ],
+)
+def test_bf16_goes_through_gemms_that_gain_by_it(monkeypatch, cpu_name, instructions, gains):
+    capabilities = {"cpu_name": cpu_name} | dict.fromkeys(instructions, True)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert tiled.cpu_gains_by_bf16.__wrapped__() is gains
