@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pytest
@@ -17,16 +17,26 @@ from transformers import (
 
 from rsr.engine import Trajectory, TrajectoryScore, prefill
 
-MAX_SURPRISAL_ERROR_NATS = 1e-4
-MAX_LOGIT_ERROR = 1e-4
-"""Logits closer to the target's than this may be on either side of it."""
+MAX_ERROR_NATS = 1e-4
+"""Of a surprisal or an entropy. Logits closer to the target's may be on either side of it."""
 MIN_DECIDED = 0.95
 """Share of tokens about whose rank that bound must leave no doubt."""
 SMALL_KV_CACHE_BYTES = 128 << 20
 """Holds four rows of 32k tokens of a student that is made on the spot."""
 
 SaveStudent = Callable[[PretrainedConfig, Path], Path]
-AssertLikeTransformers = Callable[[Path, Sequence[Trajectory], Sequence[TrajectoryScore]], None]
+
+
+class AssertLikeTransformers(Protocol):
+    """Holds token scores of plain-text trajectories against transformers' float32 logits."""
+
+    def __call__(
+        self,
+        folder: Path,
+        trajectories: Sequence[Trajectory],
+        scores: Sequence[TrajectoryScore],
+        max_error_nats: float = MAX_ERROR_NATS,
+    ) -> None: ...
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -72,10 +82,11 @@ def save_student(make_tokenizer: Callable[..., Any]) -> SaveStudent:
 
 @pytest.fixture(scope="session")
 def assert_like_transformers() -> AssertLikeTransformers:
-    """Holds token scores of plain-text trajectories against transformers' float32 logits."""
-
     def check(
-        folder: Path, trajectories: Sequence[Trajectory], scores: Sequence[TrajectoryScore]
+        folder: Path,
+        trajectories: Sequence[Trajectory],
+        scores: Sequence[TrajectoryScore],
+        max_error_nats: float = MAX_ERROR_NATS,
     ) -> None:
         # The eager implementation forms all attention scores, 8 GiB for a 32k row; the other leaves
         # out Gemma 2's soft cap on them, and does not exist for GPT-J.
@@ -98,7 +109,8 @@ def assert_like_transformers() -> AssertLikeTransformers:
                     # Of no other type of tokens is its attention causal.
                     tokens["token_type_ids"] = torch.ones_like(tokens["input_ids"])
                 logits = model(**tokens).logits[0, first - 1 : -1]
-            decided += assert_scores_match_logits(score, logits, torch.tensor(ids[first:]))
+            targets = torch.tensor(ids[first:])
+            decided += assert_scores_match_logits(score, logits, targets, max_error_nats)
         assert np.mean(decided) > MIN_DECIDED
 
     return check
@@ -111,7 +123,10 @@ def _auto_class(config: PretrainedConfig) -> Any:
 
 
 def assert_scores_match_logits(
-    score: TrajectoryScore, logits: torch.Tensor, targets: torch.Tensor
+    score: TrajectoryScore,
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    max_error_nats: float = MAX_ERROR_NATS,
 ) -> list[bool]:
     """Takes (T, V) float32 logits and (T,) targets; returns whose rank rounding cannot change."""
     tokens = score.tokens
@@ -119,14 +134,14 @@ def assert_scores_match_logits(
     assert score.num_tokens == len(targets)
     assert tokens.token_ids.tolist() == targets.tolist()
     target_logits = logits.gather(1, targets[:, None])
-    lowest = 1 + (logits > target_logits + MAX_LOGIT_ERROR).sum(1)
-    highest = (logits >= target_logits - MAX_LOGIT_ERROR).sum(1)
+    lowest = 1 + (logits > target_logits + max_error_nats).sum(1)
+    highest = (logits >= target_logits - max_error_nats).sum(1)
     ranks = torch.from_numpy(tokens.ranks)
     assert ((lowest <= ranks) & (ranks <= highest)).all()
 
     logprobs = logits.log_softmax(1)
     expected = logprobs.gather(1, targets[:, None]).squeeze(1).numpy()
-    np.testing.assert_allclose(tokens.logprobs, expected, rtol=0, atol=MAX_SURPRISAL_ERROR_NATS)
+    np.testing.assert_allclose(tokens.logprobs, expected, rtol=0, atol=max_error_nats)
     entropies = -(logprobs.exp() * logprobs).sum(1).numpy()
-    np.testing.assert_allclose(tokens.entropies, entropies, rtol=0, atol=MAX_SURPRISAL_ERROR_NATS)
+    np.testing.assert_allclose(tokens.entropies, entropies, rtol=0, atol=max_error_nats)
     return (lowest == highest).tolist()

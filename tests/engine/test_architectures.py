@@ -215,6 +215,9 @@ STUDENTS: dict[str, tuple[str, dict]] = {
     "mixtral, experts": ("MixtralConfig", {"num_local_experts": 4, "num_experts_per_tok": 2}),
 }
 
+LESS_EXACT = {"zamba 2, one attention for several layers": {"max_error_nats": 5e-4}}
+"""Where float32 itself is: transformers' own differs by 1.6e-4 nats from its float64 there."""
+
 TRAJECTORIES = (
     Trajectory(text="Seven apples cost 21 coins, so one apple costs 3 coins. " * 4),
     Trajectory(prompt="How many legs do three spiders have?", response=" 3 × 8 = 24 legs."),
@@ -280,7 +283,7 @@ def test_states_are_handed_from_step_to_step(name, make_student, assert_like_tra
     assert num_computed % config.max_num_batched_tokens == 1
     with Scorer(config) as scorer:
         scores = scorer.score(TRAJECTORIES)
-    assert_like_transformers(folder, TRAJECTORIES, scores)
+    assert_like_transformers(folder, TRAJECTORIES, scores, **LESS_EXACT.get(name, {}))
 
 
 @pytest.mark.parametrize("name", params(DELTA_STUDENTS))
