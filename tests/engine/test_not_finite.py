@@ -64,7 +64,7 @@ def spoilt(folder):
     [
         {"prefix_reuse": "off"},
         {"prefix_reuse": "on", "token_scores": True},
-        {"scorer": "prompt-logprobs"},
+        pytest.param({"scorer": "prompt-logprobs"}, marks=pytest.mark.slow),
     ],
     ids=str,
 )
