@@ -36,6 +36,7 @@ from rsr.jobs.shards.columns import TrajectoryColumns, choose_columns
 from rsr.jobs.shards.parquet import open_parquet
 from rsr.jobs.shards.reader import read_trajectories
 from rsr.jobs.shards.shard import Unit, describe_shard
+from rsr.jobs.storage.hub import stay_offline_without_hub
 from rsr.jobs.terminal import Console, Table, print_json
 
 if TYPE_CHECKING:
@@ -233,6 +234,7 @@ def engine(
 
     The bare prefill computes every row whole, whatever --prefix-reuse says.
     """
+    stay_offline_without_hub(str(scorer["model"]))
     # Seconds of imports that `rsr --help` must not wait for.
     from rsr.benchmarks.engine_verify import verify
     from rsr.engine.student import open_student

@@ -99,6 +99,8 @@ def _load_model_config(config: ScorerConfig) -> PretrainedConfig:
         )
     except (OSError, ValueError, KeyError) as error:
         reason = first_line(error)
+        if not Path(config.model).exists():
+            reason = f"no such folder here, and as a name on the hub: {reason}"
         raise ValueError(f"no usable model {config.model!r}: {reason}") from error
     if not loaded.architectures:
         raise ValueError(f"config.json of {config.model!r} names no architecture")

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rsr.engine.config import ScorerConfig
@@ -125,8 +124,7 @@ def student_to_read_with(scorer: ScorerConfig) -> "Student":
 
     Asks a hub that does not answer once, and no more.
     """
-    if not Path(scorer.model).exists():
-        stay_offline_without_hub()
+    stay_offline_without_hub(scorer.model)
     # transformers takes seconds to import, and looks for the hub's settings when it is.
     from rsr.engine.student import open_student
 

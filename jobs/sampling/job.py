@@ -19,6 +19,7 @@ from rsr.jobs.sampling.prompts import PromptSource, prompt_hash
 from rsr.jobs.shards.reader import ShardReader, decoded
 from rsr.jobs.shards.score_columns import Summary
 from rsr.jobs.shards.shard import Shard, Unit
+from rsr.jobs.storage.hub import stay_offline_without_hub
 
 logger = logging.getLogger(__name__)
 
@@ -169,6 +170,7 @@ def look_at_prompts(
     prompts: each gives its messages, or raises `BadMessagesError`. Raises ValueError for a model
     that cannot be used.
     """
+    stay_offline_without_hub(config.model)
     with quick_imports():
         from rsr.engine.prompts import PromptEncoder
         from rsr.engine.student import open_student

@@ -25,6 +25,7 @@ from rsr.jobs.shards.columns import TrajectoryColumns
 from rsr.jobs.shards.reader import TrajectoryReader
 from rsr.jobs.shards.score_columns import Summary
 from rsr.jobs.shards.shard import Shard, Unit
+from rsr.jobs.storage.hub import stay_offline_without_hub
 from rsr.kernels import tuned_tiles
 
 logger = logging.getLogger(__name__)
@@ -171,6 +172,7 @@ def look_at_student(
 
     Raises ValueError for a model that cannot be used.
     """
+    stay_offline_without_hub(config.model)
     with quick_imports():
         from rsr.engine.student import open_student
 

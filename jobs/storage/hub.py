@@ -179,12 +179,14 @@ def pin_revision(url: str) -> str:
     return f"hf://datasets/{repository}@{quote(commit, safe='')}{match['path'] or ''}"
 
 
-def stay_offline_without_hub() -> None:
-    """Have this process do without the hub, if it does not answer once.
+def stay_offline_without_hub(model: str) -> None:
+    """Have this process do without the hub, if `model` is to come from it and it does not answer.
 
-    What is wanted from it is then found in the cache or said to be missing at once: transformers
-    would otherwise ask five times again for each file. To be called before it is imported.
+    What is wanted is then found in the cache or said to be missing at once: transformers would
+    otherwise ask five times again for each file. To be called before it is imported.
     """
+    if Path(model).exists():
+        return
     try:
         urlopen(hub_endpoint() or DEFAULT_ENDPOINT, timeout=ANSWER_SECONDS).close()
     except urllib.error.HTTPError:

@@ -129,8 +129,9 @@ def test_hub_that_cannot_be_reached_is_asked_once(source, tmp_path):
     )
     assert process.returncode == 2
     assert process.stderr.splitlines() == [
-        "rsr: no usable model 'nobody/nothing': We couldn't connect to 'http://127.0.0.1:9' to "
-        "load the files, and couldn't find them in the cached files."
+        "rsr: no usable model 'nobody/nothing': no such folder here, and as a name on the hub: We "
+        "couldn't connect to 'http://127.0.0.1:9' to load the files, and couldn't find them in the "
+        "cached files."
     ]
 
 
