@@ -7,7 +7,8 @@ which say where they stand without any of the engine's code.
 import re
 from dataclasses import dataclass
 
-from hypothesis import Phase, event, given, settings
+import pytest
+from hypothesis import Phase, assume, event, given, settings
 from hypothesis import strategies as st
 from toy_students import ToyStudent
 
@@ -139,6 +140,9 @@ def _said(text):
 @settings(max_examples=400, deadline=None, phases=phases)
 @given(templates, rounds)
 def test_rows_by_template_are_scored_on_their_responses_or_refused(template, drawn):
+    # See the test of an empty chain of thought below.
+    says_closed = any(answer.startswith(CLOSED) for _, answer, _, _ in drawn)
+    assume(not (template.prompt == CLOSED and template.body == "as it is" and says_closed))
     student = ToyStudent("random", template.source(marked=False), CONTROLS)
     tokenizer = student.tokenizer()
     encoder = TrajectoryEncoder(
@@ -159,6 +163,25 @@ def test_rows_by_template_are_scored_on_their_responses_or_refused(template, dra
         if turn["role"] == "assistant"
     ]
     assert _said("".join(scored)) == _said("".join(said))
+
+
+@pytest.mark.xfail(strict=True, reason="the message's own empty tags are scored as said by it")
+def test_empty_chain_of_thought_is_the_generation_prompts():
+    """Of a message that repeats it, training puts the loss on what follows alone."""
+    header, end = "'<|a|>' + m.role + '\n'", "{{ '<|end|>\n' }}"
+    template = RandomTemplate("as it is", header, end, CLOSED, "{{ m.content }}", "")
+    student = ToyStudent("random", template.source(marked=False), CONTROLS)
+    tokenizer = student.tokenizer()
+    encoder = TrajectoryEncoder(
+        tokenizer, chat_template=student.template, max_model_len=1 << 20, render="template"
+    )
+    messages = [
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": f"{CLOSED}word"},
+    ]
+    encoded = encoder.encode(Trajectory(messages=messages))
+    scored = [tokenizer.decode(encoded.token_ids[start:end]) for start, end in encoded.spans]
+    assert scored == ["word"]
 
 
 @settings(max_examples=200, deadline=None, phases=phases)
