@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from huggingface_hub import HfFileSystem
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
+YES = {"1", "ON", "YES", "TRUE"}
+"""What huggingface_hub takes for a yes in its environment variables."""
 ANSWER_SECONDS = 10.0
 HUB_SCHEME = "hf"
 HUB_FORM = "hf://datasets/ORG/NAME[@REVISION][/PATH]"
@@ -185,7 +187,7 @@ def stay_offline_without_hub(model: str) -> None:
     What is wanted is then found in the cache or said to be missing at once: transformers would
     otherwise ask five times again for each file. To be called before it is imported.
     """
-    if Path(model).exists():
+    if Path(model).exists() or os.environ.get("HF_HUB_OFFLINE", "").upper() in YES:
         return
     try:
         urlopen(hub_endpoint() or DEFAULT_ENDPOINT, timeout=ANSWER_SECONDS).close()

@@ -141,7 +141,7 @@ def _said(text):
 @given(templates, rounds)
 def test_rows_by_template_are_scored_on_their_responses_or_refused(template, drawn):
     # See the test of an empty chain of thought below.
-    says_closed = any(answer.startswith(CLOSED) for _, answer, _, _ in drawn)
+    says_closed = any(said.startswith(CLOSED) and said != CLOSED for _, said, _, _ in drawn)
     assume(not (template.prompt == CLOSED and template.body == "as it is" and says_closed))
     student = ToyStudent("random", template.source(marked=False), CONTROLS)
     tokenizer = student.tokenizer()

@@ -120,9 +120,10 @@ def test_student_needs_no_weights(source, tiny_student, tmp_path):
 def test_hub_that_cannot_be_reached_is_asked_once(source, tmp_path):
     """By a process of its own: huggingface_hub reads its environment when it is imported."""
     command = [sys.executable, "-m", "rsr.jobs.cli", "plan", source, "--gpu", "h100"]
+    online = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
     process = subprocess.run(
         [*map(str, command), "--model", "nobody/nothing"],
-        env=os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hub")},
+        env=online | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hub")},
         capture_output=True,
         text=True,
         timeout=300,
