@@ -8,9 +8,10 @@ places, or the row is refused. Nothing is searched for, so nothing can be found 
 
 Where a response begins: after the longest text that is both the generation prompt's and the
 turn's. A chain of thought that the prompt *opens* still counts as the student's words, as in the
-published code; one that the prompt closes does not. Where it ends: before the end-of-turn token.
-What the template adds in between (an empty chain of thought, channel names, the syntax of tool
-calls) is part of the response, for training puts loss on it.
+published code; one that the prompt closes does not, even where the message itself begins with it.
+Where a response ends: before the end-of-turn token. What the template adds in between (an empty
+chain of thought, channel names, the syntax of tool calls) is part of the response, for training
+puts loss on it.
 
 Knows templates and messages; knows nothing of tokens, models or scores.
 """
@@ -79,7 +80,8 @@ class Slot:
     literal: what the template prints before it, from the slot before. body: what it prints for
     the message, without white space, probe words in the place of words. is_whole: the body is the
     message's own text, nothing added or taken away. end_of_turn: characters from its end to the
-    end of the end-of-turn token.
+    end of the end-of-turn token. prompted: what the generation prompt prints after `literal`, which
+    is not the response's where a message itself begins with exactly this.
     """
 
     literal: str
@@ -88,6 +90,7 @@ class Slot:
     is_scored: bool
     is_whole: bool
     end_of_turn: int
+    prompted: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +120,8 @@ class Layout:
             is_last = slot is self.slots[-1]
             position = _place(slot, text, start, follower, is_last, messages, pieces)
             if slot.is_scored:
+                if text.startswith(slot.prompted, start, position):
+                    start += len(slot.prompted)
                 spans.append(CharSpan(start, position, position + slot.end_of_turn))
         if len(text) - position != len(self.tail) or not text.endswith(self.tail):
             raise _rewritten(messages[-1]["role"], len(messages) - 1)
@@ -149,7 +154,7 @@ def cut(turn: Mapping[str, Any]) -> Pieces:
     return Pieces(
         tuple(words),
         (turn["role"], turn.get("reasoning_field"), tuple(kinds)),
-        closes=len(_CLOSES.findall(content)),
+        closes=sum(kind is not None and bool(_CLOSES.fullmatch(kind)) for kind in kinds),
         ends_with_word=kinds[-1] is None,
     )
 
@@ -228,21 +233,25 @@ class LayoutFinder:
         self._require_context()
         regions: list[tuple[int, int, int]] = []
         ends_of_turn: dict[int, int] = {}
+        prompted: dict[int, str] = {}
         for index, turn in enumerate(self._turns):
             if turn["role"] != "assistant":
                 regions += [(*hit.span(), index) for hit in self._hits_of(index)]
             elif not self._pieces[index].is_blank or "tool_calls" in turn:
                 self._require_said(index)
-                start = self._start(index)
+                start, prompted[index] = self._start(index)
                 end = self._end(index, start)
                 ends_of_turn[index] = self._end_of_turn(end)
                 self._check_tags(index, start, end, strict)
                 self._require_one_turn(index, start, end, ends_of_turn[index])
                 regions.append((start, end, index))
-        return self._layout(sorted(regions), ends_of_turn)
+        return self._layout(sorted(regions), ends_of_turn, prompted)
 
     def _layout(
-        self, regions: list[tuple[int, int, int]], ends_of_turn: Mapping[int, int]
+        self,
+        regions: list[tuple[int, int, int]],
+        ends_of_turn: Mapping[int, int],
+        prompted: Mapping[int, str],
     ) -> Layout:
         slots, last = [], 0
         for start, end, index in regions:
@@ -258,6 +267,7 @@ class LayoutFinder:
                     is_scored=index in self._scored,
                     is_whole=isinstance(content, str) and body == _squeeze(content),
                     end_of_turn=ends_of_turn.get(index, 0),
+                    prompted=prompted.get(index, ""),
                 )
             )
             last = end
@@ -302,8 +312,8 @@ class LayoutFinder:
     def _says_reasoning(self, index: int) -> bool:
         return "reasoning" in self._turns[index] or len(self._pieces[index].words) > 1
 
-    def _start(self, index: int) -> int:
-        """Where the response of turn `index` begins."""
+    def _start(self, index: int) -> tuple[int, str]:
+        """Where the response of turn `index` begins, and what the generation prompt has there."""
         hits = self._hits_of(index)
         try:
             prompt = self._render(self._messages[:index], add_generation_prompt=True)[0]
@@ -316,13 +326,14 @@ class LayoutFinder:
             own = prompt[before:]
             for header in self._headers(index, own, words):
                 if self._text.startswith(header, anchor) and anchor + len(header) <= first:
-                    return anchor + len(header)
+                    more = own[len(header) :] if own.startswith(header) else ""
+                    return anchor + len(header), _OPENER.sub("", more)
         header = self._role_header()
         between = self._text[
             max((h.end() for h in self._hits if h.end() <= first), default=0) : first
         ]
         if header and between.count(header) == 1:
-            return first - len(between) + between.index(header) + len(header)
+            return first - len(between) + between.index(header) + len(header), ""
         raise BadMessagesError(
             "the chat template prints an assistant turn that does not begin like its "
             "generation prompt",

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import Phase, assume, event, given, settings
+from hypothesis import Phase, event, given, settings
 from hypothesis import strategies as st
 from toy_students import ToyStudent
 
@@ -123,8 +123,7 @@ def _responses(template, tokenizer, row):
             continue
         between = [part.split(END)[0] for part in marked.split(START)[1:]]
         if template.prompt == CLOSED:
-            # A message of nothing but empty tags still says them.
-            between = [part.removeprefix(CLOSED) or part for part in between]
+            between = [part.removeprefix(CLOSED) for part in between]
         text = marked.replace(START, "").replace(END, "")
         responses[text] = [
             part for part, says in zip(between, says_something, strict=True) if says and part
@@ -140,9 +139,6 @@ def _said(text):
 @settings(max_examples=400, deadline=None, phases=phases)
 @given(templates, rounds)
 def test_rows_by_template_are_scored_on_their_responses_or_refused(template, drawn):
-    # See the test of an empty chain of thought below.
-    says_closed = any(said.startswith(CLOSED) and said != CLOSED for _, said, _, _ in drawn)
-    assume(not (template.prompt == CLOSED and template.body == "as it is" and says_closed))
     student = ToyStudent("random", template.source(marked=False), CONTROLS)
     tokenizer = student.tokenizer()
     encoder = TrajectoryEncoder(
@@ -165,23 +161,31 @@ def test_rows_by_template_are_scored_on_their_responses_or_refused(template, dra
     assert _said("".join(scored)) == _said("".join(said))
 
 
-@pytest.mark.xfail(strict=True, reason="the message's own empty tags are scored as said by it")
-def test_empty_chain_of_thought_is_the_generation_prompts():
-    """Of a message that repeats it, training puts the loss on what follows alone."""
+@pytest.mark.parametrize(
+    ("prompt", "content", "scored"),
+    [
+        (CLOSED, f"{CLOSED}word", "word"),
+        (CLOSED, "<think></think>word", "<think></think>word"),
+        (CLOSED, "<think>\nwhy\n</think>\n\nword", "<think>\nwhy\n</think>\n\nword"),
+        (CLOSED, f"{CLOSED}{CLOSED}", CLOSED),
+        ("<think>\n", "<think>\nwhy\n</think>\n\nword", "<think>\nwhy\n</think>\n\nword"),
+        ("Answer: ", "Answer: word", "word"),
+        ("Answer: ", "word", "word"),
+    ],
+)
+def test_what_the_generation_prompt_prints_is_not_scored(prompt, content, scored):
+    """Of a message that begins with it, prompt-completion training has the loss on the rest."""
     header, end = "'<|a|>' + m.role + '\n'", "{{ '<|end|>\n' }}"
-    template = RandomTemplate("as it is", header, end, CLOSED, "{{ m.content }}", "")
+    template = RandomTemplate("as it is", header, end, prompt, "{{ m.content }}", "")
     student = ToyStudent("random", template.source(marked=False), CONTROLS)
     tokenizer = student.tokenizer()
     encoder = TrajectoryEncoder(
         tokenizer, chat_template=student.template, max_model_len=1 << 20, render="template"
     )
-    messages = [
-        {"role": "user", "content": "q"},
-        {"role": "assistant", "content": f"{CLOSED}word"},
-    ]
-    encoded = encoder.encode(Trajectory(messages=messages))
-    scored = [tokenizer.decode(encoded.token_ids[start:end]) for start, end in encoded.spans]
-    assert scored == ["word"]
+    turn = [{"role": "user", "content": "q"}, {"role": "assistant", "content": content}]
+    encoded = encoder.encode(Trajectory(messages=turn * 2))
+    spans = [tokenizer.decode(encoded.token_ids[start:end]) for start, end in encoded.spans]
+    assert spans == [scored] * 2
 
 
 @settings(max_examples=200, deadline=None, phases=phases)
