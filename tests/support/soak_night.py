@@ -220,7 +220,7 @@ class Night:
         if code != DONE:
             self.report.driver_exits[str(code)] += 1
         expected = {DONE, FAILED, REFUSED, STOPPED, -signal.SIGKILL}
-        if sent is not None and re.search("^rsr: ", self.last_words(), re.MULTILINE):
+        if sent is not None and re.search("^(rsr: |{)", self.last_words(), re.MULTILINE):
             # It had said how it ended, and nobody listens to signals between that and the exit.
             expected.add(-sent)
         assert code in expected, f"the driver ended with {code}:\n{self.last_words()}"
@@ -270,10 +270,17 @@ class Night:
         if not (self.is_driver_running() and self.has_begun()):
             return False
         code = self.end_driver(number)
-        # What ended the run may also have come first: its own end, or a disk that is full.
-        may_be = (STOPPED, DONE, FAILED) if self.lasting else (STOPPED, DONE)
-        assert code in may_be, f"{number.name} ended the driver with {code}:\n{self.last_words()}"
+        self.require_stopped(number, code)
         return code == STOPPED
+
+    def require_stopped(self, number: signal.Signals, code: int) -> None:
+        """The exit code of a driver that was sent a signal is one of those that may be.
+
+        What ended the run may also have come first: its own end, or a disk or a bucket that fails.
+        Then the signal may have ended a driver that had said so and no longer listened.
+        """
+        may_be = {STOPPED, DONE, -number} | ({FAILED} if self.lasting else set())
+        assert code in may_be, f"{number.name} ended the driver with {code}:\n{self.last_words()}"
 
     def interrupt_preparation(self) -> bool:
         """Ctrl-C after the driver has taken OUTPUT and before it has begun the run there."""

@@ -216,12 +216,8 @@ class PassesNight(Night):
         self.driver.send_signal(number)
         self.driver.send_signal(signal.SIGCONT)
         code = self.wait_for_driver(self.ending_patience_s, sent=number)
-        # A bucket or a disk that fails may end the run first, or it may end by itself.
-        others = (DONE, FAILED) if self.lasting else (DONE,)
-        wanted = -number if number == signal.SIGKILL else STOPPED
-        told = f"{number.name} ended the driver with {code}:\n{self.last_words()}"
-        assert code in (wanted, *others), told
-        is_done = name is not None and code == wanted
+        self.require_stopped(number, code)
+        is_done = name is not None and code == (-number if number == signal.SIGKILL else STOPPED)
         if is_done:
             self.count_in_pass(name, fault)
         return is_done
