@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from soak_cluster import SoakCluster
-from soak_night import DONE, FAILED, STOPPED, Fault, Night
+from soak_night import STOPPED, Fault, Night
 
 CALL = "ray::_apply"
 """What Ray calls a worker that is in a call of a pass."""

@@ -173,9 +173,20 @@ FAULT_SHARE_AT_SCALE = 0.01
 
 
 @pytest.fixture
-def large_corpora(tmp_path, write_scored, s3_url):
+def patient_remote(s3_url, monkeypatch):
+    """The store's corpus by a client that waits until the tests' server has joined 1 GiB."""
+    with monkeypatch.context() as patch:
+        patch.setenv("AWS_TIMEOUT", "600s")
+        open_bucket.cache_clear()
+        remote = open_storage(f"{s3_url}/scored")
+    open_bucket.cache_clear()
+    return remote
+
+
+@pytest.fixture
+def large_corpora(tmp_path, write_scored, s3_url, patient_remote):
     """Many small shards and a large one, on a disk and on the store."""
-    local, remote = tmp_path / "scored", open_storage(f"{s3_url}/scored")
+    local, remote = tmp_path / "scored", patient_remote
     dice = np.random.default_rng(0)
     shards = [(f"{i % 20:02d}/s{i:04d}", SMALL_ROWS, 64) for i in range(NUM_SMALL)]
     shards.append(("large", LARGE_GROUPS * GROUP_ROWS, PAD_BYTES))
