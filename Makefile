@@ -9,7 +9,7 @@ ACCELERATOR ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed-$(ACCELERATOR)
-EXTRAS := $(ACCELERATOR),demo,grade,dev,docs
+EXTRAS := $(ACCELERATOR),demo,fastokens,grade,dev,docs
 
 .PHONY: help setup demo loop test test-all test-fast test-long test-gpu gpu fuzz soak lint format docs bench notebook constraints clean
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).parent
-OTHER_EXTRAS = ("aws", "cluster", "demo", "dev", "grade", "refine")
+OTHER_EXTRAS = ("aws", "cluster", "demo", "dev", "fastokens", "grade", "refine")
 """Resolved together with either accelerator, so that each of them can be installed by one file."""
 
 HEADER = """\

@@ -22,7 +22,7 @@ from transformers import (
 from transformers.integrations.mistral import convert_tekken_tokenizer, resolve_mistral_format
 from transformers.utils import cached_file
 
-from rsr.engine.config import RenderMode, Turns
+from rsr.engine.config import RenderMode, TokenizerBackend, Turns
 from rsr.engine.context import with_window, without_prompt
 from rsr.engine.errors import first_line
 from rsr.engine.messages import BadMessagesError, to_conversation
@@ -130,7 +130,8 @@ class TrajectoryEncoder:
     one at or beyond `vocab_size` is refused. step_pattern: what ends a step; None looks for no
     steps and gives no parts. unconditional, window: of `context.py`; no parts then either. The
     other options are `ScorerConfig`'s. Raises `ValueError` where a text without its prompt cannot
-    begin with anything.
+    begin with anything, and where the backend cannot read the tokenizer; so does encoding where two
+    backends differ.
     """
 
     def __init__(
@@ -149,8 +150,9 @@ class TrajectoryEncoder:
         prompt_metrics: bool = False,
         unconditional: bool = False,
         window: int | None = None,
+        tokenizer_backend: TokenizerBackend = "tokenizers",
     ) -> None:
-        self._tokenizer = TextTokenizer(tokenizer)
+        self._tokenizer = TextTokenizer(tokenizer, backend=tokenizer_backend)
         self._renderer = None
         if chat_template is not None:
             template = ChatTemplate(tokenizer, chat_template)

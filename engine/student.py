@@ -57,6 +57,7 @@ class Student:
             prompt_metrics=self.config.prompt_metrics,
             unconditional=self.config.unconditional,
             window=self.config.window,
+            tokenizer_backend=self.config.tokenizer_backend,
         )
 
 

@@ -19,6 +19,9 @@ from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
+from rsr.engine.config import TokenizerBackend
+from rsr.engine.fast_ids import ADVICE, FastIds, encode_ids
+
 BATCH_CHARS = 1 << 20
 """Characters that are tokenized at a time: `tokenizers` makes some fifty bytes of each."""
 
@@ -37,15 +40,37 @@ class TokenizedText:
     borders: list[int]
 
 
-class TextTokenizer:
-    """A student's tokenizer, which also says where its tokens stand in the text."""
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A text that can be read, its bytes, and the positions whose borders are asked for."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    text: str
+    utf8: bytes
+    positions: Sequence[int]
+
+
+class TextTokenizer:
+    """A student's tokenizer, which also says where its tokens stand in the text.
+
+    backend: whose ids; raises `ValueError` where fastokens can give none.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, *, backend: TokenizerBackend = "tokenizers"
+    ) -> None:
         settings: Settings = json.loads(tokenizer.backend_tokenizer.to_str())
         self._backend = _untrimmed_backend(settings)
         self._token_bytes = _token_bytes(settings)
         self._is_normalizing = bool(_steps(settings, "normalizer"))
         self._adds_tokens = self._backend.num_special_tokens_to_add(False) > 0
+        self._fast = None
+        if backend == "fastokens":
+            if self._token_bytes is None:
+                raise ValueError(
+                    "fastokens tells no offsets, and the vocabulary of this student is not "
+                    f"byte-level, which would tell them: {ADVICE}"
+                )
+            self._fast = FastIds(self._backend)
 
     def tokenize(
         self,
@@ -59,29 +84,22 @@ class TextTokenizer:
         positions: of characters in each text, whose borders are asked for. add_special_tokens:
         also those that the tokenizer puts around a text, which have no place in it. Works on all
         cores and without Python's lock if there are several texts; the tokens of a text do not
-        depend on the others.
+        depend on the others. Raises `ValueError` if two backends differ, see `FastIds`.
         """
         found: list[TokenizedText | None] = []
         lengths = None if add_special_tokens and self._adds_tokens else self._token_bytes
-        encode = self._backend.encode_batch if lengths is None else self._backend.encode_batch_fast
         for batch in _batches(texts):
-            encoded = [_utf8(text) for text in batch]
-            readable = [t for t, utf8 in zip(batch, encoded, strict=True) if utf8 is not None]
-            encodings = iter(encode(readable, add_special_tokens=add_special_tokens))
-            for text, utf8 in zip(batch, encoded, strict=True):
-                wanted = positions[len(found)]
-                if utf8 is None:
-                    found.append(None)
-                elif lengths is None:
-                    found.append(_by_offsets(next(encodings), len(text), wanted))
-                else:
-                    ids = next(encodings).ids
-                    borders = self._by_lengths(text, utf8, lengths[ids], wanted)
-                    if borders is None:
-                        encoding = self._backend.encode(text, add_special_tokens=add_special_tokens)
-                        found.append(_by_offsets(encoding, len(text), wanted))
-                    else:
-                        found.append(TokenizedText(ids, borders))
+            wanted = positions[len(found) : len(found) + len(batch)]
+            asked = [
+                None if (utf8 := _utf8(text)) is None else _Asked(text, utf8, borders)
+                for text, borders in zip(batch, wanted, strict=True)
+            ]
+            readable = [one for one in asked if one is not None]
+            if lengths is None:
+                read = self._with_offsets(readable, add_special_tokens)
+            else:
+                read = self._with_lengths(readable, lengths)
+            found += [None if one is None else next(read) for one in asked]
         return found
 
     def offsets(self, text: str, *, add_special_tokens: bool) -> list[tuple[int, int]]:
@@ -90,10 +108,31 @@ class TextTokenizer:
         offsets: list[tuple[int, int]] = encoding.offsets
         return offsets
 
-    def _by_lengths(
-        self, text: str, utf8: bytes, lengths: NDArray[np.int64], positions: Sequence[int]
-    ) -> list[int] | None:
+    def _with_offsets(
+        self, asked: Sequence[_Asked], add_special_tokens: bool
+    ) -> Iterator[TokenizedText]:
+        encodings = self._backend.encode_batch(
+            [one.text for one in asked], add_special_tokens=add_special_tokens
+        )
+        for one, encoding in zip(asked, encodings, strict=True):
+            yield _by_offsets(encoding, len(one.text), one.positions)
+
+    def _with_lengths(
+        self, asked: Sequence[_Asked], lengths: NDArray[np.int64]
+    ) -> Iterator[TokenizedText]:
+        for one, ids in zip(asked, self._ids([one.text for one in asked]), strict=True):
+            borders = self._borders(one, lengths[ids])
+            if borders is None:
+                yield from self._with_offsets([one], add_special_tokens=False)
+            else:
+                yield TokenizedText(ids.tolist(), borders)
+
+    def _ids(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:
+        return encode_ids(self._backend, texts) if self._fast is None else self._fast.encode(texts)
+
+    def _borders(self, asked: _Asked, lengths: NDArray[np.int64]) -> list[int] | None:
         """Borders by the tokens' lengths in bytes; None if those are not the text's."""
+        text, utf8, positions = asked.text, asked.utf8, asked.positions
         ends = lengths.cumsum()
         if (ends[-1] if len(ends) else 0) != len(utf8):
             return None

@@ -40,6 +40,7 @@ ENCODING_FIELDS = (
     "turns",
     "score_end_of_turn",
     "trust_remote_code",
+    "tokenizer_backend",
 )
 """Fields of `ScorerConfig` on which it depends what the student reads, and which tokens score."""
 

@@ -101,12 +101,14 @@ def inspect_input(options: InspectOptions, stop: StopRequest) -> Inspection:
         InputRows(options.input, options.columns, num_rows) as rows,
     ):
         student = student_to_read_with(options.scorer)
-        encoder = student.encoder()
+        with refusing_values():
+            encoder = student.encoder()
         reading = Reading(student.max_model_len)
         wanted: list[InputRow] = []
         for piece in rows.pieces(0, options.limit):
             stop.check()
-            encoded = encoder.encode_all([row.trajectory for row in piece])
+            with refusing_values():
+                encoded = encoder.encode_all([row.trajectory for row in piece])
             reading.add(encoded, piece[0].shard, piece[0].row)
             wanted += piece[: max(0, options.num_shown - len(wanted))]
         if not reading.summary.num_rows:

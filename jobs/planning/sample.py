@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rsr.jobs.errors import refusing_values
 from rsr.jobs.inspection.reading import Reading
 from rsr.jobs.planning.schedule import CuttableShard
 from rsr.jobs.shards.columns import TrajectoryColumns, choose_columns
@@ -94,7 +95,8 @@ def take_sample(
     shards: Sequence[Shard], columns: TrajectoryColumns, student: "Student", max_rows: int
 ) -> Sample:
     """Tokenize runs of rows from the middle of shards spread evenly over the input."""
-    encoder = student.encoder()
+    with refusing_values():
+        encoder = student.encoder()
     filled = [shard for shard in shards if shard.num_rows]
     step = max(1, math.ceil(len(filled) / SAMPLE_SHARDS))
     chosen = filled[::step]
@@ -105,7 +107,9 @@ def take_sample(
         wanted = math.ceil((max_rows - len(num_tokens)) / (len(chosen) - number))
         size = min(wanted, shard.num_rows)
         start = (shard.num_rows - size) // 2
-        rows = encoder.encode_all(read_trajectories(Unit(shard, start, start + size), columns))
+        trajectories = read_trajectories(Unit(shard, start, start + size), columns)
+        with refusing_values():
+            rows = encoder.encode_all(trajectories)
         num_tokens += [row.num_tokens for row in rows]
         scored_tokens += [row.num_head_rows for row in rows]
         reading.add(rows, shard.name, start)

@@ -47,6 +47,7 @@ SETTINGS_OF_NO_STUDENT = (
     "metrics",
     "prompt_metrics",
     "trust_remote_code",
+    "tokenizer_backend",
 )
 """Settings that may differ between scores of one student: where it lay, and what else was kept."""
 

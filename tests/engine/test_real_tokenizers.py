@@ -8,6 +8,8 @@ import re
 from functools import cache
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from labelled_rows import labelled_rows, scored_ids
 from npm_packages import NotAvailableError
 from npm_tokenizers import PACKAGES, npm_tokenizer
@@ -15,6 +17,7 @@ from toy_students import STUDENTS
 from trl_rule import chat_labels, text_labels
 
 from rsr.engine.chat import TrajectoryEncoder
+from rsr.engine.fast_ids import FastIds
 from rsr.engine.trajectory import Status, Trajectory
 
 LLAMA2 = (
@@ -127,3 +130,36 @@ def test_scored_tokens_of_a_verbatim_row_are_the_labels_of_its_text(name):
             labels = text_labels(tokenizer, text, response)
             found = scored_ids(encoder, Trajectory(prompt=prompt, response=completion["content"]))
             assert found == labels[:-1]
+
+
+SPACES = [" ", "  ", "\n", "\n\n", "\r\n", "\t", "\u00a0", "\u2028", "\u3000", "\x85", "\u200b"]
+TOLD_APART = [
+    *SPACES,
+    *("'s", "'LL", "’re", "don't", "WE'RE", "\u017f", "\u212a", "12345678", "1,234.5", "½", "१२३"),
+    *("the", " Word", "camelCase", "snake_case", "\\frac{1}{2}", "</div>", "x=y+1;", "...", "—"),
+    *("é", "e\u0301", "日本語", "한국어", "👩\u200d👩\u200d👧", "ﬁ", "İ", "ab" * 40, "<", "|>"),
+    *(
+        "<|im_start|>",
+        "<|im_end|>",
+        "<think>",
+        "</think>",
+        "<|eot_id|>",
+        "<｜User｜>",
+        "<|channel|>",
+    ),
+]
+"""What programs that read the same tokenizer.json may cut in two ways."""
+
+
+@pytest.mark.parametrize("name", _cases([("Qwen3",), ("R1-Qwen",), ("Llama-3.1",), ("gpt-oss",)]))
+def test_ids_by_fastokens_are_the_same(name):
+    reference = _tokenizer(name).backend_tokenizer
+    fast = FastIds(reference)
+
+    @settings(max_examples=500, deadline=None)
+    @given(st.lists(st.sampled_from(TOLD_APART) | st.text(max_size=8), max_size=40).map("".join))
+    def hold(text):
+        (ids,) = fast.encode([text])
+        assert ids.tolist() == reference.encode(text, add_special_tokens=False).ids
+
+    hold()

@@ -1,4 +1,6 @@
-"""Borders by lengths in bytes are those that the tokenizer's own offsets give."""
+"""Token ids are the tokenizer's own, by either backend, and borders those of its offsets."""
+
+import sys
 
 import pytest
 from hypothesis import example, given, settings
@@ -7,6 +9,8 @@ from tokenizers import Tokenizer, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from rsr.engine.chat import TrajectoryEncoder, load_tokenizer
+from rsr.engine.config import TokenizerBackend
+from rsr.engine.fast_ids import FastIds
 from rsr.engine.template import resolve_chat_template
 from rsr.engine.tokenizer import TextTokenizer
 from rsr.engine.trajectory import Status, Trajectory
@@ -22,11 +26,13 @@ WILD = st.lists(
 ).map("".join)
 
 
-def both(tokenizer: PreTrainedTokenizerFast) -> tuple[TextTokenizer, Tokenizer]:
+def both(
+    tokenizer: PreTrainedTokenizerFast, backend: TokenizerBackend
+) -> tuple[TextTokenizer, Tokenizer]:
     """Ours, and the tokenizer as it is shipped but for offsets that tile the text."""
     shipped = tokenizer.backend_tokenizer.to_str()
     untrimmed = shipped.replace('"trim_offsets":true', '"trim_offsets":false')
-    return TextTokenizer(tokenizer), Tokenizer.from_str(untrimmed)
+    return TextTokenizer(tokenizer, backend=backend), Tokenizer.from_str(untrimmed)
 
 
 def hold_against_offsets(
@@ -50,21 +56,63 @@ def hold_against_offsets(
             assert border == expected, (text, position)
 
 
-@pytest.fixture(scope="module", params=["plain", "bos", "nfc", "prefix space", "lowercase"])
-def tokenizers(request, make_tokenizer):
-    made = make_tokenizer(add_bos=request.param == "bos")
-    if request.param == "nfc":
+def make_kind(make_tokenizer, kind):
+    made = make_tokenizer(add_bos=kind == "bos")
+    if kind == "nfc":
         made.backend_tokenizer.normalizer = normalizers.NFC()
-    if request.param == "lowercase":
+    if kind == "lowercase":
         made.backend_tokenizer.normalizer = normalizers.Lowercase()
-    if request.param == "prefix space":
+    if kind == "prefix space":
         made.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    return both(made)
+    return made
 
 
-@pytest.fixture(scope="module")
-def real_tokenizers(real_student):
-    return both(load_tokenizer(str(real_student)))
+BY_OFFSETS = ("prefix space", "lowercase")
+KINDS = [
+    *((kind, "tokenizers") for kind in ("plain", "bos", "nfc", *BY_OFFSETS)),
+    *((kind, "fastokens") for kind in ("plain", "bos", "nfc")),
+]
+
+
+@pytest.fixture(scope="module", params=KINDS, ids=" by ".join)
+def tokenizers(request, make_tokenizer):
+    kind, backend = request.param
+    return both(make_kind(make_tokenizer, kind), backend)
+
+
+@pytest.fixture(scope="module", params=["tokenizers", "fastokens"])
+def real_tokenizers(request, real_student):
+    return both(load_tokenizer(str(real_student)), request.param)
+
+
+@pytest.mark.parametrize("kind", BY_OFFSETS)
+def test_fastokens_is_refused_where_it_could_not_place_its_tokens(make_tokenizer, kind):
+    with pytest.raises(ValueError, match=r"not byte-level.*leave out tokenizer_backend"):
+        TextTokenizer(make_kind(make_tokenizer, kind), backend="fastokens")
+
+
+def test_fastokens_that_is_not_there_is_told(make_tokenizer, monkeypatch):
+    monkeypatch.setitem(sys.modules, "fastokens", None)
+    with pytest.raises(ValueError, match=r"pip install 'rsr-engine\[fastokens\]'"):
+        TextTokenizer(make_tokenizer(), backend="fastokens")
+
+
+def test_other_ids_by_fastokens_are_refused(make_tokenizer):
+    reference = make_tokenizer().backend_tokenizer
+    fast = FastIds(reference)
+    (ids,) = fast.encode(["so far"])
+    assert ids.tolist() == reference.encode("so far").ids
+    reference.add_tokens(["so"])
+    with pytest.raises(ValueError, match="other tokens than tokenizers for 'and so on'"):
+        fast.encode(["and", "and so on"])
+
+
+def test_text_on_whose_case_engines_differ_is_left_to_the_reference(make_tokenizer):
+    reference = make_tokenizer().backend_tokenizer
+    fast = FastIds(reference)
+    reference.add_tokens(["so"])
+    (ids,) = fast.encode(["so it i\u017f"])
+    assert ids.tolist() == reference.encode("so it i\u017f").ids
 
 
 @settings(max_examples=60)
