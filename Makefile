@@ -67,8 +67,9 @@ gpu:  ## prove the GPU path on this machine's card in ten minutes; writes benchm
 	@$(MAKE) --no-print-directory setup
 	$(BIN)/python benchmarks/gpu.py
 
-fuzz: setup  ## look for input that breaks reading, for some minutes
-	RSR_FUZZ_CASES=20000 $(BIN)/pytest --timeout 3600 tests/jobs/shards/test_fuzz.py
+fuzz: setup  ## look for input that breaks reading or is tokenized in two ways, for some minutes
+	RSR_FUZZ_CASES=20000 $(BIN)/pytest --timeout 3600 tests/jobs/shards/test_fuzz.py \
+	  tests/engine/test_real_tokenizers.py::test_ids_by_fastokens_are_the_same
 
 soak: setup  ## 320 random faults while score, filter and select run; keeps the report
 	RSR_SOAK_FAULTS=320 RSR_SOAK_REPORT=benchmarks/results/soak.json $(BIN)/pytest -s tests/jobs/soak

@@ -177,7 +177,7 @@ class ScorerConfig:
         metadata=_said(
             "Whose token ids: those of tokenizers, or the same ones by fastokens, in a tenth of "
             "the time; for a byte-level vocabulary. The first million characters that a worker "
-            "reads are encoded by both, and a difference ends the run."
+            "reads are encoded by both, and a difference is refused."
         ),
     )
     unconditional: bool = field(

@@ -4,6 +4,7 @@ What toy tokenizers cannot have: merges over a header's edge, byte fallback, met
 tokens that are not called special.
 """
 
+import os
 import re
 from functools import cache
 
@@ -132,6 +133,7 @@ def test_scored_tokens_of_a_verbatim_row_are_the_labels_of_its_text(name):
             assert found == labels[:-1]
 
 
+NUM_TEXTS = int(os.environ.get("RSR_FUZZ_CASES", "500"))
 SPACES = [" ", "  ", "\n", "\n\n", "\r\n", "\t", "\u00a0", "\u2028", "\u3000", "\x85", "\u200b"]
 TOLD_APART = [
     *SPACES,
@@ -156,7 +158,7 @@ def test_ids_by_fastokens_are_the_same(name):
     reference = _tokenizer(name).backend_tokenizer
     fast = FastIds(reference)
 
-    @settings(max_examples=500, deadline=None)
+    @settings(max_examples=NUM_TEXTS, deadline=None)
     @given(st.lists(st.sampled_from(TOLD_APART) | st.text(max_size=8), max_size=40).map("".join))
     def hold(text):
         (ids,) = fast.encode([text])
