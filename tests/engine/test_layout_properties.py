@@ -44,7 +44,7 @@ BODIES = {
 }
 HEADERS = ["'<|a|>' + m.role + '\n'", "'<|a|>' + m.role + ':'", "'[' + m.role + ']\n\n'"]
 ENDS = ["{{ '<|end|>\n' }}", "{{ '<|stop|>' if loop.last else '<|end|>' }}", "{{ '\n' }}", ""]
-PROMPTS = ["", "<think>\n", CLOSED]
+PROMPTS = ["", "<think>\n", CLOSED, "Answer: ", "<|b|>final\n"]
 CONTEXTS = ["{{ m.content }}", "{{ m.content | trim }}", "{{ m.content | tojson }}", "{{ 'Q' }}"]
 
 
@@ -82,7 +82,7 @@ templates = st.builds(
 )
 words = st.one_of(
     st.text("ab <>/\n[]\"'\\é🙂", max_size=12),
-    st.sampled_from(["assistant", "[user]\n\n", "Zq1q0Z", "thought\n", "\n\n", "Q", " "]),
+    st.sampled_from(["assistant", "[user]\n\n", "Zq1q0Z", "thought\n", "\n\n", "Q", " ", "Answer: 4"]),
 )
 contents = st.one_of(
     words,
@@ -122,8 +122,8 @@ def _responses(template, tokenizer, row):
         except Exception:
             continue
         between = [part.split(END)[0] for part in marked.split(START)[1:]]
-        if template.prompt == CLOSED:
-            between = [part.removeprefix(CLOSED) for part in between]
+        if template.prompt != "<think>\n":
+            between = [part.removeprefix(template.prompt) for part in between]
         text = marked.replace(START, "").replace(END, "")
         responses[text] = [
             part for part, says in zip(between, says_something, strict=True) if says and part
@@ -132,8 +132,8 @@ def _responses(template, tokenizer, row):
 
 
 def _said(text):
-    """Text without white space and what templates write for reasoning tags."""
-    return re.sub(r"</?think>|<\|b\|>(analysis)?|\s", "", text)
+    """Text without white space and what templates write by themselves."""
+    return re.sub(r"</?think>|<\|b\|>(analysis|final)?|Answer:|\s", "", text)
 
 
 @settings(max_examples=400, deadline=None, phases=phases)
