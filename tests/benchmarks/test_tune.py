@@ -24,6 +24,7 @@ print(card.to_json())
 """
 
 
+@pytest.mark.slow
 def test_a_file_has_a_row_for_every_kind_of_call():
     pytest.importorskip("triton")
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}

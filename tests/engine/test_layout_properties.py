@@ -82,7 +82,9 @@ templates = st.builds(
 )
 words = st.one_of(
     st.text("ab <>/\n[]\"'\\é🙂", max_size=12),
-    st.sampled_from(["assistant", "[user]\n\n", "Zq1q0Z", "thought\n", "\n\n", "Q", " ", "Answer: 4"]),
+    st.sampled_from(
+        ["assistant", "[user]\n\n", "Zq1q0Z", "thought\n", "\n\n", "Q", " ", "Answer: 4"]
+    ),
 )
 contents = st.one_of(
     words,

@@ -153,7 +153,14 @@ TOLD_APART = [
 """What programs that read the same tokenizer.json may cut in two ways."""
 
 
-@pytest.mark.parametrize("name", _cases([("Qwen3",), ("R1-Qwen",), ("Llama-3.1",), ("gpt-oss",)]))
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Qwen3",
+        # Ten seconds each.
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("R1-Qwen", "Llama-3.1", "gpt-oss")),
+    ],
+)
 def test_ids_by_fastokens_are_the_same(name):
     reference = _tokenizer(name).backend_tokenizer
     fast = FastIds(reference)

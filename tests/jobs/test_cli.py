@@ -157,6 +157,7 @@ def test_first_line_of_an_error(message, line):
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_messages_for_a_model_without_a_template(tmp_path, data, tiny_student):
     out = tmp_path / "out"
     result = score(data, out, "--model", tiny_student, "--chat-template", "none")
@@ -235,7 +236,8 @@ def test_input_that_was_scored_already(tmp_path, tiny_student):
             "--max-model-len",
             "99999",
             "the model takes 512 tokens at most",
-            marks=pytest.mark.ray,
+            # A worker says so, as it does of the tokenizer above.
+            marks=[pytest.mark.ray, pytest.mark.slow],
         ),
         ("--unknown", "1", "No such option"),
     ],

@@ -91,7 +91,8 @@ def rounds_after_a_cap(options):
 
 
 @settings(
-    max_examples=40,
+    # A second each in Triton's interpreter.
+    max_examples=20,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
