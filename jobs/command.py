@@ -119,27 +119,28 @@ def guarded(
     log: of the run, for what nobody expects; used if its folder is there.
     """
     stop = StopRequest()
-    try:
-        with stop.listening():
+    # To the last word: a signal that comes while the end is told must not be the end.
+    with stop.listening():
+        try:
             return run(stop)
-    except UsageError as error:
-        terminal.complain(str(error))
-        for line in error.more:
-            terminal.complain(f"  {line}")
-        sys.exit(EXIT_USAGE)
-    except ShardsFailed as error:
-        for line in str(error).splitlines():
-            terminal.complain(f"failed: {line}")
-        sys.exit(EXIT_FAILURES)
-    except Interrupted:
-        terminal.complain(f"interrupted; {after_stop}")
-        sys.exit(EXIT_INTERRUPTED)
-    except (click.ClickException, click.exceptions.Exit, click.Abort, terminal.OutputError):
-        raise
-    except Exception as error:
-        if _is_of_the_place(error):
-            _end_by_the_place(error, after_stop, log)
-        _end_unexpectedly(error, log)
+        except UsageError as error:
+            terminal.complain(str(error))
+            for line in error.more:
+                terminal.complain(f"  {line}")
+            sys.exit(EXIT_USAGE)
+        except ShardsFailed as error:
+            for line in str(error).splitlines():
+                terminal.complain(f"failed: {line}")
+            sys.exit(EXIT_FAILURES)
+        except Interrupted:
+            terminal.complain(f"interrupted; {after_stop}")
+            sys.exit(EXIT_INTERRUPTED)
+        except (click.ClickException, click.exceptions.Exit, click.Abort, terminal.OutputError):
+            raise
+        except Exception as error:
+            if _is_of_the_place(error):
+                _end_by_the_place(error, after_stop, log)
+            _end_unexpectedly(error, log)
 
 
 def run_program(run: Callable[[], Any]) -> int:

@@ -377,6 +377,29 @@ def test_what_nobody_expects_is_one_line_and_a_log(broken_commands, command, mes
     assert "Traceback (most recent call last)" in log.read_text()
 
 
+TOLD_TO_STOP_AT_THE_END = """
+import os, signal
+from rsr.jobs.command import guarded
+from rsr.jobs.errors import ShardsFailed
+
+class Failed(ShardsFailed):
+    def __str__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return "a shard"
+
+def fail(_stop):
+    raise Failed
+
+guarded(fail)
+"""
+
+
+def test_signal_that_comes_while_the_end_is_told_is_not_the_end():
+    command = [sys.executable, "-c", TOLD_TO_STOP_AT_THE_END]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "rsr: failed: a shard\n")
+
+
 def test_what_nobody_expects_goes_to_the_log_of_the_run(broken_commands, tmp_path):
     log = tmp_path / "out" / ".rsr" / "run.log"
     result = CliRunner().invoke(main, ["broken", "--log", str(log)])
