@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from rsr.engine.form import PARTS, UNOPENED, Form
+from rsr.engine.form import PARTS, UNOPENED, Form, without_opener
 from rsr.engine.messages import REASONING_TAG, BadMessagesError
 from rsr.engine.template import ChatTemplate
 
@@ -32,6 +32,7 @@ PLAIN = "ZqplainqZ"
 MAX_END_CANDIDATES = 64
 """How often the text after a message may recur inside it before the row is given up."""
 _OPENER = re.compile(r"(?:<think(?:ing)?>|\[THINK\])\s*$")
+_EMPTY_THOUGHT = re.compile(r"\s*<think(?:ing)?>\s*</think(?:ing)?>\s*")
 _OPENED_AND_CLOSED = re.compile(r"<think(?:ing)?>\s*</think(?:ing)?>\s*$")
 _DOUBLED_OPENER = re.compile(r"<think(?:ing)?>\s*<think(?:ing)?>")
 _OPENS = re.compile(r"<think(?:ing)?>|\[THINK\]")
@@ -579,9 +580,12 @@ def _probe_value(value: Any, expected: list[str], *, top: str = "") -> Any:
     return value
 
 
-def ends_with_opener(prompt: str) -> bool:
-    """Whether a generation prompt opens the chain of thought for the student."""
-    return _OPENER.search(prompt) is not None
+def unrepeated(response: str, prompt: str) -> str:
+    """`response` without the opening tag or the empty chain of thought that `prompt` ends with."""
+    if _OPENER.search(prompt):
+        return without_opener(response)
+    empty = _EMPTY_THOUGHT.match(response)
+    return response[empty.end() :] if empty and _OPENED_AND_CLOSED.search(prompt) else response
 
 
 def _place(

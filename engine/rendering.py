@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from rsr.engine.config import RenderMode, Turns
-from rsr.engine.form import Form, fold, forms, without_opener
+from rsr.engine.form import Form, fold, forms
 from rsr.engine.layout import (
     PLAIN,
     CharSpan,
@@ -23,8 +23,8 @@ from rsr.engine.layout import (
     Pieces,
     ReasoningDroppedError,
     cut,
-    ends_with_opener,
     probe_turn,
+    unrepeated,
 )
 from rsr.engine.messages import BadMessagesError, Conversation
 from rsr.engine.template import ChatTemplate, RefusedByTemplateError
@@ -144,9 +144,7 @@ class ConversationRenderer:
         if "reasoning" in turn:
             response = fold(turn["reasoning"], response)
         start = prompt.text + self._header
-        if ends_with_opener(start):
-            response = without_opener(response)
-        text = start + response
+        text = start + unrepeated(response, start)
         end = len(text) + len(self._end_of_turn)
         return RenderedText(text + self._end_of_turn, [CharSpan(len(start), len(text), end)])
 

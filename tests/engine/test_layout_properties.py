@@ -208,8 +208,10 @@ def test_verbatim_rows_are_scored_on_their_responses_or_refused(template, drawn)
         assert encoded.detail
         return
     expected = [message["content"] for message in messages[1::2] if message["content"]]
-    if template.prompt == "<think>\n":
-        expected = [re.sub(r"^\s*<think>\s*", "", text) for text in expected]
+    given = {"<think>\n": r"^\s*<think>\s*", CLOSED: r"^\s*<think>\s*</think>\s*"}
+    if template.prompt in given:
+        # What the prompt has said already is not said once more.
+        expected = [re.sub(given[template.prompt], "", text) for text in expected]
     scored = [
         tokenizer.decode(sequence.token_ids[start:end])
         for sequence in encoded.sequences
