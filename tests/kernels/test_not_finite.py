@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rsr.kernels import RankLogprob, VocabShard, VocabStats, rank_logprob, tiled
@@ -90,21 +90,22 @@ def rounds_after_a_cap(options):
     return options.keys() >= {"logits_dtype", "soft_cap"}
 
 
-@settings(
+def test_implementations_agree(op, request):
     # A second each in Triton's interpreter.
-    max_examples=20,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
-@given(
-    case=cases([torch.float32, torch.float16]),
-    options=st.sampled_from(OPTIONS),
-    entropy=st.booleans(),
-)
-def test_implementations_agree(op, case, options, entropy):
-    expected = case.run(rank_logprob, impl="reference", entropy=entropy, **options)
-    result = case.run(op, entropy=entropy, **options)
-    assert_agree(result, expected, is_exact=not rounds_after_a_cap(options))
+    is_interpreted = request.node.callspec.params["op"] == "fused"
+
+    @settings(max_examples=20 if is_interpreted else 60, deadline=None)
+    @given(
+        case=cases([torch.float32, torch.float16]),
+        options=st.sampled_from(OPTIONS),
+        entropy=st.booleans(),
+    )
+    def agree(case, options, entropy):
+        expected = case.run(rank_logprob, impl="reference", entropy=entropy, **options)
+        result = case.run(op, entropy=entropy, **options)
+        assert_agree(result, expected, is_exact=not rounds_after_a_cap(options))
+
+    agree()
 
 
 @settings(max_examples=60, deadline=None)
