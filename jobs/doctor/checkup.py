@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from rsr.jobs.errors import first_line
+from rsr.jobs.run.memory import free_memory_bytes
 
 MIN_FREE_BYTES = 10 << 30
 """Below it a student of some billion parameters cannot be downloaded."""
@@ -184,7 +185,7 @@ def _cpu() -> Iterator[Finding]:
 
 
 def _memory() -> Iterator[Finding]:
-    free = _free_memory_bytes()
+    free = free_memory_bytes()
     if free is None:
         return
     if free < MIN_MODEL_BYTES:
@@ -257,18 +258,6 @@ def _driver() -> str | None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     lines = done.stdout.strip().splitlines()
     return lines[0] if done.returncode == 0 and lines else None
-
-
-def _free_memory_bytes() -> int | None:
-    """Memory that programs may still take, within the container's limit; None if nobody says."""
-    values: list[int] = []
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists() and (found := re.search(r"MemAvailable:\s+(\d+)", meminfo.read_text())):
-        values.append(int(found[1]) << 10)
-    limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
-    if limit.exists() and used.exists() and limit.read_text().strip().isdigit():
-        values.append(int(limit.read_text()) - int(used.read_text()))
-    return min(values, default=None)
 
 
 def _gib(num_bytes: Any) -> str:

@@ -1,8 +1,8 @@
 """What evidence is drawn from: the scored rows of one student, narrow enough to hold in memory.
 
 Of a scored corpus only the score, its parts, teacher, problem, correctness and the named confounds
-are read: some 60 bytes a row. Decides what counts as a teacher, a problem and a usable row;
-knows no statistics.
+are read: some 60 bytes a row, and several times that while they are ranked. Decides what counts as
+a teacher, a problem and a usable row; knows no statistics.
 """
 
 from collections.abc import Sequence
@@ -19,6 +19,7 @@ from rsr.engine.metrics import DatasetRsr
 from rsr.engine.model_folder import end_of_path
 from rsr.jobs.errors import UsageError, first_line
 from rsr.jobs.run.calls import Calls, CallsWhereSeen, answers_in_order
+from rsr.jobs.run.memory import require_memory
 from rsr.jobs.run.probe import local_files
 from rsr.jobs.run.whole import unfinished_run
 from rsr.jobs.shards.measures import Measure, measure
@@ -34,6 +35,10 @@ from rsr.jobs.shards.shard import Shard
 
 DATASET_COLUMNS = ("mean_rank", "mean_surprisal_nats")
 """Columns of `Observations.rows` that Eq. 9 sums."""
+
+PEAK_BYTES_PER_ROW = 240
+"""By which the memory of `rsr teachers` grew from 1.6 to 10 million rows, with whole numbers as
+problems and ids of some bytes: of these rows 60 to 100 stay, and what is ranked comes on top."""
 
 NO_PROBLEMS = "none"
 """The `--problem-column` that says: every row is a problem of its own."""
@@ -145,6 +150,11 @@ def observe(
         rank_clip=rank_clip,
         columns=list(dict.fromkeys(named)),
         allow_mixed_students=allow_mixed_students,
+    )
+    require_memory(
+        table.num_rows * PEAK_BYTES_PER_ROW,
+        f"ranking and drawing among the {table.num_rows:,} rows of {path}",
+        "name fewer files with a glob, or take `rsr metrics --by`, which holds no rows",
     )
     schema = table.scan.collect_schema()
     confounds = _confound_columns(schema, columns)

@@ -40,6 +40,8 @@ DEFAULT_QUALITY_WEIGHT = 0.5
 QUALITY, CORRECT = "quality", "is correct"
 ROOM_FOR_ALL = 1 << 62
 """More rows than any group has."""
+BYTES_PER_ROW, QUOTA_BYTES_PER_ROW = 36, 96
+"""By which the process's memory grew from 10 to 100 million rows with whole numbers as groups."""
 
 SAMPLE_INDEX = "sample_index"
 """Column of the input that says which of a problem's rows came first; else their order does."""
@@ -121,6 +123,7 @@ def run_select(options: SelectOptions, stop: StopRequest) -> SelectionResult:
         writer="select",
         options=options,
         settings=options.settings,
+        bytes_per_row=QUOTA_BYTES_PER_ROW if options.max_shares else BYTES_PER_ROW,
     )
 
 

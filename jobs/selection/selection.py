@@ -17,6 +17,7 @@ from rsr.engine.catalogue import RSR, Metric
 from rsr.jobs.interrupt import StopRequest
 from rsr.jobs.run.folder import COMPOSITION
 from rsr.jobs.run.manifest import JsonObject
+from rsr.jobs.run.memory import require_memory
 from rsr.jobs.run.preflight import refusing_what_cannot_be_reached
 from rsr.jobs.run.whole import require_finished
 from rsr.jobs.selection.candidates import Candidates, Conditions, choose_id_column
@@ -129,14 +130,22 @@ def run_selection(
     writer: str,
     options: SubsetOptions,
     settings: JsonObject,
+    bytes_per_row: int,
 ) -> SelectionResult:
     """Write what `choose` keeps of the candidates that `read` finds, and describe it.
 
     writer: the `rsr` command. settings: what two starts must agree on to write into one OUTPUT.
     choose: gives the choice, and what counts the facts of it, which is done beside the copying.
-    Raises what `write_subset` raises, and what `read` and `choose` do.
+    bytes_per_row: of memory, that reading and choosing take at least. Raises what `write_subset`
+    raises, what `read` and `choose` do, and `UsageError` where memory is too small.
     """
     table, by = opened.table, opened.by
+    require_memory(
+        table.num_rows * bytes_per_row,
+        f"rsr {writer} of the {table.num_rows:,} rows of {table.path}",
+        "give --address: calls on a Ray cluster, which may be this machine alone (ray start "
+        "--head), hold no such arrays",
+    )
     pool: list[Future[dict[Any, Part]]] = []
     counted: list[Future[Facts]] = []
     with ThreadPoolExecutor(1) as aside:
