@@ -276,11 +276,12 @@ class Night:
     def require_stopped(self, number: signal.Signals, code: int) -> None:
         """The exit code of a driver that was sent a signal is one of those that may be.
 
-        What ended the run may also have come first: its own end, or a disk or a bucket that fails.
-        Then the signal may have ended a driver that had said so and no longer listened. A SIGKILL
-        stops nothing in order.
+        What ended the run may also have come first: its own end, a disk or a bucket that fails, or
+        a model that is away before any worker has loaded it, which is refused. Then the signal may
+        have ended a driver that had said so and no longer listened. A SIGKILL stops nothing in
+        order.
         """
-        may_be = {DONE, -number} | ({FAILED} if self.lasting else set())
+        may_be = {DONE, -number} | ({FAILED, REFUSED} if self.lasting else set())
         if number != signal.SIGKILL:
             may_be.add(STOPPED)
         assert code in may_be, f"{number.name} ended the driver with {code}:\n{self.last_words()}"
