@@ -2,24 +2,23 @@
 
 A template reads reasoning from one field, from another, from a part of a list, or only from the
 content; arguments of tool calls as a mapping or as JSON text. Which of these forms a template
-prints whole is found by trying (`layout.py`).
+prints whole is found by trying (`layout_finder.py`).
 
 Knows messages; knows nothing of templates.
 """
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rsr.engine.messages import REASONING_FIELDS, REASONING_TAG, split_reasoning
+from rsr.engine.messages import REASONING_FIELDS, split_reasoning
+from rsr.engine.tags import REASONING_TAG, without_opener
 
 AS_GIVEN = "as given"
 PARTS = "as a part of a list"
 FOLDED = "in content, between <think> tags"
 UNOPENED = "in content, the opening tag left to the template"
-OPENER = re.compile(r"\s*(?:<think(?:ing)?>|\[THINK\])\s*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,11 +107,6 @@ def fold(reasoning: str, content: str) -> str:
     """Reasoning and answer as one content, as Qwen3's and most other templates write it."""
     answer = content.lstrip("\n")
     return f"<think>\n{reasoning.strip(chr(10))}\n</think>" + (f"\n\n{answer}" if answer else "")
-
-
-def without_opener(text: str) -> str:
-    opened = OPENER.match(text)
-    return text[opened.end() :] if opened else text
 
 
 def _with_json_arguments(call: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ Data sets disagree on names (`from`/`value`, human/gpt), on where reasoning stan
 "nothing" is (null, "", []); chat templates know one spelling each. Here every row becomes
 messages of `role` and text `content`, with `reasoning` and `tool_calls` only where they say
 something, and a list of what had to be changed. What the student's template needs instead is
-`layout.py`'s to choose.
+`rendering.py`'s to choose.
 
 Knows messages; knows nothing of templates, tokenizers or files.
 """
@@ -31,8 +31,6 @@ ROLE_ALIASES = {
 """Roles of the ShareGPT and Gemini formats; the value of `function_call` is a call as JSON."""
 REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
 """Where chat APIs put an assistant's chain of thought beside its `content`."""
-REASONING_TAG = re.compile(r"<think(?:ing)?>|</think(?:ing)?>|\[/?THINK\]")
-"""What opens and closes a chain of thought inside `content`."""
 _CLOSED_REASONING = re.compile(r"\s*(?:<think>)?(.*?)</think>(.*)", re.DOTALL)
 
 

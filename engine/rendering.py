@@ -15,18 +15,11 @@ from typing import Any
 
 from rsr.engine.config import RenderMode, Turns
 from rsr.engine.form import Form, fold, forms
-from rsr.engine.layout import (
-    PLAIN,
-    CharSpan,
-    Layout,
-    LayoutFinder,
-    Pieces,
-    ReasoningDroppedError,
-    cut,
-    probe_turn,
-    unrepeated,
-)
+from rsr.engine.layout import CharSpan, Layout, ReasoningDroppedError
+from rsr.engine.layout_finder import LayoutFinder
 from rsr.engine.messages import BadMessagesError, Conversation
+from rsr.engine.probes import PLAIN, Pieces, cut, probe_turn
+from rsr.engine.tags import unrepeated
 from rsr.engine.template import ChatTemplate, RefusedByTemplateError
 
 MAX_CACHED_LAYOUTS = 4096

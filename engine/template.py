@@ -12,7 +12,8 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from rsr.engine.messages import REASONING_TAG, BadMessagesError
+from rsr.engine.messages import BadMessagesError
+from rsr.engine.tags import REASONING_TAG
 
 TEMPLATE_DATE = datetime(2024, 7, 26)
 """What templates that print today's date print here (Llama 3.1's own fallback date), so that a

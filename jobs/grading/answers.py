@@ -4,7 +4,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from rsr.engine.messages import REASONING_TAG, BadMessagesError, to_conversation
+from rsr.engine.messages import BadMessagesError, to_conversation
+from rsr.engine.tags import REASONING_TAG
 from rsr.engine.trajectory import Trajectory
 from rsr.jobs.grading.grades import Grade, GradeStatus
 
