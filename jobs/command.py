@@ -63,8 +63,9 @@ def address_option(what: str) -> Callable[..., Any]:
     return click.option(
         "--address",
         envvar="RAY_ADDRESS",
-        help=f"{what} on this Ray cluster: auto, or host:port of its head. "
-        "[default: RAY_ADDRESS, else this machine alone]",
+        help=f"{what} on this Ray cluster: auto, or host:port of its head; or, by local, on a Ray "
+        "of its own on this machine, for what memory cannot hold at once. "
+        "[default: RAY_ADDRESS, else in this process]",
     )
 
 

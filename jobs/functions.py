@@ -18,7 +18,7 @@ from rsr.engine.catalogue import RSR
 from rsr.engine.config import ScorerConfig
 from rsr.engine.metrics import TrajectoryScore
 from rsr.engine.model_folder import require_model_folder
-from rsr.jobs.cluster.address import calls_at
+from rsr.jobs.cluster.calls_at import calls_at
 from rsr.jobs.errors import Interrupted, UsageError, refusing_values
 from rsr.jobs.evidence.observations import ObservationColumns, observe
 from rsr.jobs.evidence.teachers import CompareOptions, Comparison, compare_teachers
@@ -116,8 +116,9 @@ def filter(
 
     The arguments are those of `FilterOptions` and `Conditions`. keep_fraction: a float is taken as
     the decimal fraction that it is printed as. rank_clip: 50, 100, 200, 500 or "none"; None is the
-    run's own. address: of a Ray cluster that looks at shards and copies them; None is RAY_ADDRESS,
-    or this machine alone. Raises `UsageError`, also if nothing would be kept, and `ShardsFailed`.
+    run's own. address: of a Ray cluster that looks at shards and copies them, `local` for a Ray of
+    its own; None is RAY_ADDRESS, or this process. Raises `UsageError`, also if nothing would be
+    kept, and `ShardsFailed`.
     """
     options = FilterOptions(
         input=str(input),

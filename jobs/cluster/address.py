@@ -1,26 +1,17 @@
-"""Calls at an address: a cluster's where there is one, and none where there is not."""
+"""Which Ray an address means: a cluster's, or one that is started on this machine."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 
-from rsr.jobs.interrupt import StopRequest
-from rsr.jobs.run.calls import Calls
+LOCAL = "local"
+"""The address of a Ray that a run starts on this machine for itself, as Ray calls it."""
 
 
-@contextmanager
-def calls_at(address: str | None, stop: StopRequest) -> Iterator[Calls | None]:
-    """Calls on the Ray cluster at `address`; None where there is no address.
+def named_address(address: str | None) -> str | None:
+    """The address, or what RAY_ADDRESS says, as `ray job submit` sets it; None if nothing is."""
+    return address or os.environ.get("RAY_ADDRESS") or None
 
-    address: None is what RAY_ADDRESS says, as `ray job submit` sets it. Raises `UsageError` if no
-    cluster answers there.
-    """
-    address = address or os.environ.get("RAY_ADDRESS")
-    if not address:
-        yield None
-        return
-    # Ray takes seconds to import, which one machine alone need not spend.
-    from rsr.jobs.cluster.calls import calls_on_cluster
 
-    with calls_on_cluster(address, stop) as calls:
-        yield calls
+def cluster_to_join(address: str | None) -> str | None:
+    """Where a cluster is by that name; None where Ray is to be started here."""
+    named = named_address(address)
+    return None if named == LOCAL else named

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from rsr.jobs.cluster.address import cluster_to_join
 from rsr.jobs.cluster.session import ray_session
 from rsr.jobs.cluster.token import show_token_where_wanted
 from rsr.jobs.cluster.vitals import RayEndedError, Vitals
@@ -63,9 +64,14 @@ class _Call:
 
 @contextmanager
 def calls_on_cluster(address: str, stop: StopRequest) -> Iterator["ClusterCalls"]:
-    """Join the cluster at `address`; leave it after. Raises `UsageError` if none answers."""
-    show_token_where_wanted(address)
-    with ray_session(address, verbose=False):
+    """Join the cluster at `address`, or start Ray here; leave or end it after.
+
+    Raises `UsageError` if no cluster answers.
+    """
+    if joined := cluster_to_join(address):
+        show_token_where_wanted(joined)
+    # Pieces of parts go through its memory: as much of it as Ray takes by itself.
+    with ray_session(address, verbose=False, object_store_bytes=None):
         yield ClusterCalls(stop)
 
 

@@ -20,22 +20,26 @@ from ray._private.ray_constants import RAY_WORKER_NICENESS
 from ray._private.services import canonicalize_bootstrap_address
 
 from rsr.jobs import interrupt
+from rsr.jobs.cluster.address import LOCAL, cluster_to_join
 from rsr.jobs.cluster.ray_folder import is_ray_folder, ray_folder, require_token
 from rsr.jobs.errors import UsageError, first_line
 
 OBJECT_STORE_BYTES = 128 << 20
-"""A local Ray's shared memory: nothing large crosses it."""
+"""Shared memory of a local Ray whose workers send nothing large."""
 CONNECT_SECONDS = 10.0
 
 
 @contextmanager
-def ray_session(address: str | None, *, verbose: bool) -> Iterator[None]:
+def ray_session(
+    address: str | None, *, verbose: bool, object_store_bytes: int | None = OBJECT_STORE_BYTES
+) -> Iterator[None]:
     """Join the cluster at `address`, else start Ray on this machine; leave it after.
 
-    address: `auto` or host:port; None is what RAY_ADDRESS says, as `ray job submit` sets it.
+    address: `auto`, host:port or `local`; None is what RAY_ADDRESS says, else `local`.
+    object_store_bytes: shared memory of a Ray that is started; None is what Ray takes by itself.
     Raises `UsageError` if no cluster answers there.
     """
-    address = address or os.environ.get("RAY_ADDRESS")
+    address = cluster_to_join(address)
     if address:
         _require_answer(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -49,13 +53,13 @@ def ray_session(address: str | None, *, verbose: bool) -> Iterator[None]:
             folder = held.enter_context(ray_folder())
             local = {
                 "include_dashboard": False,
-                "object_store_memory": OBJECT_STORE_BYTES,
+                "object_store_memory": object_store_bytes,
                 "_temp_dir": str(folder),
             }
         with _keeping_signals():
             try:
                 ray.init(
-                    address or "local",
+                    address or LOCAL,
                     log_to_driver=verbose,
                     logging_level=logging.INFO if verbose else logging.ERROR,
                     **local,
@@ -109,7 +113,9 @@ def _require_answer(address: str) -> None:
         raise _no_cluster(address, error) from error
     host, _, port = (found or "").rpartition(":")
     if not host or not port.isdigit():
-        raise UsageError(f"--address {address}: expected auto, or host:port of the head node")
+        raise UsageError(
+            f"--address {address}: expected auto, host:port of the head node, or local"
+        )
     try:
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
     except OSError as error:

@@ -4,11 +4,11 @@ Joining costs seconds, and so do the imports of whoever looks at a model. A new 
 first and lets a worker, which must import those libraries anyway, look: the driver never does.
 """
 
-import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, TypeVar
 
+from rsr.jobs.cluster.address import cluster_to_join
 from rsr.jobs.cluster.options import ClusterOptions
 from rsr.jobs.cluster.token import show_token_where_wanted
 from rsr.jobs.interrupt import StopRequest
@@ -54,7 +54,7 @@ class Venue:
         return self._cluster
 
     def _join(self) -> "Cluster":
-        if address := self._options.address or os.environ.get("RAY_ADDRESS"):
+        if address := cluster_to_join(self._options.address):
             show_token_where_wanted(address)
         from rsr.jobs.cluster.run import join_cluster
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import click
 
 from rsr.engine.catalogue import BY_NAME
-from rsr.jobs.cluster.address import calls_at
+from rsr.jobs.cluster.calls_at import calls_at
 from rsr.jobs.command import (
     address_option,
     configure_logging,

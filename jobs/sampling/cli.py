@@ -52,7 +52,9 @@ def pool_options(command: Callable[..., Any]) -> Callable[..., Any]:
             type=click.FloatRange(min=0, min_open=True),
             help="Seconds in the engine after which a unit's worker is killed.",
         ),
-        click.option("--address", help="Ray cluster to join: auto, or host:port of its head."),
+        click.option(
+            "--address", help="Ray cluster to join: auto, host:port of its head, or local."
+        ),
         click.option("--workers", type=click.IntRange(min=1), help="Engines at a time."),
     ):
         command = option(command)

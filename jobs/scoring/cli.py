@@ -48,8 +48,8 @@ from rsr.jobs.terminal import Console, Table, complain, fact_table, format_secon
 )
 @click.option(
     "--address",
-    help="Ray cluster to join: auto, or host:port of its head. [default: RAY_ADDRESS, as ray job "
-    "submit sets it, else this machine alone]",
+    help="Ray cluster to join: auto, or host:port of its head; local is this machine alone. "
+    "[default: RAY_ADDRESS, as ray job submit sets it, else local]",
 )
 @click.option(
     "--unit-timeout",

@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 import click
 
-from rsr.jobs.cluster.address import calls_at
+from rsr.jobs.cluster.calls_at import calls_at
 from rsr.jobs.command import (
     Place,
     address_option,

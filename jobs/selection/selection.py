@@ -143,8 +143,7 @@ def run_selection(
     require_memory(
         table.num_rows * bytes_per_row,
         f"rsr {writer} of the {table.num_rows:,} rows of {table.path}",
-        "give --address: calls on a Ray cluster, which may be this machine alone (ray start "
-        "--head), hold no such arrays",
+        "give --address local, whose calls hold no such arrays, or a cluster's --address",
     )
     pool: list[Future[dict[Any, Part]]] = []
     counted: list[Future[Facts]] = []

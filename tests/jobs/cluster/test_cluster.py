@@ -73,7 +73,7 @@ def test_cluster_that_does_not_answer_is_refused(tmp_path):
 
 @pytest.mark.parametrize("address", ["ray://head:10001", "head", "http://head:8265"])
 def test_address_of_another_kind_is_refused(tmp_path, address):
-    with pytest.raises(UsageError, match=r"expected auto, or host:port|no Ray cluster answers"):
+    with pytest.raises(UsageError, match=r"expected auto, host:port|no Ray cluster answers"):
         run_texts(tmp_path, ["text"], address=address)
 
 

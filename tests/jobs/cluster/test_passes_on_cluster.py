@@ -81,6 +81,19 @@ def test_same_files_as_on_one_machine(tmp_path, scored, address, arguments):
     run("verify", tmp_path / "many", "--deep")
 
 
+def test_local_is_a_ray_of_its_own(tmp_path, scored, monkeypatch):
+    """Whatever cluster the environment names."""
+    monkeypatch.setenv("RAY_ADDRESS", "nowhere:6379")
+    command = ["select", scored, tmp_path / "local", "--group-by", "problem_id", "--keep", "2"]
+    run(*command, "--address", "local")
+    passed = (tmp_path / "local" / ".rsr" / "events.jsonl").read_text()
+    assert passed.count("pass_started") > 1
+    monkeypatch.delenv("RAY_ADDRESS")
+    command[2] = tmp_path / "one"
+    run(*command)
+    assert written(tmp_path / "local") == written(tmp_path / "one")
+
+
 @pytest.mark.slow
 def test_same_from_python(tmp_path, scored, address):
     one, many = tmp_path / "one", tmp_path / "many"
