@@ -204,8 +204,7 @@ def _unfinished(store: RunStore, files: Sequence[OutputFile]) -> list[OutputFile
 def _copy_files(
     store: RunStore, files: Sequence[OutputFile], choice: Choice, stop: StopRequest
 ) -> None:
-    # One more than there are cores: a finished file waits for its disk.
-    num_workers = min(len(os.sched_getaffinity(0)) + 1, MAX_COPIES_AT_A_TIME)
+    num_workers = min(len(os.sched_getaffinity(0)), MAX_COPIES_AT_A_TIME)
     read = (piece.shard.path for file in files for piece in file.slices)
     if any(is_remote(str(place)) for place in (store.folder.root, *read)):
         # Most of the time goes by in waiting for a store's answers, not on a core.
