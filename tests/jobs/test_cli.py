@@ -73,7 +73,9 @@ def test_json_that_is_not_rows_leaves_no_staged_copy(tmp_path, tiny_student):
     ("missing", "message"),
     [
         ("model.safetensors", "has no weights"),
-        pytest.param("tokenizer.json", "no usable tokenizer", marks=pytest.mark.ray),
+        pytest.param(
+            "tokenizer.json", "no usable tokenizer", marks=[pytest.mark.ray, pytest.mark.slow]
+        ),
         ("config.json", "has no config.json"),
     ],
 )

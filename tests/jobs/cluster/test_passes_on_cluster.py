@@ -81,6 +81,7 @@ def test_same_files_as_on_one_machine(tmp_path, scored, address, arguments):
     run("verify", tmp_path / "many", "--deep")
 
 
+@pytest.mark.slow
 def test_local_is_a_ray_of_its_own(tmp_path, scored, monkeypatch):
     """Whatever cluster the environment names."""
     monkeypatch.setenv("RAY_ADDRESS", "nowhere:6379")
@@ -107,6 +108,7 @@ def test_same_from_python(tmp_path, scored, address):
     )
 
 
+@pytest.mark.slow
 def test_same_evidence_as_on_one_machine(tmp_path, scored, address):
     at = ["--address", address]
     teachers = ["teachers", scored, "--json", "--draws", "50"]

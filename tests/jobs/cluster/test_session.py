@@ -297,6 +297,7 @@ print(priority(), of_worker)
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_workers_are_as_nice_as_the_command_that_was_typed(temporary, monkeypatch):
     """Ray's own would get a thirtieth of a core that another program uses."""
     monkeypatch.delenv("RAY_worker_niceness", raising=False)

@@ -152,6 +152,7 @@ def test_refined_row_that_was_touched_is_found(streams, tmp_path):
     assert "column 'messages' differs in refined rows 0 to 4" in found.stdout
 
 
+@pytest.mark.slow
 def test_store_holds_streams_and_output(streams, tmp_path, s3_url):
     store = open_storage(s3_url)
     for file in streams.rglob("*.parquet"):

@@ -331,6 +331,7 @@ def test_store_holds_the_same_bytes_as_a_disk(selected, tmp_path, s3_url):
     run("verify", "--deep", f"{s3_url}/out")
 
 
+@pytest.mark.slow
 def test_interrupted_export_goes_on(tmp_path):
     pq.write_table(table(3000), tmp_path / "rows.parquet")
     command = [sys.executable, "-m", "rsr.jobs.cli", "export", "rows.parquet", "out"]

@@ -171,7 +171,9 @@ def test_store_holds_input_and_output(rows_file, s3_url, tmp_path):
     run("verify", "--deep", f"{s3_url}/out")
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "sent", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)]
+)
 def test_interrupted_run_goes_on_and_leaves_no_process(tmp_path, sent):
     rows = [(f"p{i}", str(i), f"A: {i + i % 3}", "stop") for i in range(3000)]
     pq.write_table(table(rows), tmp_path / "rows.parquet", row_group_size=100)
@@ -203,6 +205,7 @@ def test_interrupted_run_goes_on_and_leaves_no_process(tmp_path, sent):
     assert os.listdir(tmp_path / "out" / ".rsr" / "receipts")
 
 
+@pytest.mark.slow
 def test_published_verdicts_of_five_thousand_real_answers_come_back(shared_data, tmp_path):
     """Golds are the last lines of the ground truth rows; every verdict is the published one."""
     rows = pl.read_parquet(shared_data / "gsm8k_teachers.parquet")

@@ -66,6 +66,7 @@ def test_answer_that_hangs_costs_itself_alone():
     assert not children_of_this_process()
 
 
+@pytest.mark.slow
 def test_memory_of_a_process_stays_flat():
     with GradingChild("math", 20.0, DEVNULL) as child:
 

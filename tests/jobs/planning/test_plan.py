@@ -117,6 +117,7 @@ def test_student_needs_no_weights(source, tiny_student, tmp_path):
     assert "has no config.json" in result.stderr
 
 
+@pytest.mark.slow
 def test_hub_that_cannot_be_reached_is_asked_once(source, tmp_path):
     """By a process of its own: huggingface_hub reads its environment when it is imported."""
     command = [sys.executable, "-m", "rsr.jobs.cli", "plan", source, "--gpu", "h100"]
