@@ -15,10 +15,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
 
 from rsr.jobs.errors import first_line
-from rsr.jobs.run.memory import free_memory_bytes
+from rsr.jobs.run.memory import free_memory_bytes, in_gib
 
 MIN_FREE_BYTES = 10 << 30
 """Below it a student of some billion parameters cannot be downloaded."""
@@ -130,7 +129,7 @@ def _gpus() -> Iterator[Finding]:
     for index in range(torch.cuda.device_count()):
         card = torch.cuda.get_device_properties(index)
         capability = (card.major, card.minor)
-        found = f"{card.name}, {_gib(card.total_memory)}, capability {card.major}.{card.minor}"
+        found = f"{card.name}, {in_gib(card.total_memory)}, capability {card.major}.{card.minor}"
         if capability < MIN_FUSED_CAPABILITY:
             advice = "ranks come from the tiled pass in torch: the Triton kernel needs 8.0 or newer"
             yield Finding(f"GPU {index}", found, Verdict.SLOW, advice)
@@ -164,7 +163,7 @@ def _ray() -> Iterator[Finding]:
     shared = Path("/dev/shm")
     if shared.is_dir() and (size := shutil.disk_usage(shared).total) < MIN_SHARED_MEMORY_BYTES:
         advice = "Ray keeps objects there: start the container with --shm-size=8g"
-        yield Finding("/dev/shm", _gib(size), Verdict.SLOW, advice)
+        yield Finding("/dev/shm", in_gib(size), Verdict.SLOW, advice)
 
 
 def _cpu() -> Iterator[Finding]:
@@ -190,9 +189,9 @@ def _memory() -> Iterator[Finding]:
         return
     if free < MIN_MODEL_BYTES:
         advice = "loading a student may fail: end other programs, or lift the container's limit"
-        yield Finding("free memory", _gib(free), Verdict.ADVICE, advice)
+        yield Finding("free memory", in_gib(free), Verdict.ADVICE, advice)
     else:
-        yield Finding("free memory", _gib(free))
+        yield Finding("free memory", in_gib(free))
 
 
 def _disk() -> Iterator[Finding]:
@@ -209,9 +208,9 @@ def _disk() -> Iterator[Finding]:
             yield Finding(f"disk for {name}", str(place), Verdict.MISSING, advice)
         elif free < MIN_FREE_BYTES:
             advice = f"{place} may fill up"
-            yield Finding(f"disk for {name}", f"{_gib(free)} free", Verdict.ADVICE, advice)
+            yield Finding(f"disk for {name}", f"{in_gib(free)} free", Verdict.ADVICE, advice)
         else:
-            yield Finding(f"disk for {name}", f"{_gib(free)} free in {place}")
+            yield Finding(f"disk for {name}", f"{in_gib(free)} free in {place}")
 
 
 def _hub() -> Iterator[Finding]:
@@ -258,10 +257,6 @@ def _driver() -> str | None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     lines = done.stdout.strip().splitlines()
     return lines[0] if done.returncode == 0 and lines else None
-
-
-def _gib(num_bytes: Any) -> str:
-    return f"{num_bytes / (1 << 30):,.1f} GiB"
 
 
 LOOKS: dict[str, Callable[[], Iterator[Finding]]] = {

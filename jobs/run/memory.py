@@ -8,7 +8,6 @@ from rsr.jobs.errors import UsageError
 MEMINFO = Path("/proc/meminfo")
 CONTROL_GROUP = Path("/sys/fs/cgroup")
 """Of this process, as its container shows it."""
-GIB = 1 << 30
 
 
 def free_memory_bytes() -> int | None:
@@ -29,9 +28,13 @@ def require_memory(needed_bytes: float, who: str, instead: str) -> None:
     free_bytes += _entry_bytes(MEMINFO, "SwapFree") or 0
     if free_bytes < needed_bytes:
         raise UsageError(
-            f"{who} takes about {needed_bytes / GIB:,.1f} GiB of memory, and "
-            f"{free_bytes / GIB:,.1f} GiB are free here; {instead}"
+            f"{who} takes about {in_gib(needed_bytes)} of memory, and "
+            f"{in_gib(free_bytes)} are free here; {instead}"
         )
+
+
+def in_gib(num_bytes: float) -> str:
+    return f"{num_bytes / (1 << 30):,.1f} GiB"
 
 
 def _entry_bytes(meminfo: Path, name: str) -> int | None:

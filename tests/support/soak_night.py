@@ -281,7 +281,9 @@ class Night:
         have ended a driver that had said so and no longer listened. A SIGKILL stops nothing in
         order.
         """
-        may_be = {DONE, -number} | ({FAILED, REFUSED} if self.lasting else set())
+        may_be = {DONE, -number} | ({FAILED} if self.lasting else set())
+        if self.is_lasting("model"):
+            may_be.add(REFUSED)
         if number != signal.SIGKILL:
             may_be.add(STOPPED)
         assert code in may_be, f"{number.name} ended the driver with {code}:\n{self.last_words()}"

@@ -10,16 +10,16 @@ import pytest
 from typed import rsr
 
 from rsr.jobs.run.memory import _left_to_group_bytes, free_memory_bytes
+from rsr.jobs.selection.filter import BYTES_PER_ROW
 
 GROUP_ROWS, NUM_GROUPS, NUM_NAMES = 1 << 20, 8, 400
 """One file of rows that are all alike, under many names: a corpus by its footers."""
-LEAST_BYTES_PER_ROW = 23
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory, write_scored) -> Path:
     """Three billion scored rows in 400 files that take no room."""
-    needed = GROUP_ROWS * NUM_GROUPS * NUM_NAMES * LEAST_BYTES_PER_ROW
+    needed = GROUP_ROWS * NUM_GROUPS * NUM_NAMES * BYTES_PER_ROW
     if psutil.virtual_memory().available + psutil.swap_memory().free > needed:
         pytest.skip(f"this machine has more than {needed >> 30} GiB of memory free")
     root = tmp_path_factory.mktemp("large")
