@@ -53,8 +53,8 @@ test: setup  ## run the tests in some minutes, fast ones first; test-all runs th
 
 test-all: test test-long  ## run the whole test suite
 
-test-fast: setup  ## only the tests that start neither vLLM nor Ray nor a server
-	$(PYTEST_BY_FILE) -m "not vllm and not ray and not server and not slow"
+test-fast: setup  ## most tests, in about a minute: those that load nothing and take no second
+	$(PYTEST_BY_FILE) -m "not vllm and not ray and not server and not seconds and not slow"
 
 test-long: setup  ## only the tests that `make test` leaves out
 	$(PYTEST_BY_FILE) --timeout 1800 -m slow

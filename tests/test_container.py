@@ -62,7 +62,7 @@ def test_an_image_starts_rsr_and_installs_by_its_constraints(stages, target):
 
 def test_python_of_the_images_is_one_that_is_tested():
     workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
-    tested = workflow["jobs"]["fast"]["strategy"]["matrix"]["python"]
+    tested = workflow["jobs"]["tests"]["strategy"]["matrix"]["python"]
     assert BASES["cpu"] == BASES["wheel"] == f"python:{tested[1]}-slim-bookworm"
 
 

@@ -99,6 +99,7 @@ def test_jobs_stand_on_floors(path):
     assert not above | beside
 
 
+@pytest.mark.seconds
 def test_no_import_comes_back_to_where_it_began():
     graph = {
         name: {m for m in imports_of(path) if m in MODULES and m != name}
@@ -114,6 +115,7 @@ def test_no_import_comes_back_to_where_it_began():
         pytest.fail(" → ".join(error.args[1]))
 
 
+@pytest.mark.seconds
 def test_each_library_is_met_in_one_room():
     def naming(library, room):
         return {
@@ -133,6 +135,7 @@ def test_few_modules_stand_loose_in_jobs():
     assert len(loose) <= 7, loose
 
 
+@pytest.mark.seconds
 def test_the_terminal_is_written_to_in_one_file():
     """Whoever prints past `terminal.py` prints markup and control characters of foreign names."""
     past_it = {"rich.console.Console", "rich.table", "rich.text", "rich.markup", "click.echo"}

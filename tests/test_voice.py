@@ -46,6 +46,7 @@ def test_what_is_public_is_documented(name):
     assert not {item for item, found in callables.items() if not (found.__doc__ or "").strip()}
 
 
+@pytest.mark.seconds
 def test_classes_say_first_what_they_are():
     without = []
     for path in SOURCES:

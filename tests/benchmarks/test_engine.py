@@ -78,6 +78,7 @@ def test_joined_rows_are_cut_at_the_asked_length():
     assert [len(t.text) for t in join_rows(rows, min_characters=100)] == [122, 122]
 
 
+@pytest.mark.seconds
 def test_published_script_needs_messages(rows_path, tiny_student, tmp_path):
     arguments = ["engine", "--model", tiny_student, "--input", rows_path, "--join", 5]
     arguments += ["--published", tmp_path]
@@ -86,6 +87,7 @@ def test_published_script_needs_messages(rows_path, tiny_student, tmp_path):
     assert "no --join" in result.output
 
 
+@pytest.mark.seconds
 def test_published_script_that_lacks_a_package_is_refused_in_one_line(
     rows_path, tiny_student, tmp_path
 ):

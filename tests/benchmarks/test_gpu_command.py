@@ -28,6 +28,7 @@ def run(command: list[str], **options) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, check=False, **options)
 
 
+@pytest.mark.seconds
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_it_says_so_in_one_line(tmp_path):
     done = run([*COMMAND, "--out", str(tmp_path)])
@@ -36,6 +37,7 @@ def test_without_a_gpu_it_says_so_in_one_line(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.seconds
 def test_what_a_bare_machine_runs_imports_nothing_else():
     path = str(ROOT / ".editor")
     done = run([sys.executable, "-I", "-c", f"import sys; sys.path.insert(0, {path!r})\n{BARE}"])

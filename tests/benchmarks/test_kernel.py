@@ -48,6 +48,7 @@ def test_rows_files_and_pictures(tmp_path):
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.seconds
 def test_table_and_page(tmp_path, two_operations):
     two_operations("authors", bench._Operation(bench._authors, rounds_logits=True, clip=100))
     page = tmp_path / "rows.html"
@@ -64,6 +65,7 @@ def test_table_and_page(tmp_path, two_operations):
     ]
 
 
+@pytest.mark.seconds
 def test_busy_cores_are_a_second_set_of_rows(tmp_path, two_operations):
     two_operations("authors", bench._Operation(bench._authors, rounds_logits=True, clip=100))
     path = tmp_path / "rows.csv"
@@ -84,6 +86,7 @@ def test_busy_cores_are_a_second_set_of_rows(tmp_path, two_operations):
         assert float(busy["slow_down"]) == pytest.approx(ratio, rel=1e-4)
 
 
+@pytest.mark.seconds
 def test_a_wrong_operation_is_listed_not_timed_and_exits_with_1(two_operations):
     def off_by_one(operands):
         right = bench._authors(operands)
@@ -98,6 +101,7 @@ def test_a_wrong_operation_is_listed_not_timed_and_exits_with_1(two_operations):
     assert wrong["time_ms_p50"] is None
 
 
+@pytest.mark.seconds
 def test_what_does_not_fit_in_memory_is_listed_and_costs_nothing_else(two_operations, tmp_path):
     def too_large(operands):
         raise torch.OutOfMemoryError("tried to allocate 40 GiB")
@@ -112,6 +116,7 @@ def test_what_does_not_fit_in_memory_is_listed_and_costs_nothing_else(two_operat
     assert large["failed_check"] == "OutOfMemoryError: tried to allocate 40 GiB"
 
 
+@pytest.mark.seconds
 def test_an_operation_for_few_tokens_is_compared_per_token(two_operations):
     sort = bench._Operation(bench._sort, rounds_logits=True, max_tokens=16)
     two_operations("log-softmax and sort", sort)
@@ -125,6 +130,7 @@ def test_an_operation_for_few_tokens_is_compared_per_token(two_operations):
     assert few["gb_per_s"] == pytest.approx(4 * 576 * (49_152 + 16) / few["time_ms_p50"] / 1e6)
 
 
+@pytest.mark.seconds
 def test_a_head_that_fails_costs_no_rows_before_it(two_operations, tmp_path, monkeypatch):
     two_operations("authors", bench._Operation(bench._authors, rounds_logits=True, clip=100))
     drawn, draw = [], bench._draw

@@ -319,6 +319,7 @@ def test_token_that_the_model_does_not_have_is_refused(make_encoder):
 plain_text = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 
 
+@pytest.mark.seconds
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.tuples(plain_text, plain_text), min_size=1, max_size=3))
 @example([("Spaces?", "  at both ends  ")])

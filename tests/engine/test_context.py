@@ -40,6 +40,7 @@ def trajectories(draw: st.DrawFn) -> EncodedTrajectory:
     )
 
 
+@pytest.mark.seconds
 @given(trajectories(), st.integers(1, 3))
 def test_the_tokens_that_are_scored_stay_in_their_order(whole, num_steps):
     for made in (without_prompt(whole, 7), with_window(whole, num_steps)):

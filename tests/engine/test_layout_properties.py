@@ -138,6 +138,7 @@ def _said(text):
     return re.sub(r"</?think>|<\|b\|>(analysis|final)?|Answer:|\s", "", text)
 
 
+@pytest.mark.seconds
 @settings(max_examples=400, deadline=None, phases=phases)
 @given(templates, rounds)
 def test_rows_by_template_are_scored_on_their_responses_or_refused(template, drawn):
@@ -190,6 +191,7 @@ def test_what_the_generation_prompt_prints_is_not_scored(prompt, content, scored
     assert spans == [scored] * 2
 
 
+@pytest.mark.seconds
 @settings(max_examples=200, deadline=None, phases=phases)
 @given(templates, rounds)
 def test_verbatim_rows_are_scored_on_their_responses_or_refused(template, drawn):

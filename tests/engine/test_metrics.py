@@ -59,6 +59,7 @@ def test_data_set_ratio_is_of_means_not_pooled():
     assert DatasetRsr.of([short, long]).rsr == pytest.approx((10 + 1) / (1 + 1))
 
 
+@pytest.mark.seconds
 @given(
     st.lists(
         st.lists(

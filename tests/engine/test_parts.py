@@ -131,6 +131,7 @@ tokens = st.tuples(
 )
 
 
+@pytest.mark.seconds
 @given(st.lists(tokens, min_size=2, max_size=60), st.data())
 def test_sums_of_halves_add_up(rows, data):
     columns = np.array(rows, dtype=np.float64).T

@@ -31,8 +31,8 @@ ADDED = r"<think>\n\n</think>\n\n|<\|channel\|>final<\|message\|>"
 the answer goes. Its template adds it, and training puts loss on it."""
 BEFORE = {"Llama-2": " "}
 """Of a token that begins with the response."""
-LARGE = ("Gemma-3", "gpt-oss")
-"""Vocabularies of 200,000 tokens and more, which take seconds to load."""
+LARGE = ("Gemma-3", "gpt-oss", "Llama-3.1")
+"""Vocabularies that take ten seconds to load and to go through; Qwen's stays with the others."""
 
 
 def _cases(cases):
@@ -73,6 +73,7 @@ def _templates(name):
     return [t for t in (_tokenizer(name).chat_template, toy) if t]
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize(
     ("name", "render"),
     # Verbatim, a response of gpt-oss has to name its channel itself.
@@ -153,6 +154,7 @@ TOLD_APART = [
 """What programs that read the same tokenizer.json may cut in two ways."""
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize(
     "name",
     [

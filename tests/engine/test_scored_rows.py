@@ -126,6 +126,7 @@ def requests(draw) -> PrefillRequest:
     return PrefillRequest(token_ids, spans, draw(st.integers(0, 25)), parts=bytes(parts))
 
 
+@pytest.mark.seconds
 @settings(deadline=None)
 @given(st.lists(requests(), min_size=1, max_size=5), st.data())
 def test_any_steps_give_what_whole_requests_give(batch, data):

@@ -96,6 +96,7 @@ def verbatim_last() -> list[Outcome]:
     return list(_outcomes("last", render="verbatim"))
 
 
+@pytest.mark.seconds
 def test_no_row_is_scored_wrongly(by_default, verbatim_last):
     outcomes = [o for o in (*by_default, *verbatim_last) if o.status is Status.OK]
     wrong = [f"{o.student.name}, {o.style.name}: {o.problem}" for o in outcomes if o.problem]
@@ -119,6 +120,7 @@ def test_what_a_template_can_say_is_scored(request, fixture, least):
     assert scored >= least, refused
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("student", STUDENTS, ids=lambda student: student.name)
 def test_what_was_read_before_changes_nothing(student):
     """Whatever a worker has seen, a unit's rows come out the same: a resumed run counts on it."""

@@ -115,6 +115,7 @@ def test_text_on_whose_case_engines_differ_is_left_to_the_reference(make_tokeniz
     assert ids.tolist() == reference.encode("so it i\u017f").ids
 
 
+@pytest.mark.seconds
 @settings(max_examples=60)
 @given(texts=st.lists(WILD, max_size=4), add_special_tokens=st.booleans())
 @example(texts=["e\u0301\u0958 abc"], add_special_tokens=False)
@@ -122,6 +123,7 @@ def test_borders_are_those_of_the_offsets(tokenizers, texts, add_special_tokens)
     hold_against_offsets(*tokenizers, texts, add_special_tokens=add_special_tokens)
 
 
+@pytest.mark.seconds
 @settings(max_examples=40)
 @given(texts=st.lists(WILD, max_size=4))
 def test_borders_of_a_real_students_tokens(real_tokenizers, texts):

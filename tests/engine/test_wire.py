@@ -35,6 +35,7 @@ def requests(draw) -> PrefillRequest:
     return PrefillRequest(token_ids, spans, draw(st.integers(0, 41)), draw(st.booleans()), parts)
 
 
+@pytest.mark.seconds
 @given(requests())
 def test_a_request_says_which_tokens_to_score(request):
     scored = ScoredTokens.unpack(request.pack())

@@ -260,6 +260,7 @@ def test_two_kinds_of_columns_at_once(tmp_path, data, tiny_student):
     assert_refused(result, "give --messages-column, or", out)
 
 
+@pytest.mark.seconds
 def test_run_of_another_process_is_left_alone(tmp_path, data, tiny_student):
     out = tmp_path / "out"
     with RunFolder(out).lock():
@@ -309,6 +310,7 @@ def test_help_says_unit_default_and_reason():
         assert word in text
 
 
+@pytest.mark.seconds
 def test_command_starts_without_the_heavy_libraries():
     code = (
         "import sys; from rsr.jobs.cli import main; "

@@ -172,6 +172,7 @@ def show_complaint(text):
 SHOWN = [value for name, value in list(globals().items()) if name.startswith("show_")]
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("show", SHOWN)
 @settings(max_examples=60, deadline=None)
 @given(text=texts)
@@ -274,6 +275,7 @@ def test_words_of_the_user_are_data_too(tmp_path):
         assert "\x1b" not in result.output
 
 
+@pytest.mark.seconds
 def test_ascii_terminals_get_all_of_it(make_run, tmp_path, texts_table):
     run = make_run({"é…×.parquet": texts_table}, tmp_path / "out")
     environment = os.environ | {"PYTHONIOENCODING": "ascii", "COLUMNS": "200"}
@@ -307,6 +309,7 @@ def damaged(make_run, tmp_path, texts_table):
     return tmp_path / "out"
 
 
+@pytest.mark.seconds
 def test_full_disk_behind_stdout_is_one_line_and_code_74(damaged):
     for options in ("", "--json"):
         done = shell(f"{COMMAND} verify {damaged} {options} > /dev/full")
@@ -314,6 +317,7 @@ def test_full_disk_behind_stdout_is_one_line_and_code_74(damaged):
         assert done.stderr == "rsr: stdout cannot be written: No space left on device\n"
 
 
+@pytest.mark.seconds
 def test_reader_that_leaves_early_changes_no_exit_code(damaged):
     # The reader is gone before the first byte.
     for command, code in ((f"verify {damaged}", 1), (f"status {damaged}", 0), ("--help", 0)):
@@ -322,6 +326,7 @@ def test_reader_that_leaves_early_changes_no_exit_code(damaged):
         assert done.stderr == ""
 
 
+@pytest.mark.seconds
 def test_watching_ends_when_nobody_reads(damaged):
     with RunFolder(damaged).lock():
         done = shell(f"{COMMAND} status {damaged} --watch --json | head -1")
@@ -330,6 +335,7 @@ def test_watching_ends_when_nobody_reads(damaged):
     assert done.stderr == ""
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-", "2>/dev/full"])
 def test_closed_streams(damaged, closed):
     done = shell(f"{COMMAND} verify {damaged} {closed}")

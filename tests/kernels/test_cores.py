@@ -37,6 +37,7 @@ def run_alone(program: str, **environment: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("entropy", [True, False], ids=["entropy", "no entropy"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_bits_depend_on_neither_number_nor_speed_of_threads(
@@ -109,6 +110,7 @@ def test_inference_tensors_are_welcome(normal_operands, with_threads):
     assert not expected.logprob.is_inference()
 
 
+@pytest.mark.seconds
 def test_only_our_threads_use_one_core():
     run_alone(
         """
@@ -131,6 +133,7 @@ def test_only_our_threads_use_one_core():
     )
 
 
+@pytest.mark.seconds
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="needs Linux")
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
 def test_threads_run_where_openmp_is_bound_to():
@@ -148,6 +151,7 @@ def test_threads_run_where_openmp_is_bound_to():
     )
 
 
+@pytest.mark.seconds
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_fork_starts_threads_of_its_own():
     run_alone(

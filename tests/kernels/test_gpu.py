@@ -188,6 +188,7 @@ def test_result_does_not_depend_on_what_buffers_held():
         assert torch.equal(before, after)
 
 
+@pytest.mark.seconds
 def test_memory_does_not_grow_with_tokens_times_vocabulary():
     extra_bytes = []
     for num_tokens in (1_024, 8_192):

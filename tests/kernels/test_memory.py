@@ -62,11 +62,13 @@ def run(impl: str, operands: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("impl", IMPLS)
 def test_rows_beyond_two_to_the_31_elements(impl):
     run(impl, FAR_APART)
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("impl", IMPLS)
 def test_result_does_not_depend_on_what_buffers_held(impl):
     run(impl, NAN_FILLED)

@@ -90,6 +90,7 @@ def rounds_after_a_cap(options):
     return options.keys() >= {"logits_dtype", "soft_cap"}
 
 
+@pytest.mark.seconds
 def test_implementations_agree(op, request):
     # A second each in Triton's interpreter.
     is_interpreted = request.node.callspec.params["op"] == "fused"
@@ -166,6 +167,7 @@ def plain_case():
     )
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("value", NOT_FINITE, ids=str)
 def test_a_hidden_state_that_is_not_finite_costs_its_own_row(op, value):
     case, row = plain_case(), 2
@@ -181,6 +183,7 @@ def test_a_hidden_state_that_is_not_finite_costs_its_own_row(op, value):
         torch.testing.assert_close(before[others], after[others])
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("soft_cap", [None, 30.0], ids=["plain", "capped"])
 @pytest.mark.parametrize("value", NOT_FINITE, ids=str)
 def test_a_target_that_is_not_finite_has_no_score(op, value, soft_cap):

@@ -124,6 +124,7 @@ MEASURE = """
 """
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize(
     ("num_tokens", "depth", "vocab_size"),

@@ -35,6 +35,7 @@ def shards_of(weight, bias, cuts, **options):
     ]
 
 
+@pytest.mark.seconds
 @settings(max_examples=60, deadline=None)
 @given(
     seed=st.integers(0, 2**20),

@@ -57,6 +57,7 @@ def assert_ranks_between(result, operands, error):
     assert (fewest == most).float().mean() > 0.9  # else the bounds say little
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 def test_integer_operands_give_exact_ranks(op, shape, dtype, integer_operands):
@@ -69,6 +70,7 @@ def test_integer_operands_give_exact_ranks(op, shape, dtype, integer_operands):
     assert_close(result, truth, entropy_atol=1e-6)
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 def test_normal_operands(op, shape, normal_operands):
     operands = normal_operands(*shape)
@@ -78,6 +80,7 @@ def test_normal_operands(op, shape, normal_operands):
         assert_ranks_between(result, operands, error=2e-5)
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
 def test_everything_at_once(op, dtype, integer_operands):
     operands = integer_operands(37, 507, 123, dtype=dtype)
@@ -103,6 +106,7 @@ def test_rows_that_are_not_contiguous(op, integer_operands):
     assert result.entropy is None
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
 def test_model_logits_are_rounded_once(op, dtype, integer_operands):
     operands = integer_operands(65, 700, 50, dtype=dtype)
@@ -139,6 +143,7 @@ EXTREMES = {
 }
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("entropy", [True, False], ids=["entropy", "no entropy"])
 @pytest.mark.parametrize(("bias", "targets"), EXTREMES.values(), ids=EXTREMES.keys())
 def test_extreme_logits(op, bias, targets, entropy, request):

@@ -429,6 +429,7 @@ def test_model_folder_that_stays_away_ends_the_run_with_what_was_finished():
     assert 300 < pool.now < 400
 
 
+@pytest.mark.seconds
 def test_machine_without_the_model_folder_leaves_the_work_to_others_but_is_asked_again():
     shard = make_shard("a", 4000)
     bad: list[int] = []
@@ -492,6 +493,7 @@ def test_worker_that_is_started_and_never_ready_is_replaced_and_given_up(words):
     assert pool.now < 1900 + words * 2 * LOAD_SECONDS
 
 
+@pytest.mark.seconds
 def test_several_workers_that_hang_at_once_are_given_up_together():
     shard = make_shard("a", 1000)
     pool = PaperPool(num_places=30, misfortune=lambda pool, worker, unit: HANGS)
@@ -610,6 +612,7 @@ def check_that_it_ends(pool, num_rows, unit_rows, num_workers):
     assert pool.now <= num_losses * (500.0 + 900.0 + 4 * LOAD_SECONDS)
 
 
+@pytest.mark.seconds
 @settings(max_examples=100, deadline=None)
 @given(
     starts=fates(START_FATES),
@@ -628,6 +631,7 @@ def test_every_run_ends_and_every_row_is_finished_or_listed(
     check_that_it_ends(pool, num_rows, unit_rows, num_workers)
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("later_start", START_FATES)
 @pytest.mark.parametrize("unit", TASK_FATES)
 @pytest.mark.parametrize("write", ["done", "node", "silent"])

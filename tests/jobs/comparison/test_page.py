@@ -39,6 +39,7 @@ def streams(tmp_path_factory, write_stream, make_trace):
     return folder
 
 
+@pytest.mark.seconds
 def test_page_shows_what_compare_says(streams, tmp_path):
     page = tmp_path / "out.html"
     native, refined = streams / "native", streams / HOSTILE

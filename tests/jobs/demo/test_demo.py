@@ -63,6 +63,7 @@ def test_teachers_are_ranked_by_dataset_rsr():
     assert (far.teacher, far.rsr, far.share_correct) == ("far", 4.5, 1.0)
 
 
+@pytest.mark.seconds
 def test_report_names_teachers_best_and_worst(scored_demo):
     report = report_demo(scored_demo)
     assert [t.teacher for t in report.teachers] == list(TEACHERS)
@@ -77,6 +78,7 @@ def test_report_names_teachers_best_and_worst(scored_demo):
     assert "…" in shown, "the long solution is abridged"
 
 
+@pytest.mark.seconds
 def test_picture_is_the_same_every_time_and_names_every_teacher(scored_demo):
     first = report_demo(scored_demo).picture.read_bytes()
     assert report_demo(scored_demo).picture.read_bytes() == first

@@ -37,6 +37,7 @@ def broken(tmp_path):
     return put
 
 
+@pytest.mark.seconds
 def test_this_machine_lacks_nothing():
     done = run("--json")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -46,6 +47,7 @@ def test_this_machine_lacks_nothing():
     assert all(f["advice"] for f in found.values() if f["verdict"] != "ok")
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("name", ["ray", "torchvision"])
 def test_library_that_cannot_be_imported_is_missing_and_the_others_are_told(broken, name):
     done = run("--json", path=broken(name))
@@ -57,6 +59,7 @@ def test_library_that_cannot_be_imported_is_missing_and_the_others_are_told(brok
     assert "free memory" in found
 
 
+@pytest.mark.seconds
 def test_torch_of_another_version_than_vllm_was_built_for(broken):
     from importlib.metadata import requires
 
@@ -68,6 +71,7 @@ def test_torch_of_another_version_than_vllm_was_built_for(broken):
     assert "was built for torch" in found["vLLM"]["advice"]
 
 
+@pytest.mark.seconds
 def test_table_shows_names_as_text_and_each_advice(broken):
     done = run(path=broken("torchvision"), COLUMNS="80")
     assert "\x1b[2J" not in done.stdout

@@ -20,6 +20,7 @@ mean_ranks = st.floats(1, 1e5)
 surprisals = st.floats(0, 50)
 
 
+@pytest.mark.seconds
 @given(st.lists(st.tuples(mean_ranks, surprisals), min_size=1, max_size=30))
 def test_ratios_are_dataset_rsr(rows):
     one = DatasetRsr()

@@ -78,6 +78,7 @@ def test_permutation_p_of_a_perfect_order():
     assert told.metrics[0].spearman.p_value == pytest.approx(2 / 120, rel=0.15)
 
 
+@pytest.mark.seconds
 def test_bootstrap_interval_by_resampling_one_by_one():
     rng = np.random.default_rng(5)
     x = rng.integers(0, 6, 40).astype(float)
@@ -90,6 +91,7 @@ def test_bootstrap_interval_by_resampling_one_by_one():
         assert [coefficient.low, coefficient.high] == pytest.approx(expected, abs=0.02)
 
 
+@pytest.mark.seconds
 def test_difference_of_two_metrics_by_resampling_one_by_one():
     """Both metrics see the same draw: they go together, and the difference is surer than either."""
     rng = np.random.default_rng(8)

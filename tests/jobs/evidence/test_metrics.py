@@ -322,6 +322,7 @@ def test_sums_take_no_more_than_200_bytes_a_row(tmp_path):
     assert sum(sizes) / len(rows) <= 200
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("metric", [m.name for m in METRICS])
 def test_any_metric_ranks_teachers_and_chooses_rows(scored, rows, tmp_path, metric):
     of_all = by_hand(rows)[metric][0]
@@ -406,6 +407,7 @@ LACKING = {
 }
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("command", ["teachers", "report", "filter", "select", "metrics"])
 @pytest.mark.parametrize("metric", LACKING)
 def test_a_metric_that_is_not_stored_is_refused_in_one_line(rows, tmp_path, command, metric):
@@ -457,6 +459,7 @@ def test_thresholds_and_qualities_that_mean_nothing_are_refused(scored, tmp_path
     assert "expected numbers" in told
 
 
+@pytest.mark.seconds
 def test_the_page_tells_what_the_metrics_say(scored, tmp_path):
     page = tmp_path / "page.html"
     invoke("report", scored, page, "--metric", "perplexity_q1", "--draws", 20)

@@ -105,6 +105,7 @@ def page(scored) -> Path:
     return target
 
 
+@pytest.mark.seconds
 def test_page_says_what_it_shows(page, tokenizer_folder):
     text = text_of(page)
     assert "10 of 24 trajectories, drawn at random" in text
@@ -132,6 +133,7 @@ def test_nothing_in_the_page_is_fetched(page):
     assert "default-src 'none'" in source
 
 
+@pytest.mark.seconds
 def test_without_token_columns_it_says_how_to_get_them(tmp_path, write_scored):
     path = write_scored(
         tmp_path / "rows.parquet", [1.0 + i for i in range(4)], columns=scored_rows(2, "six")
@@ -150,6 +152,7 @@ def rewrite(source: Path, target: Path, identity: dict[str, Any]) -> None:
     pq.write_table(table, target)
 
 
+@pytest.mark.seconds
 def test_tokens_are_left_out_where_the_tokenizer_is_gone(tmp_path, scored, tokenizer_folder):
     target = tmp_path / "out.html"
     moved = tmp_path / "moved.parquet"
@@ -164,6 +167,7 @@ def test_tokens_are_left_out_where_the_tokenizer_is_gone(tmp_path, scored, token
     assert "data-i=" in target.read_text()
 
 
+@pytest.mark.seconds
 def test_student_in_the_cache_of_a_hub_has_its_name(tmp_path, scored):
     moved = tmp_path / "moved.parquet"
     model = "/cache/models--org--Student-1.7B/snapshots/0123abcd"
@@ -182,6 +186,7 @@ def test_another_tokenizer_is_refused(tmp_path, scored, tokenizer_folder):
     assert not target.exists()
 
 
+@pytest.mark.seconds
 def test_refusals_leave_nothing(tmp_path, scored, write_scored):
     empty = write_scored(
         tmp_path / "none.parquet", [None], columns={"teacher": ["a"], "correct": [True]}
@@ -198,6 +203,7 @@ def test_refusals_leave_nothing(tmp_path, scored, write_scored):
     assert [p.name for p in tmp_path.iterdir()] == ["none.parquet"]
 
 
+@pytest.mark.seconds
 def test_a_file_that_polars_rewrote_shows_the_text_of_its_examples(
     scored, tmp_path, tokenizer_folder
 ):
@@ -215,6 +221,7 @@ def test_a_file_that_polars_rewrote_shows_the_text_of_its_examples(
     assert "ranks clipped at not said" in text
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize(
     ("is_rewritten", "reason"),
     [
@@ -440,6 +447,7 @@ def points_by_teacher(page: Path) -> dict[str, dict[str, int]]:
     return {name: dict(Counter(row["teacher"] for row in rows)) for name, rows in sets.items()}
 
 
+@pytest.mark.seconds
 def test_panels_hold_every_point_once_whatever_teachers_are_called(tmp_path, write_scored):
     many = (HOSTILE, *"abcdefgh")
     page = write_crowded_page(tmp_path, write_scored, 1_800, teachers=many)

@@ -39,6 +39,7 @@ def test_command_prints_published_values_beside_ours():
     assert told["published"][2]["mean_rank"] == 11.57
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("suffix", [".html", ".svg", ".png"])
 def test_plot(tmp_path, suffix):
     target = tmp_path / f"out{suffix}"

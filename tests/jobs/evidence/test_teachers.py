@@ -63,6 +63,7 @@ cells = st.tuples(
 )
 
 
+@pytest.mark.seconds
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(cells, min_size=1, max_size=25), st.sampled_from([None, "clip_50", "unclipped"]))
 def test_any_table_against_dataset_rsr(tmp_path, write_scored, rows, rank_clip):

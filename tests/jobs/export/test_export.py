@@ -123,6 +123,7 @@ EXPECTED = {
 }
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("form", list(EXPECTED))
 def test_rows_are_read_back_by_datasets_as_they_were(selected, tmp_path, form, monkeypatch):
     datasets = pytest.importorskip("datasets")
@@ -149,6 +150,7 @@ def test_rows_are_read_back_by_datasets_as_they_were(selected, tmp_path, form, m
     assert len(list((out / "data").iterdir())) == 3
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("form", ["messages", "prompt-completion"])
 def test_trl_takes_the_rows_for_conversations(selected, tmp_path, form, make_tokenizer):
     data_utils = pytest.importorskip("trl.data_utils")

@@ -59,6 +59,7 @@ def rows_file(tmp_path):
     return tmp_path / "rows.parquet"
 
 
+@pytest.mark.seconds
 def test_every_row_keeps_its_columns_and_gets_a_grade(rows_file, tmp_path):
     told = json.loads(
         run("grade", rows_file, tmp_path / "out", "--answer-column", "answer", "--json").stdout
@@ -144,6 +145,7 @@ def test_file_without_rows_is_graded(tmp_path):
     assert pq.read_table(tmp_path / "out" / "rows.parquet").column_names[-1] == "correct"
 
 
+@pytest.mark.seconds
 def test_json_lines_are_graded(tmp_path):
     lines = [json.dumps(row) for row in table().to_pylist()]
     (tmp_path / "rows.jsonl").write_text("\n".join(lines))
@@ -171,6 +173,7 @@ def test_store_holds_input_and_output(rows_file, s3_url, tmp_path):
     run("verify", "--deep", f"{s3_url}/out")
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize(
     "sent", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)]
 )

@@ -27,6 +27,7 @@ def _line(process):
         return ""
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize(
     ("verifier", "table"),
     [("math", cases.MATH), ("exact", cases.EXACT), ("mcq", cases.CHOICES)],
@@ -44,6 +45,7 @@ def _status(child, gold, response, finish_reason=None):
     return str((row if isinstance(row, Grade) else child.grade(row)).status)
 
 
+@pytest.mark.seconds
 def test_only_a_complete_answer_after_the_reasoning_counts():
     with GradingChild("math", 20.0, DEVNULL) as child:
         found = [_status(child, *case[:3]) for case in cases.RESPONSES]
@@ -57,6 +59,7 @@ def test_there_are_three_hundred_cases():
         assert len({repr(case) for case in table}) == len(table), "one stands there twice"
 
 
+@pytest.mark.seconds
 def test_answer_that_hangs_costs_itself_alone():
     with GradingChild("math", 1.5, DEVNULL) as child:
         for gold, answer in cases.HANGS:
@@ -149,6 +152,7 @@ def test_module_of_the_users_folder_is_not_taken_for_pythons(own_module, tmp_pat
         assert child.grade(GradableRow("a", "a")).status == "correct"
 
 
+@pytest.mark.seconds
 def test_process_ends_with_its_parent(tmp_path):
     """Even one whose parent had no time for anything, and that is busy itself."""
     import subprocess

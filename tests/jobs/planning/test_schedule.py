@@ -53,6 +53,7 @@ def dispatch(files, offsets, num_workers, seconds_per_byte):
     return pool.now
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("num_files", [1, 7])
 @pytest.mark.parametrize(
     ("num_rows", "mean_bytes", "num_workers", "least_share"),

@@ -207,6 +207,7 @@ def test_what_is_said_of_an_answer_holds_for_no_other_one(tmp_path, server):
     run("verify", "--deep", tmp_path / "out")
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("mode", ["style-aligned", "minimal", "from-scratch"])
 def test_oracle_is_told_the_answer_only_when_asked(tmp_path, mode):
     source = write(tmp_path / "rows.parquet", table(["wrong"], answer=["the gold 42"]))
@@ -222,6 +223,7 @@ def test_oracle_is_told_the_answer_only_when_asked(tmp_path, mode):
             assert asked == "wrong"
 
 
+@pytest.mark.seconds
 def test_faults_lose_nothing_and_cost_one_more_request_each(tmp_path):
     traces = [f"{n} is wrong" for n in range(60)]
     source = write(tmp_path / "rows.parquet", table(traces))
@@ -238,6 +240,7 @@ def test_faults_lose_nothing_and_cost_one_more_request_each(tmp_path):
     assert json.loads(told.stdout)["num_requests"] == 100
 
 
+@pytest.mark.seconds
 def test_server_that_falls_silent_is_asked_again(tmp_path):
     source = write(tmp_path / "rows.parquet", table(["1 is wrong", "2 is wrong"]))
     with chat_server("hang", "ok") as own:
@@ -258,6 +261,7 @@ def test_row_that_is_never_answered_keeps_its_trace_and_the_reason(tmp_path, ser
     assert rows["messages"].to_pylist()[0] == messages_of(["NEVER wrong"])[0]
 
 
+@pytest.mark.seconds
 def test_budget_ends_a_start_and_the_next_one_asks_only_the_rest(tmp_path):
     traces = [f"{n} is wrong" for n in range(50)]
     source = write(tmp_path / "rows.parquet", table(traces))
@@ -277,6 +281,7 @@ def test_budget_ends_a_start_and_the_next_one_asks_only_the_rest(tmp_path):
     run("verify", "--deep", tmp_path / "out")
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize(
     "sent", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
 )

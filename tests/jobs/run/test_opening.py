@@ -202,6 +202,7 @@ def test_staged_objects_go_again_when_a_run_is_refused(s3_url):
     assert [file.name for file in open_storage(s3_url).list()] == ["out/meanwhile.txt", "theirs"]
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("text", ["", "{}", "[1]", "null", '{"format": 1}', "\x00\xff", "[" * 9999])
 @pytest.mark.parametrize("command", ["filter", "select"])
 def test_damaged_manifest_is_one_line_with_a_way_out_that_works(root, tiny_student, command, text):
@@ -237,6 +238,7 @@ def test_run_that_lost_its_manifest_beside_a_strangers_file(root, tiny_student):
         assert snapshot(root) == before
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize(
     "name",
     ["../precious.txt", "/tmp/precious.txt", "a/../../precious.txt", ".rsr/lock", "", "a\0b"],
@@ -294,6 +296,7 @@ OUTCOMES = st.sampled_from(["refused", "stopped", "done"])
 RUNS = st.lists(st.tuples(PATHS, OUTCOMES, st.booleans()), min_size=1, max_size=4)
 
 
+@pytest.mark.seconds
 @settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

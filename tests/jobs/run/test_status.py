@@ -60,6 +60,7 @@ def test_status_says_who_writes(make_run):
     assert read_status(run.output).holder is None
 
 
+@pytest.mark.seconds
 def test_watch_ends_with_the_run(make_run):
     run = make_run({"a.parquet": table(3)})
     command = [sys.executable, "-m", "rsr.jobs.cli", "status", str(run.output.root)]

@@ -84,6 +84,7 @@ def naive(rows, *, keep_fraction, keep_rows, token_budget, max_rsr, within, min_
     return kept
 
 
+@pytest.mark.seconds
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(
     rows=ROWS,

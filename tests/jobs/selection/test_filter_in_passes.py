@@ -40,6 +40,7 @@ ROWS = st.lists(
 )
 
 
+@pytest.mark.seconds
 @settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=25
 )
@@ -206,6 +207,7 @@ def scored(tmp_path, write_scored):
     return tmp_path / "in"
 
 
+@pytest.mark.seconds
 def test_goes_on_where_a_pass_was_stopped(tmp_path, scored, monkeypatch):
     monkeypatch.setattr(bundles, "MIN_BUNDLE_ROWS", 1)
     monkeypatch.setattr(passes, "MAX_BYTES_OF_CALL", 1)

@@ -66,6 +66,7 @@ def told_of(output: Path) -> dict:
     return json.loads(text, parse_float=lambda number: f"{float(number):.12g}") | {"output": ""}
 
 
+@pytest.mark.seconds
 @COMMANDS
 @pytest.mark.parametrize("num_rows", [1, 7, 1000])
 def test_files_of_so_many_rows_hold_the_rows_of_the_usual_ones(scored, tmp_path, command, num_rows):
@@ -85,6 +86,7 @@ def test_files_of_so_many_rows_hold_the_rows_of_the_usual_ones(scored, tmp_path,
     assert rsr("verify", out, "--deep", "--input", tmp_path / "moved").exit_code == 0
 
 
+@pytest.mark.seconds
 @COMMANDS
 @pytest.mark.parametrize("num_rows", [None, 7])
 def test_calls_write_the_same_files(scored, tmp_path, command, num_rows):
@@ -103,6 +105,7 @@ def test_calls_write_the_same_files(scored, tmp_path, command, num_rows):
         assert (passes / file).read_bytes() == (out / file).read_bytes()
 
 
+@pytest.mark.seconds
 @COMMANDS
 @pytest.mark.parametrize("name", ["best.parquet", "best.jsonl"])
 def test_many_files_become_one_where_output_is_one(scored, tmp_path, command, name):

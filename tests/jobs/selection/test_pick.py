@@ -51,6 +51,7 @@ def test_first_goes_by_the_index_of_the_sample_where_there_is_one(scored):
     assert picked(scored / "sampled", scored / "two", *options, "--keep", 2)[1] == [1, 3, 4, 7]
 
 
+@pytest.mark.seconds
 def test_chance_is_the_seeds_alone(scored):
     options = ("--pick", "random", "--require", "correct")
     draws = {}

@@ -122,6 +122,7 @@ def naive(rows, *, keep, objective, weight, require, max_share):
             return set(taken)
 
 
+@pytest.mark.seconds
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(
     rows=ROWS,

@@ -66,6 +66,7 @@ WAYS = st.one_of(
 )
 
 
+@pytest.mark.seconds
 @settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=25
 )
@@ -127,6 +128,7 @@ def test_same_files_as_on_one_machine(
     assert not isinstance(one, str) or one.startswith(REFUSALS)
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("bundle_rows", [1, 3, 100])
 @pytest.mark.parametrize("max_shares", [(), (("teacher", Fraction(1)),)])
 def test_the_best_row_is_found_at_every_edge_of_shards_and_bundles(

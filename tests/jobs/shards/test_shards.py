@@ -198,6 +198,7 @@ def test_unit_is_whole_row_groups_or_part_of_one(sizes, max_rows, max_bytes, dat
             assert {unit.start, unit.stop} <= {*starts, *gap_edges}
 
 
+@pytest.mark.seconds
 @given(
     st.lists(st.tuples(st.integers(0, 30), st.integers(0, 2000)), max_size=12),
     st.integers(1, 40),

@@ -44,6 +44,7 @@ def write_table(url, table, **options):
     return str(url)
 
 
+@pytest.mark.seconds
 def test_file_is_there_whole_or_not_at_all(root):
     storage = open_storage(root)
     assert storage.find("a/b.txt") is None
@@ -88,6 +89,7 @@ def test_files_are_listed_and_removed_by_folder(root):
             read("a/1")
 
 
+@pytest.mark.seconds
 def test_lock_is_held_by_one(root):
     first, second = open_storage(root), open_storage(root)
     assert first.holder("lock") is None
