@@ -13,7 +13,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from interpreted_pass import TILES, rank_logprob_by
+from interpreted_pass import TILES, combine_slices, rank_logprob_by
 
 from rsr.kernels import rank_logprob
 
@@ -68,7 +68,7 @@ def interpreter():
     if find_spec("triton") is None:
         pytest.skip("Triton is not installed")
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
+    with ProcessPoolExecutor(1, context, initializer=combine_slices) as pool:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("TRITON_INTERPRET", "1")
             patch.setenv("OMP_NUM_THREADS", "1")

@@ -7,7 +7,7 @@ multiplies the stored bits of bf16.
 
 import pytest
 import torch
-from interpreted_pass import TILES
+from interpreted_pass import TILES, rank_logprob_by_elements
 
 from rsr.kernels import rank_logprob, reference
 from rsr.kernels.logits import LogitTransform
@@ -36,6 +36,7 @@ OPTIONS = {
 }
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize(
     ("shape", "options"),
     [
@@ -73,6 +74,17 @@ def test_ranks_are_the_reference_s(interpreted, tiles, shape, options, integer_o
         torch.testing.assert_close(result.entropy, truth.entropy, atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.seconds
+def test_reducing_by_slices_changes_no_bit(interpreter, interpreted, normal_operands):
+    operands = normal_operands(9, 300, 64, dtype=torch.float16)
+    (tiles,) = [name for name in TILES if name.startswith("descriptor 128x256")]
+    by_slices = interpreted(*operands, tiles=tiles, entropy=True)
+    call = interpreter.submit(rank_logprob_by_elements, TILES[tiles], 0, *operands, entropy=True)
+    for ours, theirs in zip(by_slices, call.result(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.seconds
 @pytest.mark.parametrize("capability", [80, 90, 100])
 @pytest.mark.parametrize("tiles", TILES)
 def test_lanes_of_a_card_give_the_same_ranks(interpreted, tiles, capability, integer_operands):
@@ -84,6 +96,7 @@ def test_lanes_of_a_card_give_the_same_ranks(interpreted, tiles, capability, int
     torch.testing.assert_close(result.entropy, expected.entropy, atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("tiles", TILES)
 def test_one_dominant_token_leaves_its_tiny_entropy_exact(interpreted, tiles):
     weight = torch.zeros(600, 8, dtype=torch.float16)
@@ -98,6 +111,7 @@ def test_one_dominant_token_leaves_its_tiny_entropy_exact(interpreted, tiles):
     torch.testing.assert_close(result.logprob, truth.logprob, atol=2e-5, rtol=0)
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("tiles", TILES)
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf], ids=str)
 def test_a_column_that_is_not_finite(interpreted, tiles, value, integer_operands):
