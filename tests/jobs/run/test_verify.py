@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
+from typed import rsr
 
 from rsr.jobs.cli import main
 from rsr.jobs.run.receipts import Receipt
@@ -222,29 +223,30 @@ DAMAGES = {
 }
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("damage", [*DAMAGES, "input is another"])
-def test_repair_that_is_printed_works(tmp_path, write_scored, damage):
+def test_repair_that_is_printed_works(tmp_path, monkeypatch, write_scored, damage):
     """Run by a shell, word for word, in another folder than the run's own."""
     columns = {"problem": ["a", "a", "b"]}
     source, out = tmp_path / "scored", tmp_path / "o[red]x; echo"
     for name in ("s[1]", "t"):
         write_scored(source / f"{name}.parquet", [1.0, 2.0, 3.0], columns=columns)
     line = ["rsr", "select", "scored", out.name, "--group-by", "problem"]
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    subprocess.run(line, check=True, cwd=tmp_path, env=environment, capture_output=True)
+    monkeypatch.chdir(tmp_path)
+    # What a run keeps of its command are the words of the process.
+    monkeypatch.setattr(sys, "argv", line)
+    rsr(*line[1:])
     if damage in DAMAGES:
         name, harm = DAMAGES[damage]
         harm(out / name)
     else:
         write_scored(source / "t.parquet", [3.0, 2.0, 0.5], columns=columns)
-    look = ["rsr", "verify", str(out), "--deep", "--json"]
-    found = subprocess.run(look, env=environment, capture_output=True, text=True)
-    assert found.returncode == 1, found.stderr
+    monkeypatch.chdir("/")
+    found = rsr("verify", out, "--deep", "--json", exit_code=1)
     repair = json.loads(found.stdout)["repair"]
     assert repair
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     for command in repair:
-        done = subprocess.run(
-            command, shell=True, cwd="/", env=environment, capture_output=True, text=True
-        )
+        done = subprocess.run(command, shell=True, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, (command, done.stderr)
-    assert subprocess.run(look, env=environment, capture_output=True).returncode == 0
+    rsr("verify", out, "--deep")
