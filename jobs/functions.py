@@ -20,6 +20,7 @@ from rsr.engine.metrics import TrajectoryScore
 from rsr.engine.model_folder import require_model_folder
 from rsr.jobs.cluster.calls_at import calls_at
 from rsr.jobs.errors import Interrupted, UsageError, refusing_values
+from rsr.jobs.evidence.drawing import MAX_ROWS
 from rsr.jobs.evidence.observations import ObservationColumns, observe
 from rsr.jobs.evidence.teachers import CompareOptions, Comparison, compare_teachers
 from rsr.jobs.interrupt import StopRequest
@@ -223,6 +224,7 @@ def teachers(
     sample: int | None = None,
     draws: int = 1_000,
     seed: int = 0,
+    max_rows: int = MAX_ROWS,
     confounds: Sequence[str] = (),
     allow_mixed_students: bool = False,
     address: str | None = None,
@@ -230,7 +232,8 @@ def teachers(
     """The teachers of `scored`, best first, with 95 % intervals and what RSR goes with.
 
     problem_column: None makes every row a problem of its own. sample: compare over this many shared
-    problems. draws: of the bootstrap. rank_clip, address: as `filter` takes them. Raises
+    problems. draws: of the bootstrap. max_rows: where there are more, compare over all rows of
+    problems drawn at random, about so many. rank_clip, address: as `filter` takes them. Raises
     `UsageError`.
     """
 
@@ -243,6 +246,8 @@ def teachers(
                 metric=metric,
                 quality_column=quality_column,
                 allow_mixed_students=allow_mixed_students,
+                max_rows=max_rows,
+                seed=seed,
                 calls=calls,
             )
         return compare_teachers(observations, CompareOptions(draws, sample, seed))

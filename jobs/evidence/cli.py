@@ -30,6 +30,7 @@ from rsr.jobs.evidence.correlate import (
     correlate,
     read_table,
 )
+from rsr.jobs.evidence.drawing import MAX_ROWS
 from rsr.jobs.evidence.metric_table import MetricTable, metric_table, write_metrics
 from rsr.jobs.evidence.observations import (
     NO_PROBLEMS,
@@ -99,6 +100,14 @@ draws_option = click.option(
     show_default=True,
     help="Number of bootstrap draws.",
 )
+max_rows_option = click.option(
+    "--max-rows",
+    type=click.IntRange(min=1),
+    default=MAX_ROWS,
+    show_default=True,
+    help="Where SCORED has more rows, compare over all rows of problems drawn at random, about so "
+    "many rows; they take 240 bytes of memory each.",
+)
 mixed_option = click.option(
     "--allow-mixed-students",
     is_flag=True,
@@ -135,6 +144,7 @@ def _columns(teacher: str, problem: str, confounds: tuple[str, ...]) -> Observat
 )
 @draws_option
 @seed_option()
+@max_rows_option
 @confound_option
 @mixed_option
 @click.option(
@@ -156,6 +166,7 @@ def teachers(
     sample: int | None,
     num_draws: int,
     seed: int,
+    max_rows: int,
     confounds: tuple[str, ...],
     allow_mixed_students: bool,
     csv_path: Path | None,
@@ -184,6 +195,8 @@ def teachers(
                     metric=metric,
                     quality_column=quality_column,
                     allow_mixed_students=allow_mixed_students,
+                    max_rows=max_rows,
+                    seed=seed,
                     calls=calls,
                 )
                 comparisons.append(compare_teachers(observations, options))
@@ -452,6 +465,7 @@ def _plot_simulation(simulation: Simulation, path: Path) -> None:
 )
 @draws_option
 @seed_option()
+@max_rows_option
 @confound_option
 @mixed_option
 @address_option("Read and sum shards")
@@ -472,6 +486,7 @@ def report(
     tokenizer: str | None,
     num_draws: int,
     seed: int,
+    max_rows: int,
     confounds: tuple[str, ...],
     allow_mixed_students: bool,
     address: str | None,
@@ -508,6 +523,8 @@ def report(
                 metric=metric,
                 quality_column=quality_column,
                 allow_mixed_students=allow_mixed_students,
+                max_rows=max_rows,
+                seed=seed,
                 calls=calls,
             )
             chosen = selection and open_scored(

@@ -1,13 +1,15 @@
 """What evidence is drawn from: the scored rows of one student, narrow enough to hold in memory.
 
 Of a scored corpus only the score, its parts, teacher, problem, correctness and the named confounds
-are read: some 60 bytes a row, and several times that while they are ranked. Decides what counts as
-a teacher, a problem and a usable row; knows no statistics.
+are read: some 60 bytes a row, and several times that while they are ranked. Of a corpus with more
+rows than should be held, those of problems that `drawing.py` draws. Decides what counts as a
+teacher, a problem and a usable row; knows no statistics.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import accumulate
 from pathlib import PurePath
 
 import numpy as np
@@ -18,10 +20,12 @@ from rsr.engine.catalogue import BY_NAME, LENGTH, RSR, SURPRISAL, Metric
 from rsr.engine.metrics import DatasetRsr
 from rsr.engine.model_folder import end_of_path
 from rsr.jobs.errors import UsageError, first_line
+from rsr.jobs.evidence.drawing import DRAW, MAX_ROWS, draw_limits, draw_order, first_problems
 from rsr.jobs.run.calls import Calls, CallsWhereSeen, answers_in_order
 from rsr.jobs.run.memory import require_memory
 from rsr.jobs.run.probe import local_files
 from rsr.jobs.run.whole import unfinished_run
+from rsr.jobs.selection import exchange
 from rsr.jobs.shards.measures import Measure, measure
 from rsr.jobs.shards.score_columns import dataset_of, dataset_sums
 from rsr.jobs.shards.scored import (
@@ -57,14 +61,14 @@ class ObservationColumns:
 class Observations:
     """The usable rows of one student.
 
-    rows: `row` (u32, position in the table), `teacher` (Enum of `teachers`), `problem` (u32, dense,
+    rows: `row` (u64, position in the table), `teacher` (Enum of `teachers`), `problem` (u32, dense,
     in the order of the problems' values), `rsr`, `mean_rank`, `mean_surprisal_nats`, `num_tokens`,
     `correct` (f64, where the column is there) and each confound (f64) as `confound_0`, …; where
     `metric` is not RSR also its `numerator`, `denominator` and `value`.
     teachers: all there are, in order, those without a usable row too. num_rows_by_teacher: rows
     of each, usable or not. confounds: what `correct` and each `confound_…` is called.
     notes: what a reader should know of the rows that do not count. metric: what teachers are
-    compared by.
+    compared by. is_drawn: whether there are more rows, of which none of all these was read.
     """
 
     table: ScoredTable
@@ -76,6 +80,7 @@ class Observations:
     confounds: dict[str, str]
     notes: list[str] = field(default_factory=list)
     metric: Metric = BY_NAME[RSR]
+    is_drawn: bool = False
 
     @property
     def ratio_columns(self) -> tuple[str, str]:
@@ -135,14 +140,18 @@ def observe(
     metric: str = RSR,
     quality_column: str | None = None,
     allow_mixed_students: bool = False,
+    max_rows: int = MAX_ROWS,
+    seed: int = 0,
     calls: Calls | None = None,
 ) -> Observations:
     """Read what is needed of the scored files behind `path`.
 
     rank_clip: a name of `STORED_RANK_CLIPS`, or None for the run's own r_max. metric,
-    quality_column: as `measure` takes them. calls: read shard by shard where these are made; the
-    rows come to the caller, and are those that it would have read itself. Raises `UsageError` where
-    `open_scored` and `measure` do, for a confound that is not numeric, and where no row is usable.
+    quality_column: as `measure` takes them. max_rows: where there are more, only the rows of
+    problems drawn by `seed` are kept, about so many. calls: read shard by shard where these are
+    made; the rows come to the caller, and are those that it would have read itself. Raises
+    `UsageError` where `open_scored` and `measure` do, for a confound that is not numeric, where
+    memory has no room, and where no row is usable.
     """
     named = [columns.teacher, *([columns.problem] if columns.problem else []), *columns.confounds]
     table = open_scored(
@@ -151,23 +160,35 @@ def observe(
         columns=list(dict.fromkeys(named)),
         allow_mixed_students=allow_mixed_students,
     )
+    num_held = min(table.num_rows, max_rows)
     require_memory(
-        table.num_rows * PEAK_BYTES_PER_ROW,
-        f"ranking and drawing among the {table.num_rows:,} rows of {path}",
-        "name fewer files with a glob, or take `rsr metrics --by`, which holds no rows",
+        num_held * PEAK_BYTES_PER_ROW,
+        f"ranking and drawing among {num_held:,} rows of {path}",
+        "take fewer with --max-rows, or `rsr metrics --by`, which holds no rows",
     )
     schema = table.scan.collect_schema()
     confounds = _confound_columns(schema, columns)
     has_id = USUAL_ID in schema and not schema[USUAL_ID].is_nested()
     measured = measure(table, metric, quality_column=quality_column)
     wanted = _narrow_columns(table, columns, measured, confounds, has_id=has_id)
-    every = _read(table, wanted) if calls is None else _read_by_calls(table, wanted, calls)
+    is_drawn = table.num_rows > max_rows
+    if is_drawn:
+        wanted[DRAW] = draw_order(columns.problem, pl.col("row"), seed)
+    for limit in draw_limits(table.num_rows, max_rows):
+        every = _by_calls(table, wanted, limit, calls) if calls else _read(table, wanted, limit)
+        if every.height:
+            break
     try:
+        if is_drawn:
+            every = first_problems(every, max_rows)
+            _require_problems(every, path, max_rows)
         every = every.with_columns(problem=_dense(every["problem"]))
     except pl.exceptions.PolarsError as error:
         raise UsageError(f"{path}: {first_line(error)}") from error
     unfinished = unfinished_run(path)
     notes = [] if unfinished is None else [f"{unfinished}: the others do not count yet"]
+    if is_drawn:
+        notes.append(_note_on_drawing(every, table))
     notes += _notes(every, columns)
     labelled = every.filter(pl.col("teacher").is_not_null())
     counts = dict(labelled.group_by("teacher").len().sort("teacher").iter_rows())
@@ -189,6 +210,7 @@ def observe(
         confounds={alias: name for name, alias in confounds.items()},
         notes=notes,
         metric=measured.metric,
+        is_drawn=is_drawn,
     )
 
 
@@ -248,27 +270,44 @@ def _narrow_columns(
     }
 
 
-def _read(table: ScoredTable, wanted: dict[str, pl.Expr]) -> pl.DataFrame:
-    """Every row, with its position in the table as `row`."""
+def _read(
+    table: ScoredTable, wanted: dict[str, pl.Expr], limit: int | None, first: int = 0
+) -> pl.DataFrame:
+    """The rows whose `DRAW` is below the limit, in order, or every row without a limit.
+
+    first: position in the whole table, as `row` has it, of the first row of this one.
+    """
+    position = pl.col("row").cast(pl.UInt64) + pl.lit(first, pl.UInt64)
+    rows = table.scan.with_row_index("row").with_columns(row=position).select("row", **wanted)
+    if limit is not None:
+        rows = rows.filter(pl.col(DRAW) < pl.lit(limit, pl.UInt64))
     try:
-        rows = table.scan.with_row_index("row").select("row", **wanted)
         return rows.collect(engine="streaming")
     except pl.exceptions.PolarsError as error:
         raise UsageError(f"{table.path}: {first_line(error)}") from error
 
 
-def _read_by_calls(table: ScoredTable, wanted: dict[str, pl.Expr], calls: Calls) -> pl.DataFrame:
+def _by_calls(
+    table: ScoredTable, wanted: dict[str, pl.Expr], limit: int | None, calls: Calls
+) -> pl.DataFrame:
     sent = table.seen_from_anywhere()
     seeing = CallsWhereSeen(local_files(sent.shards[0].path), calls)
-    parts, first = [], 0
-    for rows in answers_in_order(seeing, partial(_read_shard, sent, wanted), sent.shards):
-        parts.append(rows.with_columns(pl.col("row") + pl.lit(first, pl.UInt32)))
-        first += rows.height
-    return pl.concat(parts)
+    hashes = exchange.hashes_of_this_machine()
+    read = partial(_read_shard, sent, wanted, limit, hashes)
+    firsts = accumulate((shard.num_rows for shard in sent.shards), initial=0)
+    return pl.concat(answers_in_order(seeing, read, list(zip(sent.shards, firsts, strict=False))))
 
 
-def _read_shard(table: ScoredTable, wanted: dict[str, pl.Expr], shard: Shard) -> pl.DataFrame:
-    return _read(table.of(shard), wanted)
+def _read_shard(
+    table: ScoredTable,
+    wanted: dict[str, pl.Expr],
+    limit: int | None,
+    hashes: tuple[int, ...],
+    item: tuple[Shard, int],
+) -> pl.DataFrame:
+    exchange.require_hashes(hashes)
+    shard, first = item
+    return _read(table.of(shard), wanted, limit, first)
 
 
 def _dense(problems: pl.Series) -> pl.Series:
@@ -276,6 +315,22 @@ def _dense(problems: pl.Series) -> pl.Series:
     numbers = problems.rank("dense").cast(pl.UInt32)
     nulls = numbers.is_null().cast(pl.UInt32).cum_sum() + pl.Series([numbers.max() or 0])
     return numbers.fill_null(nulls) - 1
+
+
+def _require_problems(drawn: pl.DataFrame, path: str, max_rows: int) -> None:
+    if not drawn.height:
+        raise UsageError(
+            f"{path}: the problem that was drawn has more than {max_rows:,} rows: take more with "
+            f"--max-rows, or draw rows, not problems, with --problem-column {NO_PROBLEMS}"
+        )
+
+
+def _note_on_drawing(drawn: pl.DataFrame, table: ScoredTable) -> str:
+    return (
+        f"compared are {drawn.height:,} of {table.num_rows:,} rows, all those of "
+        f"{drawn['problem'].n_unique():,} problems drawn at random: --max-rows takes more, and "
+        "rsr metrics --by sums over every row"
+    )
 
 
 def _notes(every: pl.DataFrame, columns: ObservationColumns) -> list[str]:

@@ -8,6 +8,7 @@ made elsewhere: by `teachers.py`, `confounds.py`, `examples.py` and `selection/c
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,7 @@ def _render(
         pool=_pool(observations),
         rows_by_status=statuses,
         identities=observations.table.identities,
+        is_drawn=observations.is_drawn,
         num_rows=observations.table.num_rows,
         num_files=len(observations.table.shards),
         scatter=scatter,
@@ -252,8 +254,12 @@ def _rank_clip(observations: Observations) -> str:
     return str(table.identities[0]["settings"].get("rank_clip", DEFAULT_RANK_CLIP) or "none")
 
 
+@cache
 def _vega_bundle() -> str:
-    """Vega, Vega-Lite and Vega-Embed as one script that defines `vegaEmbed`, for all charts."""
+    """Vega, Vega-Lite and Vega-Embed as one script that defines `vegaEmbed`, for all charts.
+
+    Made by a JavaScript engine, which takes seconds.
+    """
     version = ".".join(alt.SCHEMA_VERSION.lstrip("v").split(".")[:2])
     bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=version)
     # Inside <script> only this ends the element, and in JavaScript the two mean the same.

@@ -225,8 +225,9 @@ def _shared_problems(observations: Observations) -> np.ndarray:
 
 def _sampled(observations: Observations, shared: np.ndarray, size: int, seed: int) -> Observations:
     if size > len(shared):
+        more = "; --max-rows looks at more rows" if observations.is_drawn else ""
         raise UsageError(
-            f"--sample {size}: only {len(shared)} problems have a scored row of every teacher"
+            f"--sample {size}: only {len(shared)} problems have a scored row of every teacher{more}"
         )
     drawn = np.random.default_rng(seed).choice(shared, size, replace=False)
     rows = observations.rows.filter(pl.col("problem").is_in(pl.Series(drawn).implode()))

@@ -1,0 +1,44 @@
+"""Which rows are looked at where there are more than a process should hold: whole problems' rows.
+
+A problem is drawn by a hash of its value, so that each shard can be read alone, wherever it is, and
+all of them agree. Problems count in the order of their hashes until their rows are too many: what
+is drawn hangs on the rows, the seed and the version of Polars, and on nothing else.
+"""
+
+import polars as pl
+
+MAX_ROWS = 2_000_000
+"""Rows that are held unless another number is asked for: half a GiB while they are ranked."""
+
+DRAW = "draw"
+"""The column of a problem's place in the order of drawing, u64."""
+
+MARGINS = (1.25, 10.0)
+"""By how much more rows are read than are wanted, since problems have different numbers of rows;
+the second one where there was no problem among them."""
+
+
+def draw_limits(num_rows: int, max_rows: int) -> list[int | None]:
+    """The `DRAW` below which rows are read; the next one where there is none. None: all of them."""
+    if num_rows <= max_rows:
+        return [None]
+    shares = [margin * max_rows / num_rows for margin in MARGINS]
+    return [*(int(2**64 * share) for share in shares if share < 1), (1 << 64) - 1]
+
+
+def draw_order(problem: str | None, row: pl.Expr, seed: int) -> pl.Expr:
+    """`DRAW` of each row. row: its number; a row without a problem is a problem of its own."""
+    of_row = row.hash(seed)
+    if problem is None:
+        return of_row
+    return pl.when(pl.col(problem).is_null()).then(of_row).otherwise(pl.col(problem).hash(seed))
+
+
+def first_problems(rows: pl.DataFrame, max_rows: int) -> pl.DataFrame:
+    """The rows of the problems first in order, as many as have up to `max_rows` in all.
+
+    Rows stay in their order; the column `DRAW` goes.
+    """
+    sizes = rows.group_by(DRAW).len().sort(DRAW)
+    fitting = sizes.filter(pl.col("len").cum_sum() <= max_rows)
+    return rows.filter(pl.col(DRAW).is_in(fitting[DRAW].implode())).drop(DRAW)
