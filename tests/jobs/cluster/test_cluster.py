@@ -15,10 +15,10 @@ pytestmark = pytest.mark.ray
 
 
 @pytest.mark.parametrize("poison", [pytest.param("die", marks=pytest.mark.slow), "raise"])
-def test_poison_row_is_refused_and_the_rest_is_finished(tmp_path, poison):
+def test_poison_row_is_refused_and_the_rest_is_finished(tmp_path, poison, address):
     texts = [f"text {i}" for i in range(40)]
     texts[21] = poison
-    report, table, events = run_texts(tmp_path, texts, unit_rows=2)
+    report, table, events = run_texts(tmp_path, texts, unit_rows=2, address=address)
     assert table is not None
     expected: list[int | None] = [len(text) for text in texts]
     expected[21] = None
@@ -34,8 +34,10 @@ def test_poison_row_is_refused_and_the_rest_is_finished(tmp_path, poison):
     assert events[-1]["outcome"] == "failed"
 
 
-def test_out_of_memory_shrinks_the_batch_and_goes_on(tmp_path):
-    report, table, events = run_texts(tmp_path, ["text", "at-most 4096", "text"] * 8)
+def test_out_of_memory_shrinks_the_batch_and_goes_on(tmp_path, address):
+    report, table, events = run_texts(
+        tmp_path, ["text", "at-most 4096", "text"] * 8, address=address
+    )
     assert table is not None
     assert None not in table["length"].to_pylist()
     assert not report.failures
@@ -45,24 +47,24 @@ def test_out_of_memory_shrinks_the_batch_and_goes_on(tmp_path):
 
 
 @pytest.mark.slow
-def test_stopped_worker_is_killed_after_the_deadline_and_its_unit_run_again(tmp_path):
+def test_stopped_worker_is_killed_after_the_deadline_and_its_unit_run_again(tmp_path, address):
     texts = ["text"] * 30 + [f"hang-once {tmp_path / 'hung'}"] + ["text"] * 30
-    report, table, events = run_texts(tmp_path, texts, unit_timeout_s=3.0)
+    report, table, events = run_texts(tmp_path, texts, unit_timeout_s=3.0, address=address)
     assert table is not None
     assert None not in table["length"].to_pylist()
     assert not report.failures
     assert [e["cause"] for e in events if e["event"] == "worker_lost"] == ["timeout"]
 
 
-def test_model_that_cannot_be_loaded_is_refused(tmp_path):
+def test_model_that_cannot_be_loaded_is_refused(tmp_path, address):
     with pytest.raises(UsageError, match=r"stand-in cannot be run.*weights of an unknown shape"):
-        run_texts(tmp_path, ["text"], is_whole=False)
+        run_texts(tmp_path, ["text"], is_whole=False, address=address)
 
 
-def test_machine_that_does_not_see_the_files_is_refused(tmp_path):
+def test_machine_that_does_not_see_the_files_is_refused(tmp_path, address):
     nowhere = tmp_path / "on" / "another" / "disk"
     with pytest.raises(UsageError, match=f"has no {nowhere}: every machine"):
-        run_texts(tmp_path, ["text"], must_see=(nowhere,))
+        run_texts(tmp_path, ["text"], must_see=(nowhere,), address=address)
     assert not list(tmp_path.glob("out/.rsr/probe-*"))
 
 
@@ -77,8 +79,8 @@ def test_address_of_another_kind_is_refused(tmp_path, address):
         run_texts(tmp_path, ["text"], address=address)
 
 
-def test_reading_and_writing_overlap_the_engine(tmp_path):
-    _, table, events = run_texts(tmp_path, ["sleep 0.2"] * 20, unit_rows=1)
+def test_reading_and_writing_overlap_the_engine(tmp_path, address):
+    _, table, events = run_texts(tmp_path, ["sleep 0.2"] * 20, unit_rows=1, address=address)
     assert table is not None
     finished = [e for e in events if e["event"] == "unit_finished"]
     started = next(e for e in events if e["event"] == "worker_started")

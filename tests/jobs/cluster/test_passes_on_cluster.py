@@ -4,7 +4,6 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,19 +19,6 @@ from rsr.jobs.errors import Interrupted
 from rsr.jobs.interrupt import StopRequest
 
 pytestmark = pytest.mark.ray
-
-
-@pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False}
-    )
-    try:
-        yield cluster.address
-    finally:
-        cluster.shutdown()
 
 
 @pytest.fixture(scope="module")
