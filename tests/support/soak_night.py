@@ -142,7 +142,8 @@ class Night:
         raise NotImplementedError
 
     def environment(self) -> dict[str, str]:
-        return dict(os.environ)
+        # By SIGABRT Python then says where each of its threads is.
+        return os.environ | {"PYTHONFAULTHANDLER": "1"}
 
     def has_begun(self) -> bool:
         """Whether the driver is past its preparation."""
@@ -204,7 +205,12 @@ class Night:
     def wait_for_driver(self, patience_s: float = 180, *, sent: int | None = None) -> int:
         """Until it ends by itself or by the signal that was sent; its exit code."""
         assert self.driver is not None
-        code = self.driver.wait(timeout=patience_s)
+        try:
+            code = self.driver.wait(timeout=patience_s)
+        except subprocess.TimeoutExpired:
+            self.driver.send_signal(signal.SIGABRT)
+            self.driver.wait(timeout=30)
+            raise AssertionError(f"the driver does not end:\n{self.last_words()}") from None
         self._note_exit(code, sent)
         return code
 

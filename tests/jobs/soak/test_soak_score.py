@@ -282,7 +282,7 @@ def test_nights_cost_no_row(tmp_path, soak_disk, soak_length, tiny_student, tell
         source, quiet, soak_disk, tmp_path / "log", report, model=model, undisturbed=undisturbed
     )
     if soak_length.is_long:
-        night.max_burst = 12
+        night.max_burst = 16
     num_faults = soak_length.num_faults(SHARE, SHORT_FAULTS)
     with telling(night):
         night.run(num_faults, started + (LONG_SECONDS if soak_length.is_long else SHORT_SECONDS))
