@@ -1,4 +1,8 @@
-"""Students of any architecture made on the spot, and transformers to hold their scores against."""
+"""Students of any architecture made on the spot, and transformers to hold their scores against.
+
+Classes of transformers are named where they are used: it imports each of them, and what they take
+seconds to import, at first use.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -7,13 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import pytest
 import torch
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
-    AutoTokenizer,
-    PretrainedConfig,
-)
+import transformers
 
 from rsr.engine import Trajectory, TrajectoryScore, prefill
 
@@ -24,7 +22,7 @@ MIN_DECIDED = 0.95
 SMALL_KV_CACHE_BYTES = 128 << 20
 """Holds four rows of 32k tokens of a student that is made on the spot."""
 
-SaveStudent = Callable[[PretrainedConfig, Path], Path]
+SaveStudent = Callable[[transformers.PretrainedConfig, Path], Path]
 
 
 class AssertLikeTransformers(Protocol):
@@ -66,7 +64,7 @@ def look_at_model_classes_here(
 def save_student(make_tokenizer: Callable[..., Any]) -> SaveStudent:
     """Saves a random float32 checkpoint of a configuration, with a byte tokenizer, in a folder."""
 
-    def save(config: PretrainedConfig, folder: Path) -> Path:
+    def save(config: transformers.PretrainedConfig, folder: Path) -> Path:
         torch.manual_seed(0)
         model = _auto_class(config).from_config(config, dtype=torch.float32)
         for parameter in model.parameters():
@@ -90,14 +88,14 @@ def assert_like_transformers() -> AssertLikeTransformers:
     ) -> None:
         # The eager implementation forms all attention scores, 8 GiB for a 32k row; the other leaves
         # out Gemma 2's soft cap on them, and does not exist for GPT-J.
-        config = AutoConfig.from_pretrained(folder)
+        config = transformers.AutoConfig.from_pretrained(folder)
         attention = "eager" if config.model_type in ("gemma2", "gptj", "mamba2") else "sdpa"
         model = (
             _auto_class(config)
             .from_pretrained(folder, dtype=torch.float32, attn_implementation=attention)
             .eval()
         )
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         decided = []
         for trajectory, score in zip(trajectories, scores, strict=True):
             prompt, response = trajectory.prompt or "", trajectory.response or trajectory.text
@@ -116,10 +114,12 @@ def assert_like_transformers() -> AssertLikeTransformers:
     return check
 
 
-def _auto_class(config: PretrainedConfig) -> Any:
+def _auto_class(config: transformers.PretrainedConfig) -> Any:
     """What makes a model of `config`: a text model, or one that also takes images."""
-    is_text = type(config) in AutoModelForCausalLM._model_mapping
-    return AutoModelForCausalLM if is_text else AutoModelForImageTextToText
+    is_text = type(config) in transformers.AutoModelForCausalLM._model_mapping
+    return (
+        transformers.AutoModelForCausalLM if is_text else transformers.AutoModelForImageTextToText
+    )
 
 
 def assert_scores_match_logits(

@@ -5,10 +5,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+import transformers
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
-from transformers import AutoTokenizer
 
 from rsr.engine.chat import TrajectoryEncoder, load_tokenizer
 from rsr.engine.template import resolve_chat_template
@@ -358,7 +358,7 @@ def test_tekken_tokenizer_is_read_with_its_template(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "mistral"}')
     tokenizer = load_tokenizer(str(tmp_path))
     text = "Zürich, 日本語 🙂\n\n def f(x): 1234567"
-    own = AutoTokenizer.from_pretrained(str(tmp_path))
+    own = transformers.AutoTokenizer.from_pretrained(str(tmp_path))
     ids = tokenizer.encode(text, add_special_tokens=False)
     assert ids == own.encode(text, add_special_tokens=False)
     encoder = TrajectoryEncoder(

@@ -1,7 +1,7 @@
 """What a student costs, against counts made by hand and by torch."""
 
 import pytest
-from transformers import AutoConfig, LlamaForCausalLM, MixtralConfig
+import transformers
 
 from rsr.engine.config import ScorerConfig
 from rsr.engine.cost import model_cost
@@ -13,7 +13,7 @@ def cost_of(folder, dtype="bfloat16"):
 
 def test_dense_student_is_counted_to_the_last_parameter(tiny_student):
     cost = cost_of(tiny_student)
-    model = LlamaForCausalLM.from_pretrained(tiny_student)
+    model = transformers.LlamaForCausalLM.from_pretrained(tiny_student)
     layers = sum(p.numel() for p in model.model.layers.parameters())
     assert cost.num_parameters == sum(p.numel() for p in model.parameters())
     assert cost.num_active_parameters == layers + model.model.norm.weight.numel()
@@ -27,7 +27,7 @@ def test_prefill_flops_agree_with_torchs_own_count(tiny_student):
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    model = LlamaForCausalLM.from_pretrained(tiny_student, attn_implementation="eager")
+    model = transformers.LlamaForCausalLM.from_pretrained(tiny_student, attn_implementation="eager")
     cost, num_tokens = cost_of(tiny_student), 96
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         model(torch.zeros((1, num_tokens), dtype=torch.long))
@@ -44,11 +44,11 @@ def test_of_experts_only_the_chosen_ones_are_active(tmp_path):
         "vocab_size": 100, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
         "num_attention_heads": 4, "num_key_value_heads": 2,
     }  # fmt: skip
-    MixtralConfig(
+    transformers.MixtralConfig(
         num_local_experts=8, num_experts_per_tok=2, architectures=["MixtralForCausalLM"], **sizes
     ).save_pretrained(tmp_path)
     cost = cost_of(tmp_path)
     experts = 2 * 8 * 3 * 32 * 48
     rest = cost.num_parameters - experts - 2 * 100 * 32
     assert cost.num_active_parameters == rest + experts * 2 // 8
-    assert AutoConfig.from_pretrained(tmp_path).num_experts_per_tok == 2
+    assert transformers.AutoConfig.from_pretrained(tmp_path).num_experts_per_tok == 2

@@ -1,8 +1,8 @@
 """Candidates: each is its seed's alone, whichever others are sampled beside it."""
 
 import pytest
+import transformers
 from small_shape import SMALL_SHAPE
-from transformers import Lfm2Config
 
 from rsr.engine.config import ScorerConfig
 from rsr.engine.generation import Generator
@@ -68,7 +68,9 @@ def test_prompt_without_room_for_an_answer_is_refused(generator):
 def test_student_that_keeps_states_answers(save_student, make_tokenizer, tmp_path):
     """Without a prefix cache, for which vLLM would have to cut prompts, which it cannot here."""
     shape = SMALL_SHAPE | {"layer_types": ["conv", "full_attention"], "pad_token_id": None}
-    folder = save_student(Lfm2Config(vocab_size=261, conv_dim=64, block_dim=64, **shape), tmp_path)
+    folder = save_student(
+        transformers.Lfm2Config(vocab_size=261, conv_dim=64, block_dim=64, **shape), tmp_path
+    )
     make_tokenizer().save_pretrained(folder)
     config = ScorerConfig(model=str(folder), dtype="float32")
     generator = Generator(config, Sampling(max_tokens=24))

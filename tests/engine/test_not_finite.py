@@ -4,8 +4,8 @@ import math
 import re
 
 import pytest
+import transformers
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer
 
 from rsr.engine import DatasetRsr, Scorer, ScorerConfig, Status, Trajectory
 from rsr.engine.prefill import CPU_BLOCK_SIZE
@@ -54,7 +54,7 @@ def spoilt(folder):
     """(a student to whom Z is NaN, what it scored before)."""
     with Scorer(config(folder, prefix_reuse="off")) as scorer:
         expected = scorer.score(GOOD)
-    (row,) = AutoTokenizer.from_pretrained(folder).encode("Z")
+    (row,) = transformers.AutoTokenizer.from_pretrained(folder).encode("Z")
     spoil(folder, "model.embed_tokens.weight", row)
     return folder, expected
 

@@ -9,9 +9,9 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from small_shape import SMALL_SHAPE
-from transformers import AutoModelForCausalLM, AutoTokenizer, Lfm2Config
 
 from rsr.engine import Scorer, ScorerConfig, Trajectory, prefill, vllm_plugin
 from rsr.engine.errors import is_out_of_memory
@@ -70,8 +70,8 @@ def test_unusual_head_is_scored_by_vllm_with_a_warning(tiny_student, monkeypatch
     assert "not a plain matrix" in caplog.text
     assert row.entropy_sum_nats is None
 
-    tokenizer = AutoTokenizer.from_pretrained(tiny_student)
-    model = AutoModelForCausalLM.from_pretrained(tiny_student, dtype=torch.float32)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_student)
+    model = transformers.AutoModelForCausalLM.from_pretrained(tiny_student, dtype=torch.float32)
     ids = tokenizer(ROWS[1].prompt + ROWS[1].response, return_tensors="pt").input_ids
     with torch.inference_mode():
         logprobs = (model(ids).logits[0, :-1] / 2).log_softmax(1).gather(1, ids[0, 1:, None])
@@ -122,8 +122,8 @@ def test_quantised_head_is_scored_by_vllm_with_a_warning(
 ):
     require_gptq()
     folder = save_student(tiny_llama(vocab_size=320), tmp_path)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     model.lm_head.weight.data = quantise_head(folder)
     settings = {"dtype": "bfloat16", "token_scores": True, "chat_template": "none"}
     with (
@@ -192,7 +192,9 @@ def test_prefixes_are_kept_where_blocks_are_small(architecture, prefix_reuse, se
 def test_states_are_kept_as_vllm_itself_chooses(save_student, tmp_path):
     """But for prefixes, and for the operation that turns LFM2's queries."""
     shape = SMALL_SHAPE | {"layer_types": ["conv", "full_attention"], "pad_token_id": None}
-    folder = save_student(Lfm2Config(vocab_size=261, conv_dim=64, block_dim=64, **shape), tmp_path)
+    folder = save_student(
+        transformers.Lfm2Config(vocab_size=261, conv_dim=64, block_dim=64, **shape), tmp_path
+    )
     student = open_student(ScorerConfig(model=str(folder), dtype="float32"))
     prefill.import_vllm()
     from vllm import EngineArgs

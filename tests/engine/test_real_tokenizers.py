@@ -95,6 +95,7 @@ def test_scored_characters_are_the_response(name, render):
             ] == said
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize(
     ("name", "reasoning", "end_of_turn"),
     _cases(
@@ -117,6 +118,7 @@ def test_scored_tokens_of_a_chat_row_are_its_labels(name, reasoning, end_of_turn
         assert found == labels[: -len(ending)]
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("name", _cases([("Qwen3",), ("R1-Qwen",), ("Llama-3.1",), ("Gemma-3",)]))
 def test_scored_tokens_of_a_verbatim_row_are_the_labels_of_its_text(name):
     tokenizer = _tokenizer(name)

@@ -248,6 +248,7 @@ class LogitsHead(PlainHead):
         return RankLogprob(rank, logprob[:, 0], -(logprobs.exp() * logprobs).sum(1))
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("detail_end", [0, 400])
 @pytest.mark.parametrize("all_end", [True, False])
 def test_a_step_copies_once_each_way_and_waits_for_nothing(detail_end, all_end):
@@ -320,6 +321,7 @@ def test_one_long_row_is_reduced_in_no_more_work_than_many_short_ones():
     assert work[1].num_elements <= work[32].num_elements
 
 
+@pytest.mark.seconds
 def test_requests_that_score_nothing_are_answered_too():
     """Alone, and beside one that scores something."""
     ours = PrefillRequest([3, 1, 4], [(1, 3)], 0)
@@ -333,6 +335,7 @@ def test_requests_that_score_nothing_are_answered_too():
     assert_same(PrefillScores.unpack(last.numpy()), expected_of(ours))
 
 
+@pytest.mark.seconds
 def test_made_up_requests_send_every_row_through_the_head():
     """As vLLM measures memory and warms up: many short ones, and one of the longest step."""
     lengths = [1] * 1024 + [3000]

@@ -103,12 +103,14 @@ def test_no_row_is_scored_wrongly(by_default, verbatim_last):
     assert not wrong
 
 
+@pytest.mark.seconds
 def test_what_a_template_cannot_say_is_refused_with_a_reason(by_default):
     refused = [o for o in by_default if not o.is_expressible]
     assert {o.status for o in refused} == {Status.BAD_MESSAGES}
     assert all(o.detail for o in refused)
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize(
     ("fixture", "least"), [("by_default", MIN_SCORED), ("verbatim_last", MIN_SCORED_VERBATIM)]
 )

@@ -130,6 +130,7 @@ def test_borders_of_a_real_students_tokens(real_tokenizers, texts):
     hold_against_offsets(*real_tokenizers, texts, add_special_tokens=False)
 
 
+@pytest.mark.seconds
 @settings(max_examples=40)
 @given(rows=st.lists(st.tuples(WILD, WILD), max_size=5), max_model_len=st.integers(4, 60))
 def test_rows_are_encoded_together_as_they_are_alone(make_tokenizer, rows, max_model_len):
