@@ -53,7 +53,7 @@ test: setup  ## run the tests in some minutes, fast ones first; test-all runs th
 
 test-all: test test-long  ## run the whole test suite
 
-test-fast: setup  ## most tests, in about a minute: those that load nothing and take no second
+test-fast: setup  ## the tests that load nothing and take no second, in about a minute
 	$(PYTEST_BY_FILE) -m "not vllm and not ray and not server and not seconds and not slow"
 
 test-long: setup  ## only the tests that `make test` leaves out

@@ -32,6 +32,8 @@ CONTROL_TOKENS = ("<|im_start|>", "<|im_end|>", "<|bos|>")
 NUM_LEFT_OUT = pytest.StashKey[int]()
 SERVERS = {"s3", "server", "hub", "vllm_port"}
 """Fixtures that are a server, or the way to one."""
+SECONDS = {"interpreter", "interpreted"}
+"""Fixtures that take seconds: Triton in a process of its own."""
 LONGEST_FILES = (
     "benchmarks/test_ahead_of_time.py",
     "jobs/demo/test_loop.py",
@@ -72,6 +74,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if SERVERS.intersection(getattr(item, "fixturenames", ())):
             item.add_marker("server")
+        if SECONDS.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker("seconds")
     items.sort(key=order)
 
 

@@ -69,6 +69,7 @@ def floor_of(module: str) -> int | None:
     return None
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_point_one_way(path):
     crossed = {
@@ -80,6 +81,7 @@ def test_imports_point_one_way(path):
     assert not crossed
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize(
     "path",
     [p for p in SOURCES if p.parts[len(ROOT.parts)] == "jobs"],

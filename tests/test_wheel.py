@@ -74,6 +74,7 @@ def test_every_file_of_the_packages_is_in_the_wheel(wheel):
     } <= names
 
 
+@pytest.mark.seconds
 def test_wheel_says_what_it_is_and_what_it_starts(wheel):
     with zipfile.ZipFile(wheel) as packed:
         (folder,) = {name.split("/")[0] for name in packed.namelist() if ".dist-info/" in name}

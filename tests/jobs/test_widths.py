@@ -170,6 +170,7 @@ def test_no_teacher_is_cut(subject, width):
 cells = st.text("ab1 ", min_size=1, max_size=40)
 
 
+@pytest.mark.seconds
 @given(
     width=st.integers(30, 120),
     rows=st.lists(st.lists(cells, min_size=6, max_size=6), min_size=1, max_size=4),
@@ -201,6 +202,7 @@ def test_a_narrow_terminal_keeps_bar_share_and_time_left(width):
     shown.print(progress._view())
     text = shown.file.getvalue()
     assert "━" * 3 in text
-    assert "30% · " in text
+    # Of the unit in hand, more from moment to moment.
+    assert re.search(r"3\d% · ", text)
     assert " left · 45 of 150 rows" in text
     assert "…" not in text

@@ -88,7 +88,7 @@ def interpreted(interpreter):
     return run
 
 
-@pytest.fixture(params=["tiled", "reference", "fused"])
+@pytest.fixture(params=["tiled", "reference", pytest.param("fused", marks=pytest.mark.seconds)])
 def op(request):
     """`rank_logprob` by one implementation."""
     if request.param == "fused":

@@ -85,6 +85,7 @@ def test_a_slow_thread_gets_fewer_pieces_and_every_piece_is_worked_on_once(with_
     assert sum(is_slow for _, is_slow in done) <= 1
 
 
+@pytest.mark.seconds
 def test_an_exception_is_raised_when_no_thread_works_any_more(with_threads):
     with_threads(2)
     working = set()

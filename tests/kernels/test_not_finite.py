@@ -134,6 +134,7 @@ def test_bf16_products_agree(case, options, entropy, native_bf16):
     assert_agree(finish(stats, raw, transform, entropy, VOCAB_SIZE), expected, is_exact=False)
 
 
+@pytest.mark.seconds
 @settings(max_examples=60, deadline=None)
 @given(
     case=cases([torch.float32, torch.float16, torch.bfloat16]),

@@ -61,6 +61,7 @@ def test_any_split_in_any_order_is_the_whole_head(seed, cuts, options, entropy, 
         assert result.entropy is None
 
 
+@pytest.mark.seconds
 @settings(max_examples=60, deadline=None)
 @given(
     seed=st.integers(0, 2**20),

@@ -100,6 +100,7 @@ def by_hand(rows):
     return told
 
 
+@pytest.mark.seconds
 def test_every_number_is_that_of_the_token_columns(streams, comparison):
     assert comparison["num_problems"] == 26
     assert comparison["num_problems_left_out"] == NUM_PROBLEMS - 26

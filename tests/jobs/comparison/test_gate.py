@@ -123,6 +123,7 @@ def test_drift_is_edit_share_and_rise_of_surprisal(streams, tmp_path):
     assert dict(wide.select("id", "gate_status").iter_rows())["n7"] == "refined"
 
 
+@pytest.mark.seconds
 def test_gated_stream_is_a_run_that_scores_and_selections_know(streams, tmp_path):
     gate(streams, tmp_path / "out")
     assert "whole, in order" in run("verify", "--deep", tmp_path / "out").stdout

@@ -62,6 +62,7 @@ def test_page_shows_what_compare_says(streams, tmp_path):
     assert "data-chart" not in section
 
 
+@pytest.mark.seconds
 def test_streams_without_problems_are_refused(streams, tmp_path):
     page = tmp_path / "out.html"
     options = ("--compare", streams / HOSTILE, "--problem-column", "none")

@@ -284,6 +284,7 @@ def check_metrics(scored: str, rows: list[Row], folder, *, left_out=frozenset())
     assert table.columns[1:] == [m["metric"] for m in told["metrics"]]
 
 
+@pytest.mark.seconds
 def test_every_metric_is_what_its_tokens_say(scored, rows, tmp_path):
     check_metrics(scored, rows, tmp_path / "out")
 

@@ -117,6 +117,7 @@ def test_page_says_what_it_shows(page, tokenizer_folder):
     assert "RSR does not see correctness. Choose correct rows first" in text
 
 
+@pytest.mark.seconds
 def test_data_cannot_end_a_script(page):
     source = page.read_text()
     assert "<img src=x" not in source

@@ -182,6 +182,7 @@ def test_refusals(scored, arguments, message):
     assert message in result.stderr
 
 
+@pytest.mark.seconds
 def test_input_without_scores(tmp_path):
     path = tmp_path / "raw.parquet"
     pl.DataFrame({"teacher": ["a"], "problem_id": [1]}).write_parquet(path)

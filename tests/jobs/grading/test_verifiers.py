@@ -111,6 +111,7 @@ def test_function_of_the_user_grades(own_module):
         assert (grade.status, grade.extracted) == ("correct", "A")
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize(
     ("answer", "detail"),
     [

@@ -229,6 +229,7 @@ def test_template_and_rendering_are_chosen_as_for_scoring(rows, student, tmp_pat
     assert verbatim["summary"]["notes"] == {"rendered verbatim": 3}
 
 
+@pytest.mark.seconds
 def test_input_may_lie_on_the_hub(tmp_path, student, monkeypatch):
     write_parquet(tmp_path / "hub" / "org" / "traces" / "main" / "a.parquet", ROWS)
     with hub_server(tmp_path / "hub") as url:

@@ -69,6 +69,7 @@ def test_plan_of_known_rows(source, tiny_student):
     assert sum(bar["num_rows"] for bar in found["length_histogram"]) >= 1000
 
 
+@pytest.mark.seconds
 def test_more_gpus_take_less_time_and_a_measurement_replaces_the_assumption(
     source, tiny_student, tmp_path
 ):

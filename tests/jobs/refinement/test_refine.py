@@ -308,6 +308,7 @@ def test_interrupted_run_asks_again_only_what_was_in_flight(tmp_path, sent):
     run("verify", "--deep", "--input", tmp_path / "rows.parquet", tmp_path / "out")
 
 
+@pytest.mark.seconds
 def test_server_that_refuses_the_key_ends_the_run_and_the_key_is_nowhere(tmp_path, monkeypatch):
     monkeypatch.setenv("MY_KEY", "sk-very-secret")
     source = write(tmp_path / "rows.parquet", table(["LOCKED"]))

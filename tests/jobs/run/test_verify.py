@@ -118,6 +118,7 @@ def test_stranger_in_the_output_is_found(run):
     assert repair == []
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -139,6 +140,7 @@ def test_output_that_is_not_what_a_run_writes(run, change, message):
     assert message in found["a.parquet"]
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -28,6 +28,7 @@ def unfinished(tmp_path, write_scored) -> Path:
     return out
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize(
     "command",
     [

@@ -34,6 +34,7 @@ def write(path: Path, row: dict) -> None:
         path.write_text(json.dumps(row) + "\n")
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
 @pytest.mark.parametrize("public", PUBLIC_ROWS, ids=lambda public: public.name)
 def test_row_is_scored_on_what_it_says(tmp_path, tiny_student, template, public, suffix):

@@ -18,6 +18,7 @@ def keyed(values: list[int], kind: type[pl.DataType]) -> pl.DataFrame:
     return exchange.with_keys(rows, pl.Series(values, dtype=pl.Int64).cast(kind))
 
 
+@pytest.mark.seconds
 @given(values=VALUES, kind=st.sampled_from([pl.Int64, pl.String]), num_parts=st.integers(1, 7))
 def test_a_group_is_in_one_part_under_one_number(values, kind, num_parts):
     found: dict[tuple[int, int], set[int]] = {}

@@ -139,6 +139,7 @@ def test_a_lost_or_damaged_file_alone_is_written_again(scored, tmp_path):
     assert [(out / name).stat().st_mtime_ns for name in others] == times
 
 
+@pytest.mark.seconds
 def test_another_number_of_rows_or_another_input_is_another_run(scored, tmp_path, write_scored):
     out = tmp_path / "out"
     run(FILTER, scored, out, more=("--rows-per-file", "6"))

@@ -197,6 +197,7 @@ def test_entries_and_columns_of_any_type_leave_bit_for_bit(tmp_path, kind, make)
         assert same_bits(one, kept.slice(row, 1))
 
 
+@pytest.mark.seconds
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     lengths=st.lists(st.none() | st.integers(0, 7), max_size=30),

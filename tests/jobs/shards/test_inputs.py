@@ -136,6 +136,7 @@ def test_links_without_a_target_are_refused_where_rows_would_be_missing(tmp_path
         find_inputs(str(tmp_path / "b.parquet"))
 
 
+@pytest.mark.seconds
 @given(
     folders=st.lists(st.integers(0, 5), min_size=1, max_size=6),
     links=st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=8),

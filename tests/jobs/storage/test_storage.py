@@ -73,6 +73,7 @@ def test_file_is_there_whole_or_not_at_all(root):
         assert file.read(2) == b"on"
 
 
+@pytest.mark.seconds
 def test_files_are_listed_and_removed_by_folder(root):
     storage = open_storage(root)
     for name in ("a/1", "a/deep/2", "ab/3", "4"):
