@@ -8,7 +8,8 @@ is drawn hangs on the rows, the seed and the version of Polars, and on nothing e
 import polars as pl
 
 MAX_ROWS = 2_000_000
-"""Rows that are held unless another number is asked for: half a GiB while they are ranked."""
+"""Rows that are held unless another number is asked for: about a GiB while they are cut out and
+ranked, of 10 as of 30 million rows."""
 
 DRAW = "draw"
 """The column of a problem's place in the order of drawing, u64."""
@@ -40,5 +41,13 @@ def first_problems(rows: pl.DataFrame, max_rows: int) -> pl.DataFrame:
     Rows stay in their order; the column `DRAW` goes.
     """
     sizes = rows.group_by(DRAW).len().sort(DRAW)
-    fitting = sizes.filter(pl.col("len").cum_sum() <= max_rows)
-    return rows.filter(pl.col(DRAW).is_in(fitting[DRAW].implode())).drop(DRAW)
+    last = sizes.filter(pl.col("len").cum_sum() <= max_rows)[DRAW].max()
+    # Nothing is below null.
+    return rows.filter(pl.col(DRAW) <= pl.lit(last, pl.UInt64)).drop(DRAW)
+
+
+def compact(rows: pl.DataFrame) -> pl.DataFrame:
+    """The same rows, with strings of their own."""
+    copied = pl.from_arrow(rows.to_arrow(compat_level=pl.CompatLevel.oldest()))
+    assert isinstance(copied, pl.DataFrame)
+    return copied

@@ -20,8 +20,15 @@ from rsr.engine.catalogue import BY_NAME, LENGTH, RSR, SURPRISAL, Metric
 from rsr.engine.metrics import DatasetRsr
 from rsr.engine.model_folder import end_of_path
 from rsr.jobs.errors import UsageError, first_line
-from rsr.jobs.evidence.drawing import DRAW, MAX_ROWS, draw_limits, draw_order, first_problems
-from rsr.jobs.run.calls import Calls, CallsWhereSeen, answers_in_order
+from rsr.jobs.evidence.drawing import (
+    DRAW,
+    MAX_ROWS,
+    compact,
+    draw_limits,
+    draw_order,
+    first_problems,
+)
+from rsr.jobs.run.calls import Calls, CallsHere, CallsWhereSeen, answers_in_order
 from rsr.jobs.run.memory import require_memory
 from rsr.jobs.run.probe import local_files
 from rsr.jobs.run.whole import unfinished_run
@@ -173,6 +180,8 @@ def observe(
     wanted = _narrow_columns(table, columns, measured, confounds, has_id=has_id)
     is_drawn = table.num_rows > max_rows
     if is_drawn:
+        # Shard by shard, since Polars has the more of them in hand the more there are.
+        calls = calls or CallsHere()
         wanted[DRAW] = draw_order(columns.problem, pl.col("row"), seed)
     for limit in draw_limits(table.num_rows, max_rows):
         every = _by_calls(table, wanted, limit, calls) if calls else _read(table, wanted, limit)
@@ -282,9 +291,11 @@ def _read(
     if limit is not None:
         rows = rows.filter(pl.col(DRAW) < pl.lit(limit, pl.UInt64))
     try:
-        return rows.collect(engine="streaming")
+        kept = rows.collect(engine="streaming")
     except pl.exceptions.PolarsError as error:
         raise UsageError(f"{table.path}: {first_line(error)}") from error
+    # Of few rows the strings still hold the bytes of all rows that were read.
+    return kept if limit is None else compact(kept)
 
 
 def _by_calls(
