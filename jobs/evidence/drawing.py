@@ -19,20 +19,18 @@ MARGINS = (1.25, 10.0)
 the second one where there was no problem among them."""
 
 
-def draw_limits(num_rows: int, max_rows: int) -> list[int | None]:
-    """The `DRAW` below which rows are read; the next one where there is none. None: all of them."""
-    if num_rows <= max_rows:
-        return [None]
+def draw_limits(num_rows: int, max_rows: int) -> list[int]:
+    """The `DRAW` below which rows are read; the next one where there is none, and last all."""
     shares = [margin * max_rows / num_rows for margin in MARGINS]
     return [*(int(2**64 * share) for share in shares if share < 1), (1 << 64) - 1]
 
 
-def draw_order(problem: str | None, row: pl.Expr, seed: int) -> pl.Expr:
+def draw_order(problem: pl.Expr | None, row: pl.Expr, seed: int) -> pl.Expr:
     """`DRAW` of each row. row: its number; a row without a problem is a problem of its own."""
     of_row = row.hash(seed)
     if problem is None:
         return of_row
-    return pl.when(pl.col(problem).is_null()).then(of_row).otherwise(pl.col(problem).hash(seed))
+    return pl.when(problem.is_null()).then(of_row).otherwise(problem.hash(seed))
 
 
 def first_problems(rows: pl.DataFrame, max_rows: int) -> pl.DataFrame:
@@ -44,10 +42,3 @@ def first_problems(rows: pl.DataFrame, max_rows: int) -> pl.DataFrame:
     last = sizes.filter(pl.col("len").cum_sum() <= max_rows)[DRAW].max()
     # Nothing is below null.
     return rows.filter(pl.col(DRAW) <= pl.lit(last, pl.UInt64)).drop(DRAW)
-
-
-def compact(rows: pl.DataFrame) -> pl.DataFrame:
-    """The same rows, with strings of their own."""
-    copied = pl.from_arrow(rows.to_arrow(compat_level=pl.CompatLevel.oldest()))
-    assert isinstance(copied, pl.DataFrame)
-    return copied

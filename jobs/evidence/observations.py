@@ -2,14 +2,12 @@
 
 Of a scored corpus only the score, its parts, teacher, problem, correctness and the named confounds
 are read: some 60 bytes a row, and several times that while they are ranked. Of a corpus with more
-rows than should be held, those of problems that `drawing.py` draws. Decides what counts as a
+rows than should be held, those of problems that `reading.py` draws. Decides what counts as a
 teacher, a problem and a usable row; knows no statistics.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from itertools import accumulate
 from pathlib import PurePath
 
 import numpy as np
@@ -20,19 +18,11 @@ from rsr.engine.catalogue import BY_NAME, LENGTH, RSR, SURPRISAL, Metric
 from rsr.engine.metrics import DatasetRsr
 from rsr.engine.model_folder import end_of_path
 from rsr.jobs.errors import UsageError, first_line
-from rsr.jobs.evidence.drawing import (
-    DRAW,
-    MAX_ROWS,
-    compact,
-    draw_limits,
-    draw_order,
-    first_problems,
-)
-from rsr.jobs.run.calls import Calls, CallsHere, CallsWhereSeen, answers_in_order
+from rsr.jobs.evidence.drawing import MAX_ROWS
+from rsr.jobs.evidence.reading import read_rows
+from rsr.jobs.run.calls import Calls
 from rsr.jobs.run.memory import require_memory
-from rsr.jobs.run.probe import local_files
 from rsr.jobs.run.whole import unfinished_run
-from rsr.jobs.selection import exchange
 from rsr.jobs.shards.measures import Measure, measure
 from rsr.jobs.shards.score_columns import dataset_of, dataset_sums
 from rsr.jobs.shards.scored import (
@@ -42,7 +32,6 @@ from rsr.jobs.shards.scored import (
     ScoredTable,
     open_scored,
 )
-from rsr.jobs.shards.shard import Shard
 
 DATASET_COLUMNS = ("mean_rank", "mean_surprisal_nats")
 """Columns of `Observations.rows` that Eq. 9 sums."""
@@ -178,19 +167,11 @@ def observe(
     has_id = USUAL_ID in schema and not schema[USUAL_ID].is_nested()
     measured = measure(table, metric, quality_column=quality_column)
     wanted = _narrow_columns(table, columns, measured, confounds, has_id=has_id)
+    every = read_rows(
+        table, wanted, problem=columns.problem, max_rows=max_rows, seed=seed, calls=calls
+    )
     is_drawn = table.num_rows > max_rows
-    if is_drawn:
-        # Shard by shard, since Polars has the more of them in hand the more there are.
-        calls = calls or CallsHere()
-        wanted[DRAW] = draw_order(columns.problem, pl.col("row"), seed)
-    for limit in draw_limits(table.num_rows, max_rows):
-        every = _by_calls(table, wanted, limit, calls) if calls else _read(table, wanted, limit)
-        if every.height:
-            break
     try:
-        if is_drawn:
-            every = first_problems(every, max_rows)
-            _require_problems(every, path, max_rows)
         every = every.with_columns(problem=_dense(every["problem"]))
     except pl.exceptions.PolarsError as error:
         raise UsageError(f"{path}: {first_line(error)}") from error
@@ -279,61 +260,11 @@ def _narrow_columns(
     }
 
 
-def _read(
-    table: ScoredTable, wanted: dict[str, pl.Expr], limit: int | None, first: int = 0
-) -> pl.DataFrame:
-    """The rows whose `DRAW` is below the limit, in order, or every row without a limit.
-
-    first: position in the whole table, as `row` has it, of the first row of this one.
-    """
-    position = pl.col("row").cast(pl.UInt64) + pl.lit(first, pl.UInt64)
-    rows = table.scan.with_row_index("row").with_columns(row=position).select("row", **wanted)
-    if limit is not None:
-        rows = rows.filter(pl.col(DRAW) < pl.lit(limit, pl.UInt64))
-    try:
-        kept = rows.collect(engine="streaming")
-    except pl.exceptions.PolarsError as error:
-        raise UsageError(f"{table.path}: {first_line(error)}") from error
-    # Of few rows the strings still hold the bytes of all rows that were read.
-    return kept if limit is None else compact(kept)
-
-
-def _by_calls(
-    table: ScoredTable, wanted: dict[str, pl.Expr], limit: int | None, calls: Calls
-) -> pl.DataFrame:
-    sent = table.seen_from_anywhere()
-    seeing = CallsWhereSeen(local_files(sent.shards[0].path), calls)
-    hashes = exchange.hashes_of_this_machine()
-    read = partial(_read_shard, sent, wanted, limit, hashes)
-    firsts = accumulate((shard.num_rows for shard in sent.shards), initial=0)
-    return pl.concat(answers_in_order(seeing, read, list(zip(sent.shards, firsts, strict=False))))
-
-
-def _read_shard(
-    table: ScoredTable,
-    wanted: dict[str, pl.Expr],
-    limit: int | None,
-    hashes: tuple[int, ...],
-    item: tuple[Shard, int],
-) -> pl.DataFrame:
-    exchange.require_hashes(hashes)
-    shard, first = item
-    return _read(table.of(shard), wanted, limit, first)
-
-
 def _dense(problems: pl.Series) -> pl.Series:
     """Numbers from 0 in the order of the values; each null gets a number of its own, at the end."""
     numbers = problems.rank("dense").cast(pl.UInt32)
     nulls = numbers.is_null().cast(pl.UInt32).cum_sum() + pl.Series([numbers.max() or 0])
     return numbers.fill_null(nulls) - 1
-
-
-def _require_problems(drawn: pl.DataFrame, path: str, max_rows: int) -> None:
-    if not drawn.height:
-        raise UsageError(
-            f"{path}: the problem that was drawn has more than {max_rows:,} rows: take more with "
-            f"--max-rows, or draw rows, not problems, with --problem-column {NO_PROBLEMS}"
-        )
 
 
 def _note_on_drawing(drawn: pl.DataFrame, table: ScoredTable) -> str:

@@ -27,9 +27,9 @@ problems = st.one_of(
 
 @pytest.mark.seconds
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(problems, st.integers(1, 130), st.integers(0, 3), st.booleans())
+@given(problems, st.integers(1, 130), st.integers(0, 3), st.booleans(), st.booleans())
 def test_problems_are_whole_and_as_many_as_fit(
-    tmp_path_factory, write_scored, problem, max_rows, seed, has_problems
+    tmp_path_factory, write_scored, problem, max_rows, seed, has_problems, is_dictionary
 ):
     kind = pl.Series(problem).dtype
     problem = pl.Series(problem, dtype=kind if kind != pl.Null else pl.Int64).to_list()
@@ -39,6 +39,8 @@ def test_problems_are_whole_and_as_many_as_fit(
     values = [2.0 + row % 7 / 10 for row in table["id"]]
     types = {"problem_id": kind if kind != pl.Null else pl.Int64}
     frame = pl.DataFrame(table, schema_overrides=types).with_columns(teacher=pl.Series(teacher))
+    if is_dictionary and kind == pl.String:
+        frame = frame.with_columns(pl.col("problem_id").cast(pl.Categorical))
     edges = [0, len(frame) // 2, len(frame) - 1, len(frame)]
     for number, (start, stop) in enumerate(pairwise(edges)):
         part = frame[start:stop].to_arrow(compat_level=pl.CompatLevel.oldest())
