@@ -81,7 +81,7 @@ def test_columns_stand_in_the_docs_as_the_code_adds_them():
     assert statuses == [status.value for status in Status]
 
 
-@pytest.mark.seconds
+@pytest.mark.slow
 def test_site_builds_and_every_link_leads_somewhere(tmp_path):
     pytest.importorskip("material", reason="needs rsr-engine[docs]")
     pytest.importorskip("mkdocs_click", reason="needs rsr-engine[docs]")

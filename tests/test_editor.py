@@ -100,7 +100,7 @@ def imported_modules() -> dict[str, Path]:
     return files
 
 
-@pytest.mark.seconds
+@pytest.mark.slow
 def test_each_import_leads_to_the_file_in_the_top_level_folder(language_server):
     files = imported_modules()
     assert len(files) > 50

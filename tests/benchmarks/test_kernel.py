@@ -65,7 +65,7 @@ def test_table_and_page(tmp_path, two_operations):
     ]
 
 
-@pytest.mark.seconds
+@pytest.mark.slow
 def test_busy_cores_are_a_second_set_of_rows(tmp_path, two_operations):
     two_operations("authors", bench._Operation(bench._authors, rounds_logits=True, clip=100))
     path = tmp_path / "rows.csv"
@@ -116,7 +116,7 @@ def test_what_does_not_fit_in_memory_is_listed_and_costs_nothing_else(two_operat
     assert large["failed_check"] == "OutOfMemoryError: tried to allocate 40 GiB"
 
 
-@pytest.mark.seconds
+@pytest.mark.slow
 def test_an_operation_for_few_tokens_is_compared_per_token(two_operations):
     sort = bench._Operation(bench._sort, rounds_logits=True, max_tokens=16)
     two_operations("log-softmax and sort", sort)

@@ -59,7 +59,7 @@ def test_there_are_three_hundred_cases():
         assert len({repr(case) for case in table}) == len(table), "one stands there twice"
 
 
-@pytest.mark.seconds
+@pytest.mark.slow
 def test_answer_that_hangs_costs_itself_alone():
     with GradingChild("math", 1.5, DEVNULL) as child:
         for gold, answer in cases.HANGS:

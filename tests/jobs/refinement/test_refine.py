@@ -281,10 +281,8 @@ def test_budget_ends_a_start_and_the_next_one_asks_only_the_rest(tmp_path):
     run("verify", "--deep", tmp_path / "out")
 
 
-@pytest.mark.seconds
-@pytest.mark.parametrize(
-    "sent", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
 def test_interrupted_run_asks_again_only_what_was_in_flight(tmp_path, sent):
     traces = [f"{n} is wrong" for n in range(90)]
     write(tmp_path / "rows.parquet", table(traces))

@@ -100,7 +100,7 @@ def folder_run(tmp_path_factory, tiny_student):
     content = bytearray(damaged.read_bytes())
     content[4:400] = b"\xff" * 396
     damaged.write_bytes(content)
-    options = ("--token-columns", "--workers", "2", "--max-refused", "1")
+    options = ("--token-columns", "--max-refused", "1")
     result = run(source, root / "out", tiny_student, *options)
     return root, rows, *result
 
@@ -280,6 +280,7 @@ def test_terminated_run_says_start_me_again(disturbed_run):
     assert disturbed_run[4] == 75
 
 
+@pytest.mark.slow
 def test_run_that_is_stopped_before_it_begins_leaves_nothing(tmp_path, tiny_student):
     source = many_rows(tmp_path / "rows.parquet")
     output = tmp_path / "out"

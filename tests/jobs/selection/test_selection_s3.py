@@ -235,7 +235,8 @@ def test_many_objects_and_a_large_one(tmp_path, s3, s3_url, large_corpora, comma
     run("verify", f"{s3_url}/out")
 
 
-@pytest.mark.parametrize("command", ["filter", pytest.param("select", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["filter", "select"])
 def test_store_that_cannot_be_reached_is_one_line(tmp_path, corpora, monkeypatch, command):
     local, _ = corpora
     options = COMMANDS[command]
