@@ -44,6 +44,7 @@ LONGEST_FILES = (
     "jobs/scoring/test_score.py",
     "jobs/sampling/test_sample.py",
     "jobs/selection/test_selection_s3.py",
+    "engine/test_scorer.py",
     "engine/test_architectures.py",
     "jobs/cluster/test_cluster.py",
     "jobs/cluster/test_passes_on_cluster.py",
