@@ -27,7 +27,8 @@ def draw_limits(num_rows: int, max_rows: int) -> list[int]:
 
 def draw_order(problem: pl.Expr | None, row: pl.Expr, seed: int) -> pl.Expr:
     """`DRAW` of each row. row: its number; a row without a problem is a problem of its own."""
-    of_row = row.hash(seed)
+    # With another seed, or row 7 would stand beside the problem whose number is 7.
+    of_row = row.hash(seed + (1 << 32))
     if problem is None:
         return of_row
     return pl.when(problem.is_null()).then(of_row).otherwise(problem.hash(seed))

@@ -26,9 +26,9 @@ problems = st.one_of(
 
 @pytest.mark.seconds
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(problems, st.integers(1, 130), st.integers(0, 3), st.booleans(), st.booleans())
+@given(problems, st.integers(1, 120), st.integers(0, 3), st.booleans(), st.booleans())
 def test_problems_are_whole_and_as_many_as_fit(
-    tmp_path_factory, write_scored, problem, max_rows, seed, has_problems, is_dictionary
+    tmp_path_factory, write_scored, problem, percent, seed, has_problems, is_dictionary
 ):
     kind = pl.Series(problem).dtype
     problem = pl.Series(problem, dtype=kind if kind != pl.Null else pl.Int64).to_list()
@@ -46,6 +46,7 @@ def test_problems_are_whole_and_as_many_as_fit(
         columns = dict(zip(part.column_names, part.columns, strict=True))
         write_scored(folder / f"{number}.parquet", values[start:stop], columns=columns)
     columns = ObservationColumns(problem="problem_id" if has_problems else None)
+    max_rows = max(1, len(problem) * percent // 100)
     options = {"max_rows": max_rows, "seed": seed}
     # A null is a problem of its own, and one NaN is the other's.
     name_of = [
